@@ -1,0 +1,161 @@
+"""The inputs and outputs of a language model's graph, by what they are for.
+
+Two signatures (shapes in the field's letters: B batch, S tokens of this step, P tokens before it, L capacity):
+
+    growing   input_ids [B,S]  position_ids [B,S]  attention_mask [B,P+S]  past [B,kv_heads,P,head_dim]
+    static    input_ids [B,S]  position_ids [B,S]  write_indices [B]       past [B,kv_heads,L,head_dim]
+
+Suture writes the names below. Graphs made elsewhere are read by `find_signature`, which goes by what names and shapes
+have in common across exporters.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+import onnx
+
+from contracts.errors import UserError
+
+TOKENS = "input_ids"
+POSITIONS = "position_ids"
+MASK = "attention_mask"
+WRITE_INDICES = "write_indices"
+SEQUENCE_LENGTHS = "sequence_lengths"
+NTK_ALPHA = "ntk_alpha"
+LOGITS = "logits"
+NTK_TRAINED_LENGTH = "suture.ntk_trained_length"  # metadata of a graph that takes ntk_alpha: the config's seq_length
+
+
+def past_name(layer: int, role: str) -> str:
+    return f"past_key_values.{layer}.{role}"
+
+
+def present_name(layer: int, role: str) -> str:
+    return f"present.{layer}.{role}"
+
+
+def ntk_alpha(prompt_length: int, trained_length: int) -> float:
+    """The scale of the rotary base that a prompt of this many tokens gets, kept while decoding: 1, 3, 7, 15 ...
+
+    Dynamic NTK as in the original Qwen (modeling_qwen.py, get_ntk_alpha): 2^ceil(log2(length / trained) + 1) - 1.
+    """
+    return float(max(2 ** math.ceil(math.log2(max(prompt_length, 1) / trained_length) + 1) - 1, 1))
+
+
+@dataclass(frozen=True)
+class Cache:
+    """One cached tensor of one attention layer: `past` goes in, `present` comes out."""
+
+    layer: int
+    role: str  # "key" or "value", after the prefix "decoder." or "encoder." where a model has both
+    past: str
+    present: str
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Names of a graph's inputs and outputs; None for what it does not have."""
+
+    tokens: str
+    logits: str
+    positions: str | None
+    mask: str | None
+    write_indices: str | None
+    sequence_lengths: str | None
+    ntk_alpha: str | None
+    caches: tuple[Cache, ...]
+    kv_heads: int
+    head_dim: int
+    capacity: int | None  # slots of a static cache; None where the cache grows
+    dtype: int  # onnx.TensorProto type of the cache
+    ntk_trained_length: int | None
+
+    @property
+    def static(self) -> bool:
+        return self.write_indices is not None
+
+    @property
+    def layers(self) -> int:
+        return 1 + max(cache.layer for cache in self.caches)
+
+
+def find_signature(model: onnx.ModelProto, name: object = "graph", past_pattern: str | None = None) -> Signature:
+    """Reads the signature of a decoder graph with a KV cache. `past_pattern` (a regular expression) overrides what
+    counts as a cache input. Raises UserError naming what could not be paired."""
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    inputs = {value.name: value for value in model.graph.input if value.name not in initializers}
+    outputs = {value.name: value for value in model.graph.output}
+    pasts = [n for n, value in inputs.items() if _is_cache(value, past_pattern)]
+    presents = [n for n, value in outputs.items() if _is_cache(value, None) and n != LOGITS]
+    if not pasts:
+        raise UserError(name, "no cache inputs found", "name them with --past REGEX, or export with a KV cache")
+    caches = _pair(name, pasts, presents)
+    shape = _shape(inputs[pasts[0]])
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    write_indices = _first(inputs, r"^write_ind|^cache_position$|^past_lengths?$", rank=1)
+    return Signature(
+        tokens=_required(name, inputs, r"input_ids|tokens|decoder_input", "token input"),
+        logits=_required(name, outputs, r"logits|lm_head|output", "logits output"),
+        positions=_first(inputs, r"pos(ition)?_?(ids?|s)$|^positions?$"),
+        mask=_first(inputs, r"mask"),
+        write_indices=write_indices,
+        sequence_lengths=_first(inputs, r"^sequence_lengths$", rank=1),
+        ntk_alpha=_first(inputs, r"^ntk_alpha$", rank=1),
+        caches=tuple(caches),
+        kv_heads=_static(shape[1]),
+        head_dim=_static(shape[3]),
+        capacity=_static(shape[2]) if write_indices else None,
+        dtype=inputs[pasts[0]].type.tensor_type.elem_type,
+        ntk_trained_length=int(metadata[NTK_TRAINED_LENGTH]) if NTK_TRAINED_LENGTH in metadata else None,
+    )
+
+
+def _is_cache(value: onnx.ValueInfoProto, pattern: str | None) -> bool:
+    tensor = value.type.tensor_type
+    floating = tensor.elem_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    if pattern is not None:
+        return bool(re.search(pattern, value.name))
+    return floating and len(tensor.shape.dim) == 4 and not re.search(r"mask|bias", value.name)
+
+
+def _pair(name: object, pasts: list[str], presents: list[str]) -> list[Cache]:
+    by_place = {_place(present): present for present in presents}
+    if len(by_place) == len(presents) and all(_place(past) in by_place for past in pasts):
+        places = [_place(past) for past in pasts]
+        caches = [Cache(layer, role, past, by_place[layer, role]) for past, (layer, role) in zip(pasts, places)]
+        return sorted(caches, key=lambda cache: cache.layer)
+    unpaired = [past for past in pasts if _place(past) not in by_place] or presents
+    raise UserError(
+        name, f"cache inputs without their outputs: {', '.join(unpaired)}", "name pairs alike, or use --past"
+    )
+
+
+def _place(name: str) -> tuple[int, str]:
+    """The layer and role that a cache tensor's name says: past_key_values.3.decoder.key, past_k_3, key_cache_3."""
+    numbers = re.findall(r"\d+", name)
+    role = "key" if re.search(r"(^|[._\W])k(ey)?s?([._\W\d]|$)", name) else "value"
+    side = next((f"{side}." for side in ("encoder", "decoder", "cross") if side in name), "")
+    return (int(numbers[0]) if numbers else 0), side + role
+
+
+def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
+    return [dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim]
+
+
+def _static(dim: int | str) -> int:
+    return dim if isinstance(dim, int) else -1
+
+
+def _first(values: dict[str, onnx.ValueInfoProto], pattern: str, rank: int | None = None) -> str | None:
+    for name, value in values.items():
+        if re.search(pattern, name) and rank in (None, len(value.type.tensor_type.shape.dim)):
+            return name
+    return None
+
+
+def _required(name: object, values: dict[str, onnx.ValueInfoProto], pattern: str, what: str) -> str:
+    found = _first(values, pattern)
+    if found is None:
+        raise UserError(name, f"no {what} among {', '.join(values)}", "export a language model with logits")
+    return found

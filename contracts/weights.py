@@ -1,0 +1,93 @@
+"""Where the weights of a graph lie: initializers refer to files under one root folder and are never read to be moved.
+
+A graph's external data is looked up in its own folder, unless the manifest beside it records another `weights_root`.
+onnxruntime takes that root as a session option, TensorRT as the folder of the path given to `parse(bytes, path)`.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+
+from contracts.errors import UserError
+from contracts.manifest import read_manifest
+
+ORT_ROOT_OPTION = "session.model_external_initializers_file_folder_path"
+
+
+def weights_root(model: Path) -> Path:
+    """The folder that external data locations of the graph in file `model` are relative to."""
+    manifest = read_manifest(model.parent) or {}
+    recorded = manifest.get("weights_root", ".") if model.name in manifest.get("outputs", {}) else "."
+    return Path(os.path.normpath(model.parent / recorded))
+
+
+def load_graph(model: Path) -> onnx.ModelProto:
+    """The graph of an ONNX file, its external weights left where they are but checked to be there."""
+    try:
+        proto = onnx.load(model, load_external_data=False)
+    except FileNotFoundError:
+        raise UserError(model, "no such file", "check the path") from None
+    except IsADirectoryError:
+        raise UserError(model, "is a folder", "name an .onnx file") from None
+    except Exception as error:  # protobuf's DecodeError has no public base across versions
+        raise UserError(model, f"not an ONNX file ({type(error).__name__})", "export it again") from None
+    if not proto.graph.node:
+        raise UserError(model, "not an ONNX graph: it has no nodes", "export it again")
+    check_references(proto, model)
+    return proto
+
+
+def check_references(proto: onnx.ModelProto, model: Path) -> None:
+    """Raises UserError if a weight is missing, truncated, or refers to a file outside the graph's weights root."""
+    root = weights_root(model)
+    sizes: dict[str, int] = {}
+    for tensor, reference in references(proto):
+        location = reference["location"]
+        if location not in sizes:
+            sizes[location] = _checked_file(root, location, model).stat().st_size
+        end = int(reference.get("offset", 0)) + int(reference.get("length", 0))
+        if end > sizes[location]:
+            raise UserError(
+                root / location,
+                f"truncated: {sizes[location]} bytes, but {tensor.name} ends at {end}",
+                "copy or download the file again",
+            )
+
+
+def references(proto: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, dict[str, str]]]:
+    """Each initializer that lies outside the graph's file, with location, offset and length."""
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            yield tensor, {entry.key: entry.value for entry in tensor.external_data}
+
+
+def place_weights(proto: onnx.ModelProto, model: Path, folder: Path, out: Path) -> str:
+    """Makes the weights of the graph in file `model` reachable for a graph written into `folder` (which becomes `out`).
+
+    Weights beside the graph are hard-linked, so that the new graph stands alone at no cost; weights elsewhere, or on
+    another file system, stay where they are. Returns the `weights_root` for the new manifest, relative to `out`.
+    """
+    root = weights_root(model)
+    locations = {reference["location"] for _, reference in references(proto)}
+    if root == Path(os.path.normpath(model.parent)):
+        try:
+            for location in locations:
+                (folder / location).parent.mkdir(parents=True, exist_ok=True)
+                if not (folder / location).exists():
+                    os.link((root / location).resolve(), folder / location)
+            return "."
+        except OSError:  # another file system, or one without hard links
+            for location in locations:
+                (folder / location).unlink(missing_ok=True)
+    return os.path.relpath(root, out)
+
+
+def _checked_file(root: Path, location: str, model: Path) -> Path:
+    path = (root / location).resolve()
+    if os.path.isabs(location) or not path.is_relative_to(root.resolve()):
+        raise UserError(model, f"weights at {location} lie outside {root}", "keep them below the model's own folder")
+    if not path.is_file():
+        raise UserError(root / location, "weights file is missing", "put it back, or export again")
+    return path
