@@ -6,3 +6,7 @@ class UserError(Exception):
 
     def __init__(self, where: object, wrong: str, remedy: str):
         super().__init__(f"{where}: {wrong}; {remedy}".replace("\n", " "))
+        self.parts = where, wrong, remedy
+
+    def __reduce__(self):  # so that a child process can raise it in its parent
+        return UserError, self.parts

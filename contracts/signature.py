@@ -134,7 +134,8 @@ def _pair(name: object, pasts: list[str], presents: list[str]) -> list[Cache]:
 def _place(name: str) -> tuple[int, str]:
     """The layer and role that a cache tensor's name says: past_key_values.3.decoder.key, past_k_3, key_cache_3."""
     numbers = re.findall(r"\d+", name)
-    role = "key" if re.search(r"(^|[._\W])k(ey)?s?([._\W\d]|$)", name) else "value"
+    roles = re.findall(r"(?:^|[._\W])(k|v)(?:ey|al|alue)?s?(?=[._\W\d]|$)", name)
+    role = "key" if roles and roles[-1] == "k" else "value"  # the last: past_key_values.3.value has both
     side = next((f"{side}." for side in ("encoder", "decoder", "cross") if side in name), "")
     return (int(numbers[0]) if numbers else 0), side + role
 

@@ -1,0 +1,110 @@
+"""Gives each initializer its bytes: by reference into the checkpoint's safetensors, or as a converted copy beside the graph.
+
+Either way an initializer is a location, an offset and a length in a safetensors file, so every later stage sees one form.
+"""
+
+import json
+import math
+import os
+import shutil
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from rich.progress import track
+
+from contracts.errors import UserError
+from models import Checkpoint
+from models.checkpoint import TensorEntry
+
+COPY = "model.safetensors"
+COPY_BELOW = 2_000_000_000  # bytes of weights, in the graph's dtype; above, a second copy is not made unasked
+CHUNK = 1 << 24  # elements converted at once
+SAFETENSORS_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+ALIGNMENT = 64
+
+
+def attach(graph: ir.Model, checkpoint: Checkpoint, dtype: str, mode: str | None, folder: Path, out: Path) -> dict:
+    """Points the graph's parameters at their bytes; writes the copy, where one is needed, into `folder`.
+
+    mode: "copy", "reference" (where the dtype allows: the rest is copied), or None to choose by size.
+    Returns what the manifest records: the mode, the weights root relative to `out`, bytes referenced and copied.
+    """
+    names = [name for name in graph.graph.initializers if name in checkpoint.tensors]
+    total = sum(_bytes(checkpoint.tensors[name], dtype) for name in names)
+    mode = mode or ("copy" if total < COPY_BELOW else "reference")
+    referenced = [name for name in names if mode == "reference" and checkpoint.tensors[name].dtype == dtype]
+    copied = [name for name in names if name not in set(referenced)]
+
+    places = {name: checkpoint.tensors[name].file.resolve() for name in referenced}
+    entries = {name: checkpoint.tensors[name] for name in referenced}
+    if copied:
+        entries |= write_copy(checkpoint, copied, dtype, folder / COPY)
+        places |= dict.fromkeys(copied, out.resolve() / COPY)
+    root = Path(os.path.commonpath([place.parent for place in places.values()]))
+    for name, place in places.items():
+        entry = entries[name]
+        graph.graph.initializers[name].const_value = ir.ExternalTensor(
+            str(place.relative_to(root)),
+            entry.offset,
+            entry.length,
+            getattr(ir.DataType, {"float32": "FLOAT"}.get(dtype, dtype.upper())),
+            shape=ir.Shape(entry.shape),
+            name=name,
+        )
+    return {
+        "weights": mode,
+        "weights_root": os.path.relpath(root, out.resolve()),
+        "bytes_referenced": sum(entries[name].length for name in referenced),
+        "bytes_copied": sum(entries[name].length for name in copied),
+    }
+
+
+def write_copy(checkpoint: Checkpoint, names: list[str], dtype: str, path: Path) -> dict[str, TensorEntry]:
+    """Streams tensors, converted to `dtype`, into one safetensors file; memory stays at one chunk."""
+    header, entries, end = {}, {}, 0
+    for name in names:
+        entry = checkpoint.tensors[name]
+        length = _bytes(entry, dtype)
+        header[name] = {
+            "dtype": SAFETENSORS_TYPES[dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [end, end + length],
+        }
+        end += length
+    free = shutil.disk_usage(path.parent).free
+    if end > free:
+        raise UserError(
+            path.parent.parent,
+            f"no space left: the weights need {end / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
+            "free some, choose another --out, or use --weights reference",
+        )
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-(8 + len(encoded)) % ALIGNMENT)
+    start = 8 + len(encoded)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for name in track(names, description="copying weights", transient=True, disable=end < 1 << 28):
+            begin, _ = header[name]["data_offsets"]
+            for chunk in _converted(checkpoint, name, dtype):
+                chunk.tofile(file)
+            entries[name] = TensorEntry(
+                path, dtype, checkpoint.tensors[name].shape, start + begin, _bytes(checkpoint.tensors[name], dtype)
+            )
+    return entries
+
+
+def _converted(checkpoint: Checkpoint, name: str, dtype: str) -> Iterator:
+    for chunk in checkpoint.load(name).reshape(-1).split(CHUNK):
+        converted = chunk.to(getattr(torch, dtype))
+        if not torch.isfinite(converted).all() and torch.isfinite(chunk).all():
+            raise UserError(
+                checkpoint.folder, f"{name} has values that {dtype} cannot hold", "export with --dtype bfloat16"
+            )
+        yield converted.view(torch.uint8).numpy()
+
+
+def _bytes(entry: TensorEntry, dtype: str) -> int:
+    return math.prod(entry.shape) * getattr(torch, dtype).itemsize
