@@ -1,0 +1,68 @@
+"""Attention over a static cache gets an explicit mask, made once for all layers, and its scale on the query alone.
+
+    Attention(query, keys, values, nonpad_kv_seqlen, is_causal)
+        →  TRT_Attention(query * scale, keys, values, mask)
+    mask[b, 0, i, slot] = 0 where slot <= write_indices[b] + i, else a large negative number        [B, 1, S, L]
+
+TensorRT's parser drops nonpad_kv_seqlen without a word and would attend over the whole cache; its is_causal counts from
+the cache's first slot. Its importer multiplies query and keys by sqrt(scale), which reads and writes the whole key cache
+at each step; TRT_Attention adds no scale. The mask is additive, since a boolean one that two layers share does not build
+for a short sequence. Its alternative, kv_lengths with causal_kind lower_right, is silently wrong on some GPUs.
+"""
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from surgery.graph import Graph, is_half, need, onnx_type, producer, static_dim
+
+HIDDEN = {"FLOAT16": -6e4, "BFLOAT16": -1e30, "FLOAT": -1e30}  # finite: a sum with a score stays finite
+
+
+def run(graph: Graph) -> int:
+    masks: dict[tuple[int, int], gs.Tensor] = {}
+    return graph.match(lambda graph, node: _lower(graph, node, masks), graph.nodes("Attention"))
+
+
+def _lower(graph: Graph, attention: gs.Node, masks: dict[tuple[int, int], gs.Tensor]) -> bool:
+    query, keys, values = attention.inputs[:3]
+    mask = attention.inputs[3] if len(attention.inputs) > 3 and not attention.inputs[3].is_empty() else None
+    if len(attention.inputs) > 6:
+        need(producer(keys, "TensorScatter") is not None, "its keys are not a static cache's")
+        need(mask is None and attention.attrs.get("is_causal"), "a mask applies beside the valid length")
+        write_indices = producer(keys, "TensorScatter").inputs[2]
+        key = (id(write_indices), onnx_type(query))
+        if key not in masks:
+            masks[key] = _causal_mask(graph, write_indices, static_dim(keys, 2), onnx_type(query))
+        mask = masks[key]
+    scale = attention.attrs.get("scale")
+    if scale is None:
+        need(static_dim(query, 3), "neither its scale nor its head size is known")
+        scale = static_dim(query, 3) ** -0.5
+    inputs = [_scaled(graph, query, scale), keys, values]
+    graph.replace(attention.outputs[0], "TRT_Attention", inputs if mask is None else [*inputs, mask])
+    return True
+
+
+def _scaled(graph: Graph, query: gs.Tensor, scale: float) -> gs.Tensor:
+    """query * scale, rounded once: half precision is multiplied in float32 where the scale is not a power of two."""
+    dtype = onnx_type(query)
+    exact = float(np.log2(scale)).is_integer()
+    if exact or not is_half(query):
+        return graph.new("Mul", [query, graph.number(scale, dtype)], shape=query.shape)
+    wide = graph.new("Cast", [query], {"to": onnx.TensorProto.FLOAT}, dtype=np.float32, shape=query.shape)
+    scaled = graph.new("Mul", [wide, graph.number(scale, onnx.TensorProto.FLOAT)], shape=query.shape)
+    return graph.new("Cast", [scaled], {"to": dtype}, dtype=dtype, shape=query.shape)
+
+
+def _causal_mask(graph: Graph, write_indices: gs.Tensor, capacity: int, dtype: int) -> gs.Tensor:
+    tokens = graph.input(graph.signature.tokens)
+    steps = graph.new("Squeeze", [graph.new("Shape", [tokens], {"start": 1, "end": 2}, dtype=np.int64)], name="mask/steps")
+    step = graph.new("Range", [graph.int64(0), steps, graph.int64(1)], name="mask/step", dtype=np.int64)
+    first = graph.new("Unsqueeze", [write_indices, graph.int64([1, 2, 3])], name="mask/first")
+    own_slot = graph.new("Add", [first, graph.new("Unsqueeze", [step, graph.int64([1])])], name="mask/own_slot")
+    slots = graph.int64(list(range(capacity)), name="slots")
+    visible = graph.new("LessOrEqual", [slots, own_slot], name="mask/visible", dtype=np.bool_)
+    hidden = graph.number(HIDDEN[onnx.TensorProto.DataType.Name(dtype)], dtype)
+    shape = ["batch", 1, "sequence", capacity]
+    return graph.new("Where", [visible, graph.number(0, dtype), hidden], name="mask/bias", dtype=dtype, shape=shape)

@@ -1,0 +1,33 @@
+"""Passes that write the portable graph, in the order in which they run.
+
+A pass is a module with a docstring that says, as formulas, what becomes what, and `run(graph) -> int`, which returns
+how often it did so. To add one, write its file and give it its place in PORTABLE.
+"""
+
+from types import ModuleType
+
+from surgery.passes import (
+    attention,
+    constants,
+    duplicates,
+    flat_tokens,
+    linear,
+    repeated_heads,
+    rms_norm,
+    rotary_embedding,
+    shapes,
+    swish,
+)
+
+PORTABLE: tuple[ModuleType, ...] = (
+    constants,
+    shapes,
+    duplicates,
+    rms_norm,
+    swish,
+    rotary_embedding,
+    attention,
+    repeated_heads,
+    linear,
+    flat_tokens,
+)

@@ -1,0 +1,69 @@
+"""Inputs and outputs get the names, shapes and order of the signature, whatever the source called them; unused inputs go.
+
+past_k_0, cache.0.k, ...  →  past_key_values.0.key          [batch, kv_heads, past_sequence | capacity, head_dim]
+"""
+
+from dataclasses import replace
+
+from contracts.signature import LOGITS, MASK, NTK_ALPHA, POSITIONS, TOKENS, past_name, present_name
+from surgery.graph import Graph
+
+TOTAL = "past_sequence + sequence"
+
+
+def run(graph: Graph) -> int:
+    signature = graph.signature
+    names = {signature.tokens: TOKENS, signature.positions: POSITIONS, signature.mask: MASK, signature.logits: LOGITS}
+    names |= {signature.ntk_alpha: NTK_ALPHA}
+    for cache in signature.caches:
+        names[cache.past] = past_name(cache.layer, cache.role)
+        names[cache.present] = present_name(cache.layer, cache.role)
+    names.pop(None, None)
+    _make_room(graph, set(names.values()))
+    renamed = 0
+    for tensor in [*graph.gs.inputs, *graph.gs.outputs]:
+        renamed += tensor.name != names.get(tensor.name, tensor.name)
+        tensor.name = names.get(tensor.name, tensor.name)
+    unused = [tensor for tensor in graph.gs.inputs if not tensor.outputs and not graph.is_output(tensor)]
+    graph.gs.inputs = [tensor for tensor in graph.gs.inputs if tensor not in unused]
+    absent = {tensor.name for tensor in unused}
+    graph.signature = replace(
+        signature,
+        tokens=TOKENS,
+        logits=LOGITS,
+        positions=None if signature.positions is None or POSITIONS in absent else POSITIONS,
+        mask=None if signature.mask is None or MASK in absent else MASK,
+        ntk_alpha=None if signature.ntk_alpha is None or NTK_ALPHA in absent else NTK_ALPHA,
+        caches=tuple(
+            replace(cache, past=names[cache.past], present=names[cache.present]) for cache in signature.caches
+        ),
+    )
+    _name_axes(graph)
+    return renamed + len(unused)
+
+
+def _make_room(graph: Graph, names: set[str]) -> None:
+    """Renames inner tensors that happen to have one of the names."""
+    ends = {id(tensor) for tensor in [*graph.gs.inputs, *graph.gs.outputs]}
+    for tensor in graph.gs.tensors(check_duplicates=False).values():
+        if tensor.name in names and id(tensor) not in ends:
+            tensor.name = graph.unique(f"{tensor.name}_inner")
+
+
+def _name_axes(graph: Graph) -> None:
+    signature = graph.signature
+    past = signature.capacity if signature.static else "past_sequence"
+    rows = {signature.tokens: ["batch", "sequence"], signature.positions: ["batch", "sequence"]}
+    rows |= {signature.mask: ["batch", TOTAL]}
+    inputs = {tensor.name: tensor for tensor in graph.gs.inputs}
+    outputs = {tensor.name: tensor for tensor in graph.gs.outputs}
+    for name, shape in rows.items():
+        if name in inputs and len(inputs[name].shape) == 2:
+            inputs[name].shape = shape
+    for cache in signature.caches:
+        _, kv_heads, _, head_dim = inputs[cache.past].shape
+        inputs[cache.past].shape = ["batch", kv_heads, past, head_dim]
+        outputs[cache.present].shape = ["batch", kv_heads, past if signature.static else TOTAL, head_dim]
+    logits = outputs[signature.logits]
+    if logits.shape is not None and len(logits.shape) == 3:
+        logits.shape = ["batch", logits.shape[1] if logits.shape[1] == 1 else "sequence", logits.shape[2]]
