@@ -32,7 +32,9 @@ def read(path: Path, past_pattern: str | None = None) -> Graph:
 
 def write(graph: Graph, path: Path) -> None:
     """Writes the graph, nodes in topological order, with the metadata it came with."""
-    onnx.save(to_model(graph), path)
+    model = to_model(graph)
+    del model.graph.value_info[:]
+    onnx.save(model, path)
 
 
 def to_model(graph: Graph) -> onnx.ModelProto:
@@ -41,7 +43,6 @@ def to_model(graph: Graph) -> onnx.ModelProto:
     model = gs.export_onnx(graph.gs)
     model.producer_name = "suture"
     model.ir_version = max(model.ir_version, IR_VERSION)
-    del model.graph.value_info[:]
     onnx.helper.set_model_props(model, graph.metadata)
     return model
 

@@ -22,6 +22,7 @@ from surgery.passes import (
 PORTABLE: tuple[ModuleType, ...] = (
     constants,
     shapes,
+    constants,
     duplicates,
     rms_norm,
     swish,

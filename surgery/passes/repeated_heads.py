@@ -17,9 +17,10 @@ def run(graph: Graph) -> int:
 def _native(graph: Graph, attention: gs.Node) -> bool:
     query, key, value = attention.inputs[:3]
     sources = [_source(graph, tensor) for tensor in (key, value)]
-    if sources == [None, None]:
+    repeated = [source is not None for source in sources]
+    if not any(repeated):
         return False
-    need(None not in sources, "only one of key and value is repeated")
+    need(all(repeated), "only one of key and value is repeated")
     heads = static_dim(query, 1)
     kv_heads = [static_dim(source, 1) for source in sources]
     need(heads and kv_heads[0] and kv_heads[0] == kv_heads[1], "the number of heads is not known")
