@@ -1,0 +1,58 @@
+"""Checkpoints and the architectures that read them: one family a module, found by config.json's model_type.
+
+A new family is a module with `ARCHITECTURES`, the class names that config.json may give, and `build(config, where)`: a
+torch module whose state_dict has the checkpoint's tensor names, with `dimensions` and a forward like models.qwen's; and
+its line in FAMILIES.
+"""
+
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from contracts.errors import UserError
+from models.checkpoint import CONFIG, Checkpoint, open_checkpoint
+from models.dimensions import Dimensions
+
+__all__ = ["Checkpoint", "Dimensions", "checkpoint_folder", "load_model", "meta_model", "open_checkpoint"]
+
+FAMILIES = {"qwen": "models.qwen"}
+
+
+def checkpoint_folder(name: str) -> Path:
+    """The folder of a checkpoint that comes with the project. Raises UserError naming those there are."""
+    named = {config.parent.name: config.parent for config in Path(__file__).parent.glob(f"*/{CONFIG}")}
+    if name not in named:
+        raise UserError(f"--model {name}", f"is none of {', '.join(sorted(named))}", "or give --checkpoint DIR")
+    return named[name]
+
+
+def meta_model(checkpoint: Checkpoint) -> nn.Module:
+    """The checkpoint's architecture without weights (device "meta", eval mode), its tensors' names and shapes checked
+    against the files. Raises UserError for an architecture that is not supported, a missing tensor, a wrong shape."""
+    where = checkpoint.folder / CONFIG
+    with torch.device("meta"):
+        model = _family(checkpoint.config, where).build(checkpoint.config, where)
+    for name, tensor in model.state_dict().items():
+        checkpoint.entry(name, tuple(tensor.shape))
+    return model.eval()
+
+
+def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: str = "cpu") -> nn.Module:
+    """The checkpoint's model with its weights, all in `dtype`, in eval mode. Raises as meta_model does."""
+    model = meta_model(checkpoint)
+    weights = {name: checkpoint.load(name).to(device, dtype) for name in model.state_dict()}
+    model.load_state_dict(weights, assign=True)
+    return model.requires_grad_(False)
+
+
+def _family(config: dict, where: Path):
+    module = FAMILIES.get(config.get("model_type"))
+    family = import_module(module) if module else None
+    named = config.get("architectures") or []
+    if family is None or (named and not set(named) & set(family.ARCHITECTURES)):
+        supported = ", ".join(f"{kind} ({'/'.join(import_module(FAMILIES[kind]).ARCHITECTURES)})" for kind in FAMILIES)
+        found = f"{config.get('model_type')} ({'/'.join(map(str, named)) or 'no architecture named'})"
+        raise UserError(where, f"architecture {found} is not supported", f"supported: {supported}")
+    return family

@@ -1,0 +1,14 @@
+"""What a stage needs to know of any decoder to give its graph inputs and outputs."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    vocab: int
+    ntk_trained_length: int | None  # the config's seq_length where the model takes ntk_alpha, else None

@@ -1,0 +1,80 @@
+"""Qwen's tokenizer: byte-level BPE from a `qwen.tiktoken` file, run by tiktoken (tokenization_qwen.py of Qwen/Qwen-7B).
+
+Like the original, `encode` first brings text into Unicode's composed form (NFC). So decode(encode(text)) is `text` in
+that form: exact for text that is composed already, which nearly all is, and canonically equal for the rest.
+"""
+
+import base64
+import unicodedata
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Literal
+
+import tiktoken
+
+from contracts.errors import UserError
+
+VOCABULARY = "qwen.tiktoken"
+PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+SPECIALS = (END_OF_TEXT, IM_START, IM_END, *(f"<|extra_{i}|>" for i in range(205)))  # numbered after the ranks
+
+
+class Tokenizer:
+    def __init__(self, ranks: dict[bytes, int]):
+        specials = {token: len(ranks) + i for i, token in enumerate(SPECIALS)}
+        self._bpe = tiktoken.Encoding("qwen", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=specials)
+        self.size = len(ranks) + len(specials)
+        self.end_of_text, self.im_start, self.im_end = (specials[token] for token in (END_OF_TEXT, IM_START, IM_END))
+
+    def encode(self, text: str, allow_special: Literal["all"] | Collection[str] = ()) -> list[int]:
+        """Token ids. What looks like a special token is encoded as the characters it is written with, unless
+        `allow_special` names it or is "all" (the original's default, which lets any text end a turn)."""
+        allowed = "all" if allow_special == "all" else set(allow_special)
+        return self._bpe.encode(unicodedata.normalize("NFC", text), allowed_special=allowed, disallowed_special=())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids, special tokens included; bytes that are no UTF-8 become U+FFFD.
+        Raises KeyError for an id beyond the vocabulary (config.json's vocab_size is padded)."""
+        return self._bpe.decode(list(ids), errors="replace")
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """The exact bytes that the ids stand for: what to count in bits per byte."""
+        return self._bpe.decode_bytes(list(ids))
+
+    def chat_prompt(self, user: str, turns: Sequence[tuple[str, str]] = (), system: str = "", window: int = 6144) -> list[int]:
+        """ChatML up to the point where the assistant begins, as make_context of qwen_generation_utils.py writes it:
+        the system's line even if it is empty, then as many of the latest `turns` (what the user said, what the
+        assistant answered) as keep system and turns below `window` tokens, then the user's message."""
+        newline = self.encode("\n")
+
+        def message(role: str, content: str) -> list[int]:
+            return [self.im_start, *self.encode(role), *newline, *self.encode(content), self.im_end]
+
+        opening, kept = message("system", system), []
+        for asked, answered in reversed(turns):
+            turn = [*newline, *message("user", asked), *newline, *message("assistant", answered)]
+            if len(opening) + len(turn) + len(kept) >= window:
+                break
+            kept = turn + kept
+        question = [*newline, *message("user", user), *newline, self.im_start, *self.encode("assistant"), *newline]
+        return opening + kept + question
+
+
+def open_tokenizer(folder: Path | str) -> Tokenizer:
+    """The tokenizer of a checkpoint folder. Raises UserError where its qwen.tiktoken is missing or malformed."""
+    file = Path(folder) / VOCABULARY
+    try:
+        lines = file.read_bytes().splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(file, "no such file", "put the checkpoint's tokenizer beside its config.json") from None
+    ranks = {}
+    for number, line in enumerate(filter(None, lines), start=1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError:
+            raise UserError(file, f"line {number} is not a token in base64 and its rank", "download it again") from None
+    if sorted(ranks.values()) != list(range(len(ranks))) or not all(bytes([byte]) in ranks for byte in range(256)):
+        raise UserError(file, "lacks ranks, or one of the 256 bytes", "download it again")
+    return Tokenizer(ranks)
