@@ -1,0 +1,166 @@
+"""python -m build MODEL.trt.onnx --out DIR: model.engine, engine.json and kernels.json."""
+
+import argparse
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import onnx
+
+from build import flavour
+from build.audit import Finding, audit_bound_weights, audit_graph, stop_on_errors
+from build.process import build
+from build.profiles import SPLIT_BELOW, Profile, dynamic_inputs, make_profiles
+from build.weights import bindable, constant_bytes, weight_files
+from build.worker import Job
+from contracts.command import Parser, run
+from contracts.errors import UserError
+from contracts.manifest import Stage
+from contracts.signature import Signature, find_signature
+from contracts.weights import load_graph, weights_root
+
+ENGINE = "model.engine"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tensorrt", choices=["auto", "standard", "rtx"], default="auto",
+                        help="which TensorRT; auto: standard where it is installed beside a GPU, else rtx")  # fmt: skip
+    parser.add_argument("--compute-capability", nargs="+", metavar="X.Y",
+                        help=f"GPUs to build for, rtx only (default: {' '.join(flavour.RTX_DEFAULT)})")  # fmt: skip
+    parser.add_argument("--weights", choices=["constant", "input"], default="constant",
+                        help="weights inside the engine, or as inputs that are bound from their own files")  # fmt: skip
+    parser.add_argument("--profiles", choices=["auto", "two", "one"], default="auto",
+                        help="two: one for decoding and one for prompts, which may hold constant weights twice; "
+                        "one: both in one; auto: two below 1 GB of constant weights")  # fmt: skip
+    parser.add_argument("--max-batch", type=_positive, default=4, metavar="N", help="sequences (default: 4)")
+    parser.add_argument("--max-prompt", type=_positive, metavar="N",
+                        help="tokens of one step (default: 512, or the cache's capacity if less)")  # fmt: skip
+    parser.add_argument("--max-past", type=_positive, default=2048, metavar="N",
+                        help="tokens in a growing cache; a static one has its capacity (default: 2048)")  # fmt: skip
+
+
+def main(args: argparse.Namespace) -> None:
+    proto = load_graph(args.model)
+    root = weights_root(args.model)
+    kind = flavour.choose(args.tensorrt)
+    capabilities = flavour.capabilities(kind, args.compute_capability)
+    signature = _signature(proto, args.model)
+    bound = bindable(proto, args.model) if args.weights == "input" else []
+    constant = constant_bytes(proto) - sum(weight.bytes for weight in bound)
+    two = constant < SPLIT_BELOW if args.profiles == "auto" else args.profiles == "two"
+    profiles = make_profiles(
+        proto, signature, split=two, batch=args.max_batch, prompt=args.max_prompt, past=args.max_past
+    )
+    options = {"tensorrt": kind, "compute_capability": capabilities, "weights": args.weights}
+    options["profiles"] = [asdict(profile) for profile in profiles]
+    stage = Stage("build", args.out, inputs=[args.model, *weight_files(proto, root)], options=options)
+    if stage.up_to_date() and not args.force:
+        print(f"build: {args.out} is up to date")
+        return
+
+    findings = audit_graph(proto, signature)
+    if bound:
+        findings += audit_bound_weights(proto, bound)
+    stop_on_errors(args.model, findings)
+    _say_profiles(profiles, constant)
+    with stage.writing() as folder:
+        names = frozenset(weight.name for weight in bound)
+        job = Job(args.model, root, folder / ENGINE, kind, capabilities, signature, profiles, names)
+        result = build(job)
+        findings += result["findings"]
+        kernels = result["kernels"]
+        description = {
+            "tensorrt": {"flavour": kind, "version": result["version"]},
+            "compute_capabilities": capabilities,
+            "signature": asdict(signature) if signature else None,
+            "inputs": _with_roles(result["inputs"], signature, names),
+            "outputs": _with_roles(result["outputs"], signature, names),
+            "profiles": [
+                {**asdict(profile), "kernels": listed["kernels"]} for profile, listed in zip(profiles, kernels)
+            ],
+            "layers": result["layers"],
+            "weights": {
+                "mode": args.weights,
+                "constant_bytes": constant,
+                "root": os.path.relpath(root, args.out),
+                "inputs": [asdict(weight) for weight in bound],
+            },
+            "findings": [asdict(finding) for finding in findings],
+            "log_warnings": result["log_warnings"],
+            "engine_bytes": job.engine.stat().st_size,
+            "seconds": result["seconds"],
+            "peak_memory_bytes": result["peak_memory_bytes"],
+        }
+        _write_json(folder / "engine.json", description)
+        _write_json(folder / "kernels.json", {"profiles": kernels})
+    _say_result(description, findings, kernels)
+
+
+def _signature(proto: onnx.ModelProto, model: Path) -> Signature | None:
+    """None for a graph that is no decoder, which is fine as long as no shape needs a range."""
+    try:
+        return find_signature(proto, model)
+    except UserError as error:
+        dynamic = ", ".join(value.name for value in dynamic_inputs(proto))
+        if dynamic:
+            wrong = f"dynamic inputs ({dynamic}) of a graph that is no decoder with a KV cache: {error.parts[1]}"
+            raise UserError(model, wrong, "fix their shapes, or export with a KV cache") from None
+        return None
+
+
+def _with_roles(tensors: list[dict], signature: Signature | None, weights: frozenset[str]) -> list[dict]:
+    """Adds what each tensor is for; a static cache's two ends are one buffer, named by `same_buffer_as`."""
+    roles: dict[str | None, dict] = {name: {"role": "weight"} for name in weights}
+    if signature:
+        for role in ("tokens", "positions", "mask", "write_indices", "sequence_lengths", "ntk_alpha", "logits"):
+            roles[getattr(signature, role)] = {"role": role}
+        for cache in signature.caches:
+            for name, other in ((cache.past, cache.present), (cache.present, cache.past)):
+                roles[name] = {"role": "cache", **({"same_buffer_as": other} if signature.static else {})}
+    return [{**tensor, **roles.get(tensor["name"], {"role": "other"})} for tensor in tensors]
+
+
+def _say_profiles(profiles: tuple[Profile, ...], constant: int) -> None:
+    names = " and ".join(profile.name for profile in profiles)
+    if len(profiles) == 2:
+        print(
+            f"build: profiles {names}; what they fuse differently of {constant / 1e6:,.1f} MB of weights is held twice"
+        )
+    elif profiles:
+        print(f"build: one profile for prompts and decoding, so that {constant / 1e6:,.1f} MB of weights are held once")
+
+
+def _say_result(description: dict, findings: list[Finding], kernels: list[dict]) -> None:
+    for finding in findings:
+        print(f"build: {finding.severity}: {finding}")
+    counts = ", ".join(f"{listed['profile']} {listed['kernels']} kernels" for listed in kernels)
+    if not any(listed["kernels"] for listed in kernels):
+        counts = "the builder's log lists no kernels"
+    size, gpus = description["engine_bytes"] / 1e6, ", ".join(description["compute_capabilities"])
+    seconds, memory = sum(description["seconds"].values()), description["peak_memory_bytes"] / 1e6
+    print(f"build: {ENGINE} {size:,.1f} MB for {gpus} in {seconds:.1f} s, peak memory {memory:,.0f} MB; {counts}")
+
+
+def _write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _arguments() -> argparse.Namespace:
+    parser = Parser(prog="python -m build", description=__doc__)
+    parser.add_argument("model", type=Path, metavar="MODEL.trt.onnx", help="the lowered graph that surgery wrote")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--force", action="store_true", help="build even if the results are up to date")
+    add_options(parser)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run("build", lambda: main(_arguments()))

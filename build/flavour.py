@@ -1,0 +1,85 @@
+"""Standard TensorRT and TensorRT-RTX: one Python API, and here everything in which they differ.
+
+standard    builds for the GPU at hand, so it needs one
+rtx         builds ahead of time, without a GPU, for the compute capabilities it is told
+"""
+
+import ctypes
+import importlib
+import re
+from types import ModuleType
+
+from contracts.errors import UserError
+
+MODULES = {"standard": "tensorrt", "rtx": "tensorrt_rtx"}
+PACKAGES = {"standard": "tensorrt", "rtx": "tensorrt-rtx"}
+RTX_DEFAULT = ("8.6", "8.9", "12.0")  # GeForce RTX 30, 40 and 50; further ones cost next to nothing
+
+
+def choose(wanted: str) -> str:
+    """ "standard" or "rtx" for what --tensorrt says. `auto`: standard where it is installed beside a GPU, else rtx."""
+    if wanted == "auto":
+        wanted = "standard" if gpu_capability() and _importable("standard") else "rtx"
+    if not _importable(wanted):
+        raise UserError("--tensorrt", f"{MODULES[wanted]} cannot be imported", f"pip install {PACKAGES[wanted]}")
+    if wanted == "standard" and not gpu_capability():
+        raise UserError("--tensorrt standard", "no GPU here, and it builds only for one at hand", "take rtx")
+    return wanted
+
+
+def load(name: str) -> ModuleType:
+    """The Python module of a flavour; both offer the same names."""
+    return importlib.import_module(MODULES[name])
+
+
+def capabilities(name: str, wanted: list[str] | None) -> tuple[str, ...]:
+    """The compute capabilities ("8.9") that an engine is built for. Raises UserError if the flavour cannot."""
+    if name == "standard":
+        if wanted and wanted != [gpu_capability()]:
+            raise UserError(
+                "--compute-capability",
+                f"standard TensorRT builds for the GPU at hand, {gpu_capability()}",
+                "leave it out, or take --tensorrt rtx",
+            )
+        return (gpu_capability(),)
+    members = [re.fullmatch(r"SM(\d+)(\d)", member) for member in load(name).ComputeCapability.__members__]
+    allowed = [f"{match[1]}.{match[2]}" for match in members if match]
+    for capability in wanted or []:
+        if capability not in allowed:
+            raise UserError(
+                f"--compute-capability {capability}",
+                "TensorRT-RTX does not build for it",
+                f"choose among {', '.join(allowed)}",
+            )
+    return tuple(dict.fromkeys(wanted or RTX_DEFAULT))
+
+
+def set_capabilities(name: str, config, wanted: tuple[str, ...]) -> None:
+    """Tells a builder config what to build for; standard TensorRT takes the GPU at hand by itself."""
+    if name == "standard":
+        return
+    config.num_compute_capabilities = len(wanted)
+    for index, capability in enumerate(wanted):
+        config.set_compute_capability(getattr(load(name).ComputeCapability, "SM" + capability.replace(".", "")), index)
+
+
+def gpu_capability() -> str | None:
+    """The first GPU's compute capability ("9.0") as its driver says, or None where there is no GPU."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    for value, attribute in ((major, 75), (minor, 76)):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+        cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+    return f"{major.value}.{minor.value}"
+
+
+def _importable(name: str) -> bool:
+    try:
+        load(name)
+    except (ImportError, OSError):  # OSError: the package is there, the libraries it loads are not
+        return False
+    return True

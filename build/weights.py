@@ -1,0 +1,67 @@
+"""Weights as inputs of the engine: it stays small, and whoever runs it binds them from the checkpoint's own files."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, helper
+
+from contracts.errors import UserError
+from contracts.weights import references
+
+PRODUCTS = ("Gemm", "MatMul", "Gather")
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight's place: `file` relative to the weights root, `offset` and `bytes` in it."""
+
+    name: str
+    file: str
+    offset: int
+    bytes: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def bindable(proto: onnx.ModelProto, model: Path) -> list[Weight]:
+    """The weights that can be inputs: matrices of products and embeddings, in floating point, outside the graph's file.
+
+    Vectors stay constants: they are small, and as inputs each norm would become two kernels.
+    """
+    multiplied = {name for node in proto.graph.node if node.op_type in PRODUCTS for name in node.input}
+    found = []
+    for tensor, reference in references(proto):
+        if tensor.name in multiplied and len(tensor.dims) >= 2 and tensor.data_type in FLOATS:
+            dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            size = math.prod(tensor.dims) * dtype.itemsize
+            offset = int(reference.get("offset", 0))
+            found.append(Weight(tensor.name, reference["location"], offset, size, dtype.name, tuple(tensor.dims)))
+    if not found:
+        raise UserError(model, "no weights outside the graph's file, so none to bind", "take --weights constant")
+    return found
+
+
+def as_inputs(proto: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
+    """Turns the initializers called `names` into graph inputs, in place; returns the graph."""
+    kept = []
+    for tensor in proto.graph.initializer:
+        if tensor.name in names:
+            proto.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        else:
+            kept.append(tensor)
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+    return proto
+
+
+def constant_bytes(proto: onnx.ModelProto) -> int:
+    """Bytes of all initializers, inside the graph's file and outside."""
+    external = {tensor.name: int(reference.get("length", 0)) for tensor, reference in references(proto)}
+    return sum(external.get(tensor.name, tensor.ByteSize()) for tensor in proto.graph.initializer)
+
+
+def weight_files(proto: onnx.ModelProto, root: Path) -> list[Path]:
+    return sorted({root / reference["location"] for _, reference in references(proto)})

@@ -1,0 +1,233 @@
+"""The child process: parses the graph, audits what the parser made of it, builds the engine and streams it to disk."""
+
+import os
+import resource
+import signal
+import threading
+import time
+import traceback
+from collections import Counter
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import onnx
+
+from build import flavour, kernels
+from build.audit import audit_network, stop_on_errors
+from build.profiles import Profile
+from build.progress import Fraction
+from build.weights import as_inputs
+from contracts.errors import UserError
+from contracts.signature import Signature
+
+LAST_PHASE = (
+    "Building engine from subgraph"  # weights are written after it, which can take half of the time, unreported
+)
+DTYPES = {"HALF": "float16", "FLOAT": "float32", "BF16": "bfloat16"}  # others are called as in numpy
+
+
+@dataclass(frozen=True)
+class Job:
+    model: Path
+    weights_root: Path
+    engine: Path  # the file to write
+    flavour: str
+    capabilities: tuple[str, ...]
+    signature: Signature | None
+    profiles: tuple[Profile, ...]
+    weights_as_inputs: frozenset[str]
+
+
+def work(job: Job, sender: Connection) -> None:
+    """Runs `build`; sends ("doing", what, fraction or None), at last ("done", result) or ("error", exception)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends this process
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorRT writes there what it also logs
+    lock = threading.Lock()  # TensorRT reports from several threads
+
+    def send(*message):
+        try:
+            with lock:
+                sender.send(message)
+        except BrokenPipeError:  # the parent is gone
+            os._exit(1)
+
+    try:
+        result = build(job, lambda what, fraction=None: send("doing", what, fraction))
+    except (UserError, OSError) as error:
+        send("error", error)
+    except Exception:
+        send("error", RuntimeError("the build process failed\n" + traceback.format_exc()))
+    else:
+        send("done", result)
+
+
+def build(job: Job, report) -> dict:
+    """Writes job.engine. Returns what is known of it: tensors, layers, kernels, findings, seconds, memory."""
+    report("loading TensorRT")
+    trt = flavour.load(job.flavour)
+    log = _log(trt)
+    builder = trt.Builder(log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+
+    report("parsing")
+    started = time.monotonic()
+    proto = onnx.load(job.model, load_external_data=False)
+    data = job.model.read_bytes()
+    if job.weights_as_inputs:
+        data = as_inputs(proto, job.weights_as_inputs).SerializeToString()
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(data, str(job.weights_root / job.model.name)):  # external data lie relative to that path
+        raise _parse_error(job.model, parser)
+    parsed = time.monotonic()
+    _make_float32_attention_decomposable(trt, network)
+    findings = audit_network(trt, network, proto, job.signature)
+    stop_on_errors(job.model, findings)
+
+    report("building", 0.0)
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    flavour.set_capabilities(job.flavour, config, job.capabilities)
+    for profile in job.profiles:
+        _add_profile(builder, config, profile)
+    monitor = _monitor(trt, report)
+    config.progress_monitor = monitor
+    _stream(trt, builder, network, config, job, log)
+    return {
+        "version": trt.__version__,
+        "inputs": [_tensor(network.get_input(i)) for i in range(network.num_inputs)],
+        "outputs": [_tensor(network.get_output(i)) for i in range(network.num_outputs)],
+        "layers": dict(Counter(network.get_layer(i).type.name for i in range(network.num_layers)).most_common()),
+        "kernels": kernels.read_kernels(log.layer_lists, [profile.name for profile in job.profiles] or ["fixed"]),
+        "findings": findings,
+        "log_warnings": list(dict.fromkeys(log.warnings)),
+        "seconds": {"parse": round(parsed - started, 3), "build": round(time.monotonic() - parsed, 3)},
+        "peak_memory_bytes": _peak_memory(),
+    }
+
+
+def _parse_error(model: Path, parser) -> UserError:
+    error = parser.get_error(0)
+    where = f" {error.node_operator()} {error.node_name()}".rstrip()
+    more = f" (and {parser.num_errors - 1} more)" if parser.num_errors > 1 else ""
+    return UserError(
+        model,
+        f"TensorRT's parser rejects{where or ' it'}: {error.desc().strip()}{more}",
+        "lower the graph with surgery and build its model.trt.onnx",
+    )
+
+
+def _make_float32_attention_decomposable(trt, network) -> None:
+    """TensorRT has no fused float32 attention, and refuses to take it apart unless it may."""
+    for i in range(network.num_layers):
+        layer = network.get_layer(i)
+        if layer.type == trt.LayerType.ATTENTION_INPUT and layer.get_input(0).dtype == trt.float32:
+            layer.__class__ = trt.IAttentionInputLayer  # the bindings give every layer as an ILayer
+            layer.attention.decomposable = True
+
+
+def _add_profile(builder, config, profile: Profile) -> None:
+    made = builder.create_optimization_profile()
+    for name, shapes in profile.shapes.items():
+        made.set_shape(name, *shapes)
+    if config.add_optimization_profile(made) < 0:
+        raise UserError(f"profile {profile.name}", "TensorRT does not accept its shapes", "change --max-prompt")
+
+
+def _stream(trt, builder, network, config, job: Job, log) -> None:
+    with open(job.engine, "wb") as file:
+        if hasattr(builder, "build_serialized_network_to_stream"):
+            writer = _writer(trt, file)
+            built = builder.build_serialized_network_to_stream(network, config, writer)
+            if writer.error:
+                raise writer.error
+        else:
+            plan = builder.build_serialized_network(network, config)
+            built = plan is not None
+            if built:
+                file.write(plan)
+    if not built:
+        first = log.errors[0] if log.errors else "it does not say why"
+        more = f" (and {len(log.errors) - 1} more)" if len(log.errors) > 1 else ""
+        raise UserError(
+            job.model,
+            f"TensorRT cannot build it: {first.strip()}{more}",
+            "change what it names, or --compute-capability",
+        )
+
+
+def _log(trt):
+    """A logger that keeps errors, warnings that say something, and the builder's layer lists."""
+
+    class Log(trt.ILogger):
+        def __init__(self):
+            super().__init__()
+            self.errors, self.warnings, self.layer_lists = [], [], []
+
+        def log(self, severity, message):
+            if kernels.is_layer_list(message):
+                self.layer_lists.append(message)
+            elif severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                self.errors.append(message)
+            elif severity == trt.ILogger.WARNING and "Int64 binding" not in message:
+                self.warnings.append(message)
+
+    return Log()
+
+
+def _monitor(trt, report):
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self):
+            super().__init__()
+            self.fraction, self.writing = Fraction(), False
+
+        def phase_start(self, name, parent, steps):
+            self.fraction.start(name, parent, steps)
+
+        def step_complete(self, name, step):
+            fraction = self.fraction.step(name, step)
+            if not self.writing:
+                report("building", fraction)
+            return True
+
+        def phase_finish(self, name):
+            self.fraction.finish(name)
+            if name == LAST_PHASE:
+                self.writing = True
+                report("writing weights")
+
+    return Monitor()
+
+
+def _writer(trt, file):
+    class Writer(trt.IStreamWriter):
+        def __init__(self):
+            super().__init__()
+            self.error = None
+
+        def write(self, data):
+            try:
+                return file.write(data)
+            except OSError as error:  # must not cross TensorRT's frames
+                error.filename = file.name
+                self.error = error
+                return 0
+
+    return Writer()
+
+
+def _tensor(tensor) -> dict:
+    return {
+        "name": tensor.name,
+        "dtype": DTYPES.get(tensor.dtype.name, tensor.dtype.name.lower()),
+        "shape": list(tensor.shape),
+    }
+
+
+def _peak_memory() -> int:
+    """Bytes: this process's largest resident set. Not ru_maxrss, which begins with that of the process it came from."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.split("VmHWM:")[1].split()[0])
+    except (FileNotFoundError, IndexError):
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

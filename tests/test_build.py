@@ -1,0 +1,336 @@
+"""build/: real engines of small decoders, built with TensorRT-RTX on the CPU, and what stops a build."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import build_graphs
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from build import flavour
+from build.audit import audit_graph
+from build.kernels import read_kernels
+from build.process import build
+from build.profiles import make_profiles
+from build.progress import Fraction
+from build.worker import Job
+from contracts.errors import UserError
+from contracts.signature import find_signature
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_build(model: Path, out: Path, *options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "build", str(model), "--out", str(out), "--compute-capability", "8.9", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def saved(proto: onnx.ModelProto, folder: Path) -> Path:
+    onnx.save(proto, folder / "model.trt.onnx")
+    return folder / "model.trt.onnx"
+
+
+def fails_with(proto: onnx.ModelProto, folder: Path, *options: str) -> str:
+    """The one line that a build of `proto` ends with."""
+    result = run_build(saved(proto, folder), folder / "out", *options)
+    assert result.returncode == 2, result.stderr
+    assert not list((folder / "out").glob("**/*"))
+    (line,) = result.stderr.splitlines()
+    assert str(folder) in line
+    return line
+
+
+def job(proto: onnx.ModelProto, folder: Path) -> Job:
+    """A build of `proto` that skips the audit of the graph, so that only the network's is at work."""
+    signature = find_signature(proto)
+    profiles = make_profiles(proto, signature, split=True, batch=2, prompt=16, past=64)
+    model = saved(proto, folder)
+    return Job(model, folder, folder / "model.engine", "rtx", ("8.9",), signature, profiles, frozenset())
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """The folder that one build of a two-layer float16 decoder wrote."""
+    folder = tmp_path_factory.mktemp("built")
+    result = run_build(saved(build_graphs.decoder(layers=2), folder), folder / "out")
+    assert result.returncode == 0, result.stderr
+    return folder / "out"
+
+
+def test_engine_json_says_what_was_built(built):
+    engine = json.loads((built / "engine.json").read_text())
+    assert engine["tensorrt"] == {"flavour": "rtx", "version": flavour.load("rtx").__version__}
+    assert engine["compute_capabilities"] == ["8.9"]
+    assert engine["engine_bytes"] == (built / "model.engine").stat().st_size > 1_000_000
+    inputs = {tensor["name"]: tensor for tensor in engine["inputs"]}
+    assert inputs["input_ids"] == {"name": "input_ids", "dtype": "int64", "shape": [-1, -1], "role": "tokens"}
+    assert inputs["past_key_values.1.value"] == {
+        "name": "past_key_values.1.value", "dtype": "float16", "shape": [-1, 4, 64, 32],
+        "role": "cache", "same_buffer_as": "present.1.value",
+    }  # fmt: skip
+    assert [profile["name"] for profile in engine["profiles"]] == ["decode", "prompt"]
+    assert engine["profiles"][0]["shapes"]["input_ids"] == [[1, 1], [1, 1], [4, 1]]
+    assert engine["profiles"][1]["shapes"]["input_ids"] == [[1, 1], [1, 64], [4, 64]]
+    assert engine["profiles"][1]["shapes"]["past_key_values.0.key"][2] == [4, 4, 64, 32]
+    assert (engine["layers"]["ATTENTION_INPUT"], engine["layers"]["KV_CACHE_UPDATE"]) == (2, 4)
+    assert engine["findings"] == []
+    assert engine["seconds"]["build"] > 0
+    assert engine["peak_memory_bytes"] > 10_000_000
+
+
+def test_kernels_json_lists_one_fused_attention_a_layer(built):
+    decode, prompt = json.loads((built / "kernels.json").read_text())["profiles"]
+    for profile, attention in ((decode, "_gemv_mha"), (prompt, "_gemm_mha")):
+        kernels = [entry for entry in profile["entries"] if entry["kernel"]]
+        fused = [entry for entry in kernels if entry["name"].startswith(attention)]
+        assert [entry["onnx_nodes"] for entry in fused] == [["attention_0"], ["attention_1"]]
+        assert profile["kernels"] == len(kernels) == sum(profile["by_type"].values())
+        assert {"shape": [-1, 4, 64, 32], "dtype": "half"}.items() <= fused[0]["inputs"][1].items() or profile is prompt
+        weights = {constant["name"] for entry in kernels for constant in entry["constants"]}
+        assert any(name.startswith("0.down.weight") for name in weights)
+    assert decode["kernels"] == 20  # nine a layer, the embedding's norm with the first, last norm and head
+    assert prompt["kernels"] > decode["kernels"]
+
+
+def test_second_run_is_up_to_date(built):
+    before = (built / "model.engine").stat().st_mtime_ns
+    result = run_build(built.parent / "model.trt.onnx", built)
+    assert result.returncode == 0
+    assert "up to date" in result.stdout
+    assert (built / "model.engine").stat().st_mtime_ns == before
+    assert "up to date" not in run_build(built.parent / "model.trt.onnx", built, "--max-batch", "2", "--force").stdout
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_builds_in_other_types(dtype, tmp_path):
+    proto = build_graphs.decoder(dtype)
+    result = build(job(proto, tmp_path))
+    assert result["findings"] == []
+    assert next(tensor for tensor in result["outputs"] if tensor["name"] == "logits")["dtype"] == dtype
+    assert "_gemv_mha_v1" in result["kernels"][0]["entries"][8]["name"]
+
+
+def test_float32_attention_is_made_decomposable(tmp_path):
+    proto = build_graphs.decoder("float32")
+    for node in proto.graph.node:
+        if node.op_type == "TRT_Attention":
+            del node.attribute[:]
+    assert build(job(proto, tmp_path))["layers"]["ATTENTION_INPUT"] == 1
+
+
+def test_weights_as_inputs_are_bound_from_the_checkpoint(tmp_path):
+    proto = build_graphs.decoder()
+    down = numpy_helper.to_array(next(t for t in proto.graph.initializer if t.name == "0.down.weight"))
+    model = build_graphs.by_reference(proto, tmp_path / "surgery", tmp_path / "checkpoint")
+    constant, bound = tmp_path / "constant", tmp_path / "bound"
+    assert run_build(model, constant).returncode == 0
+    result = run_build(model, bound, "--weights", "input")
+    assert result.returncode == 0, result.stderr
+    engine = json.loads((bound / "engine.json").read_text())
+    weights = {weight["name"]: weight for weight in engine["weights"]["inputs"]}
+    assert {tensor["name"] for tensor in engine["inputs"] if tensor["role"] == "weight"} == set(weights)
+    assert "0.norm1.weight" not in weights
+    weight = weights["0.down.weight"]
+    path = bound / engine["weights"]["root"] / weight["file"]
+    read = np.fromfile(path, weight["dtype"], down.size, offset=weight["offset"]).reshape(weight["shape"])
+    np.testing.assert_array_equal(read, down)
+    assert (bound / "model.engine").stat().st_size < (constant / "model.engine").stat().st_size - weight["bytes"]
+    # its Transpose keeps the head a constant, and that is said
+    assert [finding["where"] for finding in engine["findings"]] == ["weight head.weight"]
+
+
+def test_truncated_weights(tmp_path):
+    model = build_graphs.by_reference(build_graphs.decoder(), tmp_path / "surgery", tmp_path / "checkpoint")
+    os.truncate(tmp_path / "checkpoint" / "model.safetensors", 100_000)
+    result = run_build(model, tmp_path / "out")
+    assert (result.returncode, "truncated" in result.stderr) == (2, True)
+
+
+def test_dropped_lengths_stop_the_build(tmp_path):
+    line = fails_with(build_graphs.decoder(attention="nonpad"), tmp_path)
+    assert "attention_0" in line
+    assert "nonpad_kv_seqlen" in line
+    assert "surgery" in line
+
+
+def test_what_the_parser_drops_is_found_in_the_network_too(tmp_path):
+    proto = build_graphs.decoder(attention="nonpad")
+    lengths = next(node for node in proto.graph.node if node.op_type == "Attention").input[6]
+    with pytest.raises(UserError, match=f"node {lengths}: TensorRT's parser drops it, though Attention attention_0"):
+        build(job(proto, tmp_path))
+    node = next(node for node in proto.graph.node if lengths in node.output)
+    proto.graph.node.remove(node)
+    proto.graph.input.append(helper.make_tensor_value_info(lengths, TensorProto.INT64, ["batch"]))
+    with pytest.raises(UserError, match=f"input {lengths}: TensorRT's parser drops it"):
+        build(job(proto, tmp_path))
+
+
+def test_causal_attention_over_a_cache_stops_the_build(tmp_path):
+    assert "attention_0: is_causal" in fails_with(build_graphs.decoder(attention="causal"), tmp_path)
+
+
+def test_causal_attention_without_a_cache_is_no_finding():
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, [1, 4, 8, 32]) for name in "qkv"]
+    node = helper.make_node("Attention", ["q", "k", "v"], ["y"], is_causal=1)
+    assert audit_graph(build_graphs.model([node], values, values[:0]), None) == []
+
+
+def test_unused_input_and_weight_stop_the_build(tmp_path):
+    proto = build_graphs.decoder()
+    proto.graph.input.append(helper.make_tensor_value_info("kv_lengths", TensorProto.INT64, ["batch"]))
+    assert "input kv_lengths: nothing in the graph uses it" in fails_with(proto, tmp_path)
+    proto.graph.input.pop()
+    proto.graph.initializer.append(numpy_helper.from_array(np.zeros(3), "forgotten"))
+    assert "weight forgotten: nothing in the graph uses it" in fails_with(proto, tmp_path)
+
+
+def test_foreign_domain_stops_the_build(tmp_path):
+    proto = build_graphs.decoder()
+    next(node for node in proto.graph.node if node.op_type == "RMSNormalization").domain = "some.vendor"
+    assert "some.vendor::RMSNormalization" in fails_with(proto, tmp_path)
+
+
+@pytest.mark.parametrize("end", ["past_key_values.0.value", "present.0.value"])
+def test_cache_update_that_is_not_at_the_ends_stops_the_build(end, tmp_path):
+    proto = build_graphs.decoder()
+    for node in proto.graph.node:
+        node.input[:] = ["between" if name == end else name for name in node.input]
+        node.output[:] = ["between" if name == end else name for name in node.output]
+    ends = (end, "between") if end.startswith("past") else ("between", end)
+    proto.graph.node.append(helper.make_node("Identity", [ends[0]], [ends[1]], name="copy"))
+    with pytest.raises(UserError, match=r"cache update present.0.value: (reads|writes) no .* directly"):
+        build(job(proto, tmp_path))
+
+
+def test_cache_that_is_copied_is_a_warning(tmp_path):
+    proto = build_graphs.decoder()
+    update = next(node for node in proto.graph.node if node.output[0] == "present.0.value")
+    past, new, _ = update.input
+    update.CopyFrom(helper.make_node("Add", [past, new], ["present.0.value"]))
+    (finding,) = build(job(proto, tmp_path))["findings"]
+    assert (finding.severity, finding.where) == ("warning", f"cache {past}")
+
+
+def test_parser_that_dies_is_one_line(tmp_path):
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT16, [1, 4, 8, 32])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT16, None)
+    line = fails_with(build_graphs.model([helper.make_node("Attention", ["x", "x", "x"], ["y"])], [x], [y]), tmp_path)
+    assert "SIGSEGV" in line
+    assert "model.trt.onnx" in line
+
+
+def test_parse_error_is_one_line(tmp_path):
+    proto = build_graphs.decoder()
+    for node in [node for node in proto.graph.node if node.op_type == "Gemm"][:2]:
+        node.op_type, node.domain = "Gimm", ""
+    line = fails_with(proto, tmp_path)
+    assert "Gimm Gemm_" in line
+    assert "(and 1 more)" in line
+
+
+def test_build_error_is_one_line(tmp_path):
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, [1, 4, 8, 8]) for name in "qkvy"]
+    node = helper.make_node("Attention", ["q", "k", "v"], ["y"])
+    assert "not supported by a dedicated kernel" in fails_with(
+        build_graphs.model([node], values[:3], values[3:]), tmp_path
+    )
+
+
+def test_dynamic_input_of_no_decoder(tmp_path):
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 3]) for name in "xy")
+    assert "dynamic inputs (x)" in fails_with(
+        build_graphs.model([helper.make_node("Relu", ["x"], ["y"])], [x], [y]), tmp_path
+    )
+
+
+def test_dynamic_dimension_that_no_decoder_has(tmp_path):
+    proto = build_graphs.decoder()
+    proto.graph.input.append(helper.make_tensor_value_info("adapter", TensorProto.FLOAT16, ["rank", 3]))
+    with pytest.raises(UserError, match=r"input adapter: its dimension 0 \(rank\) is dynamic"):
+        make_profiles(proto, find_signature(proto), split=True, batch=2, prompt=None, past=64)
+
+
+def test_capability_that_the_flavour_cannot_build_for():
+    with pytest.raises(UserError, match=r"9\.0: TensorRT-RTX does not build for it; choose among .*8\.9"):
+        flavour.capabilities("rtx", ["8.9", "9.0"])
+
+
+def test_prompt_longer_than_the_cache():
+    proto = build_graphs.decoder()
+    with pytest.raises(UserError, match="the cache has 64 slots"):
+        make_profiles(proto, find_signature(proto), split=True, batch=1, prompt=65, past=64)
+
+
+def test_no_space_left(tmp_path):
+    proto = build_graphs.decoder()
+    with pytest.raises(OSError, match="No space left"):
+        build(replace(job(proto, tmp_path), engine=Path("/dev/full")))
+
+
+def test_interrupted_build_leaves_nothing(tmp_path):
+    model = saved(build_graphs.decoder(layers=8), tmp_path)
+    command = [sys.executable, "-m", "build", str(model), "--out", str(tmp_path / "out")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
+    while "building" not in process.stdout.readline():
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert errors == "build: interrupted; run the same command again to carry on\n"
+    assert not list((tmp_path / "out").glob("**/*"))
+
+
+def test_profiles_of_a_growing_cache():
+    def value(name, dtype, *shape):
+        return helper.make_tensor_value_info(name, dtype, list(shape))
+
+    tokens = [value(name, TensorProto.INT64, "b", "s") for name in ("input_ids", "position_ids")]
+    past, present = (
+        value(f"{name}.0.key", TensorProto.FLOAT, "b", 2, "p", 8) for name in ("past_key_values", "present")
+    )
+    inputs = [*tokens, value("attention_mask", TensorProto.INT64, "b", "p + s"), past]
+    logits = value("logits", TensorProto.FLOAT, "b", "s", 7)
+    proto = build_graphs.model([helper.make_node("Relu", ["x"], ["y"])], inputs, [logits, present])
+    one, *more = make_profiles(proto, find_signature(proto), split=False, batch=3, prompt=16, past=100)
+    assert (one.name, more) == ("any", [])
+    assert one.shapes["input_ids"] == ((1, 1), (1, 1), (3, 16))
+    assert one.shapes["attention_mask"] == ((1, 1), (1, 51), (3, 116))
+    assert one.shapes["past_key_values.0.key"] == ((1, 2, 0, 8), (1, 2, 50, 8), (3, 2, 100, 8))
+    decode, prompt = make_profiles(proto, find_signature(proto), split=True, batch=3, prompt=16, past=100)
+    assert decode.shapes["input_ids"][2] == (3, 1)
+    assert prompt.shapes["attention_mask"] == ((1, 1), (1, 16), (3, 116))
+
+
+def test_host_work_is_no_kernel():
+    tensor = "{{ Name: {}, Dimensions: [1], Strides: [1], StrideOrder: [0], Datatype: Int64, Format: (Linear) x }}"
+    lines = [
+        "Name: __mye1_0_myl0_0, LayerType: shape_call, Inputs: [], Outputs: [], TacticName: , StreamId: 0",
+        f"Name: cast_myl0_1, LayerType: cast, Inputs: [], Outputs: [ {tensor.format('hvar^1i64_myl0')}], StreamId: 0",
+        f"Name: cast_myl0_2, LayerType: cast, Inputs: [], Outputs: [ {tensor.format('real')}], StreamId: 0",
+        f"Name: x [profile 1]_myl1_0, LayerType: brand_new, Inputs: [], Outputs: [ {tensor.format('x')}], StreamId: 0",
+    ]
+    first, second = read_kernels(["Layers:\n" + "\n".join(lines)], ["decode", "prompt"])
+    assert [entry["kernel"] for entry in first["entries"]] == [False, False, True]
+    assert first["entries"][2]["outputs"] == [{"name": "real", "shape": [1], "dtype": "int64"}]
+    assert (second["kernels"], second["by_type"]) == (1, {"brand_new": 1})
+
+
+def test_fraction_counts_phases_within_phases():
+    fraction = Fraction()
+    fraction.start("all", None, 2)
+    fraction.start("part", "all", 4)
+    assert fraction.step("part", 0) == pytest.approx(1 / 8)
+    assert fraction.step("part", 3) == pytest.approx(1 / 2)
+    fraction.finish("part")
+    assert fraction.step("all", 0) == pytest.approx(1 / 2)
+    fraction.start("part", "all", 2)
+    assert fraction.step("part", 0) == pytest.approx(3 / 4)
+    assert fraction.step("unknown", 0) == pytest.approx(3 / 4)
