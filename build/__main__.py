@@ -23,12 +23,13 @@ from contracts.weights import load_graph, weights_root
 ENGINE = "model.engine"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser, weights: str = "--weights") -> None:
+    """`weights`: what the weights' option is called, where another stage's options stand beside these."""
     parser.add_argument("--tensorrt", choices=["auto", "standard", "rtx"], default="auto",
                         help="which TensorRT; auto: standard where it is installed beside a GPU, else rtx")  # fmt: skip
     parser.add_argument("--compute-capability", nargs="+", metavar="X.Y",
                         help=f"GPUs to build for, rtx only (default: {' '.join(flavour.RTX_DEFAULT)})")  # fmt: skip
-    parser.add_argument("--weights", choices=["constant", "input"], default="constant",
+    parser.add_argument(weights, choices=["constant", "input"], default="constant",
                         help="weights inside the engine, or as inputs that are bound from their own files")  # fmt: skip
     parser.add_argument("--profiles", choices=["auto", "two", "one"], default="auto",
                         help="two: one for decoding and one for prompts, which may hold constant weights twice; "

@@ -1,0 +1,130 @@
+"""python pipeline.py --model NAME | --checkpoint DIR --out DIR: export, surgery, build and validate, in order.
+
+Each stage runs as its own process, exactly as `python -m STAGE` would, writes DIR/STAGE and is skipped while its results
+hold. Options of the stages are taken here too and passed on.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+import build.__main__ as build
+import export.__main__ as export
+import surgery.__main__ as surgery
+import validate.__main__ as validate
+from contracts.command import FOUND_DIFFERENCE, UNUSABLE_INPUT, Parser, run
+from contracts.manifest import read_manifest
+
+ROOT = Path(__file__).resolve().parent
+ENGINE_WEIGHTS = "--engine-weights"  # build's --weights, which here would be export's
+
+
+@dataclass
+class Outcome:
+    stage: str
+    status: int
+    seconds: float
+    result: str
+
+
+def main() -> int:
+    parser = Parser(prog="pipeline", description="Take a checkpoint to a TensorRT engine, and check every step.")
+    groups = {name: parser.add_argument_group(name) for name in ("export", "surgery", "build", "validate")}
+    export.add_options(groups["export"])
+    surgery.add_options(groups["surgery"])
+    build.add_options(groups["build"], weights=ENGINE_WEIGHTS)
+    validate.add_options(groups["validate"])
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where each stage gets its folder")
+    parser.add_argument("--force", action="store_true", help="run every stage, even if its results are up to date")
+    options = parser.parse_args()
+
+    out = options.out
+    inputs = {
+        "export": [],
+        "surgery": [str(out / "export" / "model.onnx")],
+        "build": [str(out / "surgery" / "model.trt.onnx")],
+        "validate": [str(out)],
+    }
+    outcomes: list[Outcome] = []
+    for stage, group in groups.items():
+        arguments = [*inputs[stage], *_given(group, options)]
+        if stage != "validate":
+            arguments += ["--out", str(out / stage)]
+        outcomes.append(_run(stage, arguments + ["--force"] * options.force, out))
+        if outcomes[-1].status not in (0, FOUND_DIFFERENCE):
+            break
+    Console().print(_table(outcomes, out))
+    return max((outcome.status for outcome in outcomes), default=0)
+
+
+def _given(group: argparse._ArgumentGroup, options: argparse.Namespace) -> list[str]:
+    """The options of a stage's group that differ from their defaults, as that stage's own command line takes them."""
+    arguments = []
+    for action in group._group_actions:
+        value = getattr(options, action.dest)
+        if value == action.default:
+            continue
+        flag = action.option_strings[-1].replace(ENGINE_WEIGHTS, "--weights")
+        if isinstance(action, argparse._AppendAction):
+            arguments += [part for each in value for part in (flag, str(each))]
+        elif isinstance(value, list):
+            arguments += [flag, *map(str, value)]
+        else:
+            arguments += [flag] if value is True else [flag, str(value)]
+    return arguments
+
+
+def _run(stage: str, arguments: list[str], out: Path) -> Outcome:
+    started = time.monotonic()
+    status = subprocess.run([sys.executable, "-m", stage, *arguments], env=_environment()).returncode
+    seconds = time.monotonic() - started
+    if status < 0:
+        print(f"pipeline: {stage} was killed by {signal.Signals(-status).name}; run the same command to carry on", file=sys.stderr)
+        return Outcome(stage, UNUSABLE_INPUT, seconds, f"killed by {signal.Signals(-status).name}")
+    return Outcome(stage, status, seconds, _result(stage, status, out))
+
+
+def _environment() -> dict[str, str]:
+    """The stages are packages beside this file, wherever the command is given."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def _result(stage: str, status: int, out: Path) -> str:
+    if status == UNUSABLE_INPUT:
+        return "stopped: see above"
+    if status not in (0, FOUND_DIFFERENCE):
+        return f"failed with status {status}"
+    if stage == "export":
+        return f"{read_manifest(out / stage)['nodes']} nodes"
+    if stage == "surgery":
+        report = json.loads((out / stage / "report.json").read_text())
+        return f"{report['nodes']['before']} → {report['nodes']['portable']} nodes, {len(report['unfused'])} not fused"
+    if stage == "build":
+        engine = json.loads((out / stage / "engine.json").read_text())
+        kernels = ", ".join(f"{profile['name']} {profile['kernels']} kernels" for profile in engine["profiles"])
+        return f"{engine['engine_bytes'] / 1e6:.1f} MB, {kernels}"
+    return f"{json.loads((out / stage / 'report.json').read_text())['verdict']} → {out / stage / 'report.html'}"
+
+
+def _table(outcomes: list[Outcome], out: Path) -> Table:
+    table = Table("stage", "seconds", "peak memory", "result")
+    table.columns[1].justify = table.columns[2].justify = "right"
+    for outcome in outcomes:
+        manifest = read_manifest(out / outcome.stage) if outcome.status in (0, FOUND_DIFFERENCE) else None
+        memory = f"{manifest['peak_memory_bytes'] / 1e6:,.0f} MB" if manifest else ""
+        table.add_row(outcome.stage, f"{outcome.seconds:.1f}", memory, outcome.result)
+    return table
+
+
+if __name__ == "__main__":
+    run("pipeline", main)
