@@ -85,7 +85,7 @@ def _given(group: argparse._ArgumentGroup, options: argparse.Namespace) -> list[
 
 def _run(stage: str, arguments: list[str], out: Path) -> Outcome:
     started = time.monotonic()
-    status = subprocess.run([sys.executable, "-m", stage, *arguments], env=_environment()).returncode
+    status = subprocess.run([sys.executable, "-P", "-m", stage, *arguments], env=_environment()).returncode
     seconds = time.monotonic() - started
     if status < 0:
         print(f"pipeline: {stage} was killed by {signal.Signals(-status).name}; run the same command to carry on", file=sys.stderr)

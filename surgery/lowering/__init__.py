@@ -1,11 +1,11 @@
 """Passes that turn the portable graph into the forms that TensorRT's parser gets right, in the order in which they run.
 
-Each is here because the standard form is rejected, slow or silently wrong there; its docstring says which. The lowered
+Each is here because the form before it is rejected, slow or silently wrong there; its docstring says which. The lowered
 graph is made from the portable one and from nothing else.
 """
 
 from types import ModuleType
 
-from surgery.lowering import attention_mask, decomposable_attention
+from surgery.lowering import attention_mask, decomposable_attention, joint_rotary, query_scale
 
-LOWERING: tuple[ModuleType, ...] = (attention_mask, decomposable_attention)
+LOWERING: tuple[ModuleType, ...] = (joint_rotary, attention_mask, query_scale, decomposable_attention)

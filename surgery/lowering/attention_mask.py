@@ -45,8 +45,14 @@ def _lower(graph: Graph, attention: gs.Node, masks: dict[tuple[int, int], gs.Ten
 
 
 def _scaled(graph: Graph, query: gs.Tensor, scale: float) -> gs.Tensor:
-    """query * scale, rounded once: half precision is multiplied in float32 where the scale is not a power of two."""
+    """query * scale, rounded once: half precision is multiplied in float32 where the scale is not a power of two.
+
+    Of a rotated query the scale is left in float32 for the pass query_scale, which puts it into the rotary tables.
+    """
     dtype = onnx_type(query)
+    if is_half(query) and producer(query, "RotaryEmbedding") is not None:
+        number = graph.number(scale, onnx.TensorProto.FLOAT)
+        return graph.new("Mul", [query, graph.new("Cast", [number], {"to": dtype}, dtype=dtype)], shape=query.shape)
     exact = float(np.log2(scale)).is_integer()
     if exact or not is_half(query):
         return graph.new("Mul", [query, graph.number(scale, dtype)], shape=query.shape)
