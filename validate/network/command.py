@@ -1,0 +1,116 @@
+"""python -m validate --network MODEL.onnx [--reference PORTABLE.onnx] [--inputs FILE.npz] [--out DIR]"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import onnx
+from polygraphy.comparator import IterationResult, RunResults
+from polygraphy.logger import G_LOGGER
+from rich.console import Console
+from rich.table import Table
+
+from contracts.command import FOUND_DIFFERENCE
+from contracts.errors import UserError
+from contracts.manifest import Stage
+from contracts.weights import load_graph
+from validate.network.audit import Finding, audit
+from validate.network.compare import Outcome, compare, default_tolerance
+from validate.network.evaluate import Evaluator
+from validate.network.inputs import make_feeds, read_feeds
+from validate.network.parse import parse
+
+console = Console()
+
+
+def check_network(
+    path: Path,
+    reference: Path | None = None,
+    inputs: Path | None = None,
+    tolerance: float | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+) -> int:
+    """Parses an ONNX file with TensorRT, audits the network, and compares it with onnxruntime on the same file, or on
+    `reference`: a graph with the same inputs and outputs that onnxruntime can run where it cannot run this one.
+
+    Prints findings, errors and the first ONNX node that differs; writes network.json and Polygraphy's run results into
+    `out`. Returns the exit status: 1 where an output differs or the audit found an error.
+    """
+    graph = load_graph(path)
+    _refuse_unrunnable(path, graph, reference)
+    network = parse(path)
+    findings = audit(network, graph)
+    feeds = read_feeds(inputs) if inputs else make_feeds(graph, seed)
+    allowed = tolerance or default_tolerance(network)
+    outcomes = compare(Evaluator(network), reference or path, feeds, allowed)
+    _show(f"{network.tensorrt}: {len(network.layers)} layers of {len(graph.graph.node)} ONNX nodes", findings)
+    _show_outcomes(outcomes, allowed)
+    if out is not None:
+        read = [file for file in (path, reference, inputs) if file is not None]
+        with Stage("validate", out, read, {"network": True, "tolerance": tolerance, "seed": seed}).writing() as folder:
+            _write(folder, network.tensorrt, findings, outcomes, allowed)
+    wrong = any(finding.severity == "error" for finding in findings)
+    differs = any(output.beyond(allowed) for outcome in outcomes for output in outcome.outputs)
+    return FOUND_DIFFERENCE if wrong or differs else 0
+
+
+def _refuse_unrunnable(path: Path, graph: onnx.ModelProto, reference: Path | None) -> None:
+    own = next((node for node in graph.graph.node if node.op_type.startswith("TRT_")), None)
+    if own is not None and reference is None:
+        raise UserError(path, f"onnxruntime has no {own.op_type}", "give the graph that it was lowered from with --reference")
+
+
+def _show(title: str, findings: list[Finding]) -> None:
+    console.print(title, highlight=False)
+    for finding in findings:
+        color = "bold red" if finding.severity == "error" else "yellow"
+        console.print(f"[{color}]{finding.severity}[/] {_plain(finding)}", highlight=False, soft_wrap=True)
+
+
+def _show_outcomes(outcomes: list[Outcome], tolerance: float) -> None:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("inputs", "result", "worst output", "error", "tolerance"):
+        table.add_column(heading, overflow="fold")
+    for outcome in outcomes:
+        worst = max(outcome.outputs, key=lambda output: (output.error is None, output.error or 0))
+        verdict = "[bold red]different[/]" if worst.beyond(tolerance) else "[green]agrees[/]"
+        error = worst.problem or f"{worst.error:.1e}"
+        table.add_row(outcome.feeds, verdict, worst.tensor, error, f"{tolerance:.0e}")
+    console.print(table)
+    for outcome in outcomes:
+        if (parting := outcome.parting) is not None:
+            own = parting.difference
+            console.print(
+                f"{outcome.feeds}: they part at {parting.op} {_plain(parting.node)}, tensor {_plain(own.tensor)} "
+                f"({own.problem or f'{own.error:.1e}'})",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
+def _plain(text: object) -> str:
+    return str(text).replace("[", "\\[")
+
+
+def _write(folder: Path, tensorrt: str, findings: list[Finding], outcomes: list[Outcome], tolerance: float) -> None:
+    report = {
+        "tensorrt": tensorrt,
+        "tolerance": tolerance,
+        "findings": [asdict(finding) for finding in findings],
+        "inputs": [
+            {
+                "name": outcome.feeds,
+                "outputs": [asdict(output) for output in outcome.outputs],
+                "parting": outcome.parting and asdict(outcome.parting),
+            }
+            for outcome in outcomes
+        ],
+    }
+    (folder / "network.json").write_text(json.dumps(report, indent=2) + "\n")
+    for outcome in outcomes:
+        results = RunResults()
+        for side, values in outcome.values.items():
+            results.append((side, [IterationResult(values, runner_name=side)]))
+        with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+            results.save(str(folder / f"network-{outcome.feeds.replace(' ', '-')}.polygraphy.json"))

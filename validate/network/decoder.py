@@ -1,0 +1,114 @@
+"""The parsed network as a decoder that validate.compare steps through its scenarios: level 3."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from contracts.errors import UserError
+from contracts.signature import Signature, find_signature
+from contracts.weights import load_graph
+from validate.decoders import NOISE_SEED, Decoder, GrowingDecoder, positions_of
+from validate.network.dtypes import TORCH
+from validate.network.evaluate import Evaluator
+from validate.network.parse import parse
+from validate.network.runner import to_numpy
+
+
+@dataclass(frozen=True)
+class NetworkModel:
+    """What TensorRT's parser made of an ONNX file, as a validate.runners.Model. bfloat16 is computed as bfloat16."""
+
+    name: str
+    signature: Signature
+    evaluate: Evaluator = field(repr=False)
+
+    @property
+    def dtype(self) -> int:
+        return self.signature.dtype
+
+    @property
+    def vocab(self) -> int:
+        return self.evaluate.network.tensors[self.signature.logits].shape[-1]
+
+    @property
+    def capacity(self) -> int | None:
+        return self.signature.capacity
+
+    @property
+    def trained_length(self) -> int | None:
+        return self.signature.ntk_trained_length
+
+    @property
+    def last_only(self) -> bool:
+        return self.signature.sequence_lengths is not None
+
+    @property
+    def cache_names(self) -> list[tuple[int, str]]:
+        return [(cache.layer, cache.role) for cache in self.signature.caches]
+
+    def decoder(self, batch: int) -> Decoder:
+        if self.signature.static:
+            return StaticNetworkDecoder(self.evaluate, self.signature, batch)
+        empty = [to_numpy(cache[:, :, :0]) for cache in _caches(self.evaluate, self.signature, batch, slots=0)]
+        return GrowingDecoder(self._forward, empty)
+
+    def _forward(self, tokens, positions, mask, pasts, alpha):
+        names, declared = self.signature, self.evaluate.network.tensors
+        feeds = {names.tokens: tokens, names.positions: positions, names.mask: mask, names.ntk_alpha: alpha}
+        feeds |= {
+            cache.past: torch.from_numpy(past).to(TORCH[declared[cache.past].dtype]) for cache, past in zip(names.caches, pasts)
+        }
+        values = self.evaluate({name: value for name, value in feeds.items() if name is not None})
+        return to_numpy(values[names.logits]), [to_numpy(values[cache.present]) for cache in names.caches]
+
+
+class StaticNetworkDecoder:
+    """A cache of fixed capacity that begins full of noise, as validate.decoders.StaticDecoder does for onnxruntime."""
+
+    def __init__(self, evaluate: Evaluator, signature: Signature, batch: int):
+        self.evaluate, self.signature = evaluate, signature
+        self.buffers = _caches(evaluate, signature, batch, signature.capacity)
+        self.lengths = np.zeros(batch, np.int64)
+
+    def step(self, tokens_BS: np.ndarray, counts: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+        names = self.signature
+        feeds = {
+            names.tokens: tokens_BS,
+            names.positions: positions_of(self.lengths, counts, tokens_BS.shape[1]),
+            names.write_indices: self.lengths,
+            names.sequence_lengths: counts,
+            names.ntk_alpha: alpha,
+        }
+        feeds |= {cache.past: buffer for cache, buffer in zip(names.caches, self.buffers)}
+        values = self.evaluate({name: value for name, value in feeds.items() if name is not None})
+        self.buffers = [values[cache.present] for cache in names.caches]
+        self.lengths = self.lengths + counts
+        return to_numpy(values[names.logits])
+
+    def caches(self) -> list[np.ndarray]:
+        return [to_numpy(buffer) for buffer in self.buffers]
+
+
+def open_network(path: Path, name: str | None = None, device: str | None = None) -> NetworkModel:
+    """Parses an ONNX decoder graph. Raises UserError where it is none, or TensorRT's parser or the evaluator refuse."""
+    signature = find_signature(load_graph(path), path)
+    model = NetworkModel(name or f"TensorRT's network of {path.name}", signature, Evaluator(parse(path), device))
+    known = {signature.tokens, signature.positions, signature.mask, signature.write_indices,
+             signature.sequence_lengths, signature.ntk_alpha, *(cache.past for cache in signature.caches)}  # fmt: skip
+    if unknown := sorted(set(model.evaluate.network.inputs) - known):
+        raise UserError(path, f"has inputs of unknown meaning: {', '.join(unknown)}", "export it without them")
+    if signature.static and signature.mask:
+        raise UserError(path, f"has a static cache and a mask input, {signature.mask}", "run surgery on it first")
+    return model
+
+
+def _caches(evaluate: Evaluator, signature: Signature, batch: int, slots: int) -> list[torch.Tensor]:
+    noise = np.random.default_rng(NOISE_SEED)
+    caches = []
+    for cache in signature.caches:
+        declared = evaluate.network.tensors[cache.past]
+        shape = (batch, declared.shape[1], slots, declared.shape[3])
+        caches.append(torch.from_numpy(noise.standard_normal(shape, np.float32)).to(TORCH[declared.dtype]))
+    return caches
