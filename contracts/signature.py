@@ -24,6 +24,8 @@ WRITE_INDICES = "write_indices"
 SEQUENCE_LENGTHS = "sequence_lengths"
 NTK_ALPHA = "ntk_alpha"
 LOGITS = "logits"
+CACHE_WORDS = r"past|cache|(^|[._])(key|value|k|v)s?([._\d]|$)"
+SIDES = {"encoder": "encoder.", "cross": "encoder.", "decoder": "decoder."}
 NTK_TRAINED_LENGTH = "suture.ntk_trained_length"  # metadata of a graph that takes ntk_alpha: the config's seq_length
 
 
@@ -50,15 +52,15 @@ class Cache:
     layer: int
     role: str  # "key" or "value", after the prefix "decoder." or "encoder." where a model has both
     past: str
-    present: str
+    present: str | None  # None for an encoder's keys and values, which no step changes
 
 
 @dataclass(frozen=True)
 class Signature:
     """Names of a graph's inputs and outputs; None for what it does not have."""
 
-    tokens: str
-    logits: str
+    tokens: str | None  # None only in graphs without caches, such as encoders
+    logits: str | None
     positions: str | None
     mask: str | None
     write_indices: str | None
@@ -70,6 +72,7 @@ class Signature:
     capacity: int | None  # slots of a static cache; None where the cache grows
     dtype: int  # onnx.TensorProto type of the cache
     ntk_trained_length: int | None
+    encoder_caches: tuple[Cache, ...] = ()  # what a decoder's cross-attention reads; decoding does not change it
 
     @property
     def static(self) -> bool:
@@ -80,25 +83,31 @@ class Signature:
         return 1 + max(cache.layer for cache in self.caches)
 
 
-def find_signature(model: onnx.ModelProto, name: object = "graph", past_pattern: str | None = None) -> Signature:
+def find_signature(
+    model: onnx.ModelProto, name: object = "graph", past_pattern: str | None = None, need_caches: bool = True
+) -> Signature:
     """Reads the signature of a decoder graph with a KV cache. `past_pattern` (a regular expression) overrides what
-    counts as a cache input. Raises UserError naming what could not be paired."""
+    counts as a cache input. Raises UserError naming what could not be paired, and, with `need_caches`, for a graph
+    without any cache (an encoder)."""
     initializers = {tensor.name for tensor in model.graph.initializer}
     inputs = {value.name: value for value in model.graph.input if value.name not in initializers}
     outputs = {value.name: value for value in model.graph.output}
     pasts = [n for n, value in inputs.items() if _is_cache(value, past_pattern)]
     presents = [n for n, value in outputs.items() if _is_cache(value, None) and n != LOGITS]
-    if not pasts:
+    if past_pattern is None and not any(re.search(CACHE_WORDS, past) for past in pasts) and not _grown(model, pasts, presents):
+        pasts, presents = [], []  # an encoder's picture has four dimensions too
+    if not pasts and (need_caches or past_pattern is not None):
         raise UserError(name, "no cache inputs found", "name them with --past REGEX, or export with a KV cache")
-    caches = _pair(name, pasts, presents)
-    shape = _shape(inputs[pasts[0]])
+    caches, encoder_caches = _pair(name, model, pasts, presents)
+    shape = _shape(inputs[caches[0].past]) if caches else [0, 0, 0, 0]
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    write_indices = _first(inputs, r"^write_ind|^cache_position$|^past_lengths?$", rank=1)
+    write_indices = _first(inputs, r"^write_ind|^cache_position$|^past_lengths?$", rank=1) if caches else None
+    find = _required if caches else lambda name, values, pattern, what: _first(values, pattern)
     return Signature(
-        tokens=_required(name, inputs, r"input_ids|tokens|decoder_input", "token input"),
-        logits=_required(name, outputs, r"logits|lm_head|output", "logits output"),
+        tokens=find(name, inputs, r"input_ids|tokens|decoder_input", "token input"),
+        logits=find(name, outputs, r"logits|lm_head|output", "logits output"),
         positions=_first(inputs, r"pos(ition)?_?(ids?|s)$|^positions?$"),
-        mask=_first(inputs, r"mask"),
+        mask=_first(inputs, r"^(?!.*(encoder|cross)).*mask"),
         write_indices=write_indices,
         sequence_lengths=_first(inputs, r"^sequence_lengths$", rank=1),
         ntk_alpha=_first(inputs, r"^ntk_alpha$", rank=1),
@@ -106,8 +115,9 @@ def find_signature(model: onnx.ModelProto, name: object = "graph", past_pattern:
         kv_heads=_static(shape[1]),
         head_dim=_static(shape[3]),
         capacity=_static(shape[2]) if write_indices else None,
-        dtype=inputs[pasts[0]].type.tensor_type.elem_type,
+        dtype=inputs[caches[0].past].type.tensor_type.elem_type if caches else onnx.TensorProto.UNDEFINED,
         ntk_trained_length=int(metadata[NTK_TRAINED_LENGTH]) if NTK_TRAINED_LENGTH in metadata else None,
+        encoder_caches=tuple(encoder_caches),
     )
 
 
@@ -119,16 +129,38 @@ def _is_cache(value: onnx.ValueInfoProto, pattern: str | None) -> bool:
     return floating and len(tensor.shape.dim) == 4 and not re.search(r"mask|bias", value.name)
 
 
-def _pair(name: object, pasts: list[str], presents: list[str]) -> list[Cache]:
+def _pair(
+    name: object, model: onnx.ModelProto, pasts: list[str], presents: list[str]
+) -> tuple[list[Cache], list[Cache]]:
+    """Caches that grow with the outputs that they become, by name or, where names do not say, by what joins new slots to
+    them; and an encoder's, which need no output."""
+    fixed = [past for past in pasts if _place(past)[1].startswith("encoder.")]
+    growing = [past for past in pasts if past not in fixed]
     by_place = {_place(present): present for present in presents}
-    if len(by_place) == len(presents) and all(_place(past) in by_place for past in pasts):
-        places = [_place(past) for past in pasts]
-        caches = [Cache(layer, role, past, by_place[layer, role]) for past, (layer, role) in zip(pasts, places)]
-        return sorted(caches, key=lambda cache: cache.layer)
-    unpaired = [past for past in pasts if _place(past) not in by_place] or presents
-    raise UserError(
-        name, f"cache inputs without their outputs: {', '.join(unpaired)}", "name pairs alike, or use --past"
-    )
+    encoder_caches = [Cache(*_place(past), past, by_place.get(_place(past))) for past in fixed]
+    presents = [present for present in presents if not _place(present)[1].startswith("encoder.")]
+    side = "decoder." if fixed else ""
+    places = [_place(past) for past in growing]
+    if len(set(places)) == len(growing) == len(presents) and all(place in by_place for place in places):
+        caches = [
+            Cache(layer, role if side in role else side + role, past, by_place[layer, role])
+            for past, (layer, role) in zip(growing, places)
+        ]
+        return sorted(caches, key=lambda cache: cache.layer), encoder_caches
+    grown = _grown(model, growing, presents)
+    if len(grown) == len(growing) == len(presents) and len(growing) % 2 == 0:
+        roles = [f"{side}key", f"{side}value"]
+        return [Cache(i // 2, roles[i % 2], past, grown[past]) for i, past in enumerate(growing)], encoder_caches
+    unpaired = [past for past in growing if _place(past) not in by_place and past not in grown]
+    unpaired = unpaired or [present for present in presents if present not in grown.values()] or presents
+    raise UserError(name, f"cache without its counterpart: {', '.join(unpaired)}", "name pairs alike, or use --past")
+
+
+def _grown(model: onnx.ModelProto, pasts: list[str], presents: list[str]) -> dict[str, str]:
+    """By cache input the output that a node which also reads the input directly computes."""
+    joins = [node for node in model.graph.node if node.op_type in ("Concat", "TensorScatter", "ScatterND", "ScatterElements")]
+    inputs_of = {output: node.input for node in joins for output in node.output}
+    return {past: present for present in presents for past in pasts if past in inputs_of.get(present, ())}
 
 
 def _place(name: str) -> tuple[int, str]:
@@ -136,7 +168,7 @@ def _place(name: str) -> tuple[int, str]:
     numbers = re.findall(r"\d+", name)
     roles = re.findall(r"(?:^|[._\W])(k|v)(?:ey|al|alue)?s?(?=[._\W\d]|$)", name)
     role = "key" if roles and roles[-1] == "k" else "value"  # the last: past_key_values.3.value has both
-    side = next((f"{side}." for side in ("encoder", "decoder", "cross") if side in name), "")
+    side = next((side for word, side in SIDES.items() if word in name), "")
     return (int(numbers[0]) if numbers else 0), side + role
 
 

@@ -5,12 +5,14 @@ onnxruntime takes that root as a session option, TensorRT as the folder of the p
 """
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 
 from contracts.errors import UserError
+from contracts.head_sizes import write_head_sizes
 from contracts.manifest import read_manifest
 
 ORT_ROOT_OPTION = "session.model_external_initializers_file_folder_path"
@@ -24,7 +26,8 @@ def weights_root(model: Path) -> Path:
 
 
 def load_graph(model: Path) -> onnx.ModelProto:
-    """The graph of an ONNX file, its external weights left where they are but checked to be there."""
+    """The graph of an ONNX file, its external weights left where they are but checked to be there; the size of a cached
+    head written into its caches where only the rest of the graph tells it."""
     try:
         proto = onnx.load(model, load_external_data=False)
     except FileNotFoundError:
@@ -36,6 +39,7 @@ def load_graph(model: Path) -> onnx.ModelProto:
     if not proto.graph.node:
         raise UserError(model, "not an ONNX graph: it has no nodes", "export it again")
     check_references(proto, model)
+    write_head_sizes(proto)
     return proto
 
 
@@ -63,25 +67,38 @@ def references(proto: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, dict[
             yield tensor, {entry.key: entry.value for entry in tensor.external_data}
 
 
-def place_weights(proto: onnx.ModelProto, model: Path, folder: Path, out: Path) -> str:
+def place_weights(proto: onnx.ModelProto, model: Path, folder: Path, out: Path, beside: bool = False) -> str:
     """Makes the weights of the graph in file `model` reachable for a graph written into `folder` (which becomes `out`).
 
     Weights beside the graph are hard-linked, so that the new graph stands alone at no cost; weights elsewhere, or on
-    another file system, stay where they are. Returns the `weights_root` for the new manifest, relative to `out`.
+    another file system, stay where they are, unless `beside` says that others will join them in `folder`, which all of a
+    graph's weights must then share: those that cannot be linked are copied. Returns the `weights_root` for the new
+    manifest, relative to `out`.
     """
     root = weights_root(model)
     locations = {reference["location"] for _, reference in references(proto)}
-    if root == Path(os.path.normpath(model.parent)):
+    if beside or root == Path(os.path.normpath(model.parent)):
         try:
             for location in locations:
                 (folder / location).parent.mkdir(parents=True, exist_ok=True)
                 if not (folder / location).exists():
-                    os.link((root / location).resolve(), folder / location)
+                    _link(root / location, folder / location, or_copy=beside)
             return "."
         except OSError:  # another file system, or one without hard links
+            if beside:
+                raise
             for location in locations:
                 (folder / location).unlink(missing_ok=True)
     return os.path.relpath(root, out)
+
+
+def _link(source: Path, target: Path, or_copy: bool) -> None:
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        if not or_copy:
+            raise
+        shutil.copyfile(source, target)
 
 
 def _checked_file(root: Path, location: str, model: Path) -> Path:

@@ -1,0 +1,80 @@
+"""The float32 twin of a bfloat16 graph, for onnxruntime, whose CPU provider has no bfloat16 arithmetic.
+
+The twin has the same nodes and the same bfloat16 weights, still lying where they were, but computes in float32. So it
+proves the structure of a graph and its weights, not how much bfloat16 arithmetic rounds.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+BFLOAT16, FLOAT = TensorProto.BFLOAT16, TensorProto.FLOAT
+DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "softmax_precision", "stash_type")
+
+
+def has_bfloat16(model: onnx.ModelProto) -> bool:
+    """True if a weight, an input, an output or a cast of the graph is bfloat16."""
+    return any(
+        any(tensor.data_type == BFLOAT16 for tensor in graph.initializer)
+        or any(value.type.tensor_type.elem_type == BFLOAT16 for value in (*graph.input, *graph.output))
+        or any(_is_bfloat16(attribute) for node in graph.node for attribute in node.attribute)
+        for graph in _graphs(model.graph)
+    )
+
+
+def float32_twin(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which every bfloat16 tensor is float32; external bfloat16 weights are cast where they enter."""
+    twin = onnx.ModelProto()
+    twin.CopyFrom(model)
+    for graph in _graphs(twin.graph):
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            if value.type.tensor_type.elem_type == BFLOAT16:
+                value.type.tensor_type.elem_type = FLOAT
+        for node in graph.node:
+            for attribute in node.attribute:
+                _widen(attribute)
+        casts = [cast for tensor in graph.initializer if (cast := _widen_weight(tensor))]
+        nodes = list(graph.node)
+        del graph.node[:]
+        graph.node.extend([*casts, *nodes])
+    return twin
+
+
+def _widen_weight(tensor: TensorProto) -> onnx.NodeProto | None:
+    if tensor.data_type != BFLOAT16:
+        return None
+    if tensor.data_location != TensorProto.EXTERNAL:
+        tensor.CopyFrom(_widened(tensor))
+        return None
+    name = tensor.name
+    tensor.name = f"{name}.bfloat16"
+    return helper.make_node("Cast", [tensor.name], [name], name=f"{name}.widened", to=FLOAT)
+
+
+def _widen(attribute: onnx.AttributeProto) -> None:
+    if not _is_bfloat16(attribute):
+        return
+    if attribute.type == onnx.AttributeProto.TENSOR:
+        attribute.t.CopyFrom(_widened(attribute.t))
+    else:
+        attribute.i = FLOAT
+
+
+def _is_bfloat16(attribute: onnx.AttributeProto) -> bool:
+    if attribute.type == onnx.AttributeProto.TENSOR:
+        return attribute.t.data_type == BFLOAT16
+    return attribute.name in DTYPE_ATTRIBUTES and attribute.i == BFLOAT16
+
+
+def _widened(tensor: TensorProto) -> TensorProto:
+    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _graphs(attribute.g)

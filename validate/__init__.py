@@ -1,0 +1,12 @@
+"""Checks each step of the pipeline against the one before, and says what it found in a report.
+
+graphs       an ONNX file -> something that onnxruntime can step (twin: bfloat16 graphs, which it cannot run)
+reference    a checkpoint -> the same in PyTorch
+decoders     one step after another, the KV cache kept between them
+scenarios    what is asked of a decoder: prompts, chunks, decoding, ragged batches
+compare      two decoders through the same scenarios, by Polygraphy
+tokens       two decoders on real text: KL divergence, perplexity, greedy agreement
+levels       which comparisons a pipeline's folder allows, and their verdicts
+report       the verdicts as JSON and HTML
+network      what TensorRT's parser understood, evaluated without a GPU
+"""

@@ -1,0 +1,160 @@
+"""python -m validate DIR | REFERENCE.onnx CANDIDATE.onnx | --network MODEL.onnx [--out DIR]"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from contracts.command import FOUND_DIFFERENCE, Parser, run
+from contracts.errors import UserError
+from contracts.manifest import MANIFEST, Stage
+from contracts.weights import load_graph, references, weights_root
+from validate.compare import DIFFERENT, NOT_RUN, PASSED
+from validate.graphs import open_graph
+from validate.levels import Level, compare_graphs, find_pipeline, run_levels
+from validate.network.command import check_network
+from validate.report import make_report, verdict, write_report
+
+COLORS = {PASSED: "green", DIFFERENT: "bold red", NOT_RUN: "dim"}
+console = Console()
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text", metavar="FILE", type=Path, help="text to read (default: the checkpoint's heldout)")
+    parser.add_argument("--tolerance", metavar="X", type=float, help="error allowed, of the largest value "
+                        "(default: float32 1e-4, float16 2e-2)")  # fmt: skip
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the tokens drawn (default 0)")
+
+
+def main() -> int:
+    parser = Parser(prog="validate", description="Check a pipeline's results, or compare two graphs with KV caches.")
+    parser.add_argument("what", nargs="+", type=Path, metavar="DIR | REFERENCE.onnx CANDIDATE.onnx")
+    add_options(parser)
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where the report on two graphs goes (default: none)")
+    parser.add_argument("--force", action="store_true", help="run even if the results are up to date")
+    parser.add_argument("--network", action="store_true", help="compare what TensorRT's parser made of one graph with "
+                        "onnxruntime on it")  # fmt: skip
+    parser.add_argument("--reference", metavar="PORTABLE.onnx", type=Path, help="with --network: the graph that "
+                        "onnxruntime runs instead (for one with TensorRT's own ops)")  # fmt: skip
+    parser.add_argument("--inputs", metavar="FILE.npz", type=Path, help="with --network: inputs by name")
+    options = parser.parse_args()
+    if options.network:
+        if len(options.what) > 1:
+            parser.error("--network takes one graph")
+        return check_network(options.what[0], options.reference, options.inputs, options.tolerance, options.seed, options.out)
+    if len(options.what) == 2:
+        return validate_graphs(*options.what, options)
+    if len(options.what) > 2:
+        parser.error("give one folder or two graphs")
+    return validate_pipeline(options.what[0], options)
+
+
+def validate_pipeline(folder: Path, options: argparse.Namespace) -> int:
+    """Runs all levels on a pipeline's folder and writes folder/validate. Returns the exit status."""
+    pipeline = find_pipeline(folder, options.text)
+    manifests = [path for name in ("export", "surgery", "build") if (path := folder / name / MANIFEST).is_file()]
+    graphs = [path for path in (pipeline.exported, pipeline.portable) if path]
+    stage = Stage(
+        "validate",
+        folder / "validate",
+        inputs=[*pipeline.files, *manifests, *_weights(graphs)],
+        options={"text": options.text, "tolerance": options.tolerance, "seed": options.seed},
+    )
+    title = pipeline.checkpoint.resolve().name if pipeline.checkpoint else folder.resolve().name
+    return _run(stage, title, options.force, folder, lambda tell, save: run_levels(
+        pipeline, options.tolerance, options.seed, lambda level, scenario: save(f"{level}-{scenario}"), tell,
+    ))  # fmt: skip
+
+
+def validate_graphs(reference: Path, candidate: Path, options: argparse.Namespace) -> int:
+    """Compares two graphs; with --out, writes the same report there. Returns the exit status."""
+    if options.text:
+        raise UserError("--text", "two graphs have no tokenizer to read it with", "leave it out")
+
+    def compare(tell, save) -> list[Level]:
+        graphs = open_graph(reference), open_graph(candidate)
+        return [compare_graphs(*graphs, options.tolerance, options.seed, save, tell)]
+
+    if options.out is None:
+        with _progress() as tell:
+            levels = compare(tell, None)
+        _show(levels)
+        return FOUND_DIFFERENCE if verdict(levels) == DIFFERENT else 0
+    inputs = [reference, candidate, *_weights([reference, candidate])]
+    stage = Stage("validate", options.out, inputs, {"tolerance": options.tolerance, "seed": options.seed})
+    return _run(stage, f"{reference.name} ↔ {candidate.name}", options.force, None, compare)
+
+
+def _run(stage: Stage, title: str, force: bool, folder: Path | None, check) -> int:
+    if stage.up_to_date() and not force:
+        status = json.loads((stage.out / "report.json").read_text())["verdict"]
+        console.print(f"validate: up to date, {status} ({stage.out}/report.html)")
+        return FOUND_DIFFERENCE if status == DIFFERENT else 0
+    started = time.monotonic()
+    with stage.writing() as partial:
+        (partial / "polygraphy").mkdir()
+
+        def save(name: str) -> Path:
+            return partial / "polygraphy" / f"{name.replace(' ', '-')}.json"
+
+        with _progress() as tell:
+            levels = check(tell, save)
+            tell("writing the report")
+            write_report(make_report(title, levels, stage.identity["versions"], started, folder), partial)
+        stage.extra["verdict"] = verdict(levels)
+    _show(levels)
+    console.print(f"validate: {verdict(levels)} → {stage.out}/report.html", style=COLORS[verdict(levels)])
+    return FOUND_DIFFERENCE if verdict(levels) == DIFFERENT else 0
+
+
+def _weights(graphs: list[Path]) -> list[Path]:
+    """The files that the graphs' weights lie in."""
+    files = {weights_root(path) / found["location"] for path in graphs for _, found in references(load_graph(path))}
+    return sorted(files)
+
+
+@contextmanager
+def _progress() -> Iterator:
+    with console.status("validate") as status:
+        yield lambda what: status.update(f"validate: {what}")
+
+
+def _show(levels: list[Level]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("level", "", "result", "worst error"):
+        table.add_column(heading)
+    for level in levels:
+        status = f"[{COLORS[level.status]}]{level.status}[/]"
+        details = "".join(f"\n[dim]{escape(detail)}[/]" for detail in _details(level))
+        table.add_row(str(level.number or ""), level.title + details, status, _worst(level))
+    console.print(table)
+
+
+def _worst(level: Level) -> str:
+    worst = level.comparison.worst if level.comparison else None
+    if worst is None:
+        return ""
+    return worst.problem or f"{worst.error:.1e} of {level.comparison.tolerance:.0e}"
+
+
+def _details(level: Level) -> Iterator[str]:
+    if level.reason:
+        yield level.reason
+    for scenario in level.comparison.scenarios if level.comparison else []:
+        if scenario.reason:
+            yield f"{scenario.name}: {scenario.reason}"
+        elif scenario.status == DIFFERENT:
+            yield f"{scenario.name}: " + ", ".join(scenario.exceeding(level.comparison.tolerance)[:4])
+    for reading in level.tokens.readings if level.tokens else []:
+        yield (f"{reading.name}: {reading.agreement:.2%} of the likeliest tokens alike, mean KL {reading.mean_kl}, "
+               f"{reading.candidate_bits} bits a byte ({reading.reference_bits})")  # fmt: skip
+
+
+if __name__ == "__main__":
+    run("validate", main)

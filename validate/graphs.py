@@ -1,0 +1,134 @@
+"""Opens decoder graphs in onnxruntime: what they need to be stepped, whatever made them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto
+
+from contracts.errors import UserError
+from contracts.signature import Signature, find_signature
+from contracts.weights import ORT_ROOT_OPTION, load_graph, weights_root
+from validate.decoders import Decoder, GrowingDecoder, StaticDecoder
+from validate.twin import float32_twin, has_bfloat16
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A decoder graph in onnxruntime. `dtype` is the cache's in the file; a bfloat16 graph runs as its float32 twin."""
+
+    name: str
+    signature: Signature
+    session: ort.InferenceSession = field(repr=False)
+    cache_shapes: tuple[tuple[int, int, int], ...]  # of each past input: kv_heads, slots (0 where it grows), head_dim
+    vocab: int
+
+    @property
+    def dtype(self) -> int:
+        return self.signature.dtype
+
+    @property
+    def cache_names(self) -> list[tuple[int, str]]:
+        return [(cache.layer, cache.role) for cache in self.signature.caches]
+
+    @property
+    def capacity(self) -> int | None:
+        return self.signature.capacity
+
+    @property
+    def trained_length(self) -> int | None:
+        return self.signature.ntk_trained_length
+
+    @property
+    def last_only(self) -> bool:
+        """True if the graph gives logits for each row's last valid token only."""
+        return self.signature.sequence_lengths is not None
+
+    def decoder(self, batch: int) -> Decoder:
+        dtype = np.float16 if self.dtype == TensorProto.FLOAT16 else np.float32
+        shapes = [(batch, *shape) for shape in self.cache_shapes]
+        if self.signature.static:
+            return StaticDecoder(self._forward_static, self.signature, shapes, dtype)
+        return GrowingDecoder(self._forward, [np.zeros(shape, dtype) for shape in shapes])
+
+    def _forward(self, tokens, positions, mask, pasts, alpha):
+        names = self.signature
+        feeds = {names.tokens: tokens, names.positions: positions, names.mask: mask, names.ntk_alpha: alpha}
+        feeds = {name: value for name, value in feeds.items() if name is not None}
+        feeds |= {cache.past: past for cache, past in zip(names.caches, pasts)}
+        logits, *presents = self.session.run([names.logits, *(cache.present for cache in names.caches)], feeds)
+        return logits, presents
+
+    def _forward_static(self, feeds: dict[str, np.ndarray], buffers: list[np.ndarray]) -> np.ndarray:
+        binding = self.session.io_binding()
+        for name, value in feeds.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(value))
+        binding.bind_output(self.signature.logits)
+        for cache, buffer in zip(self.signature.caches, buffers):
+            where = ("cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data)
+            binding.bind_input(cache.past, *where)
+            binding.bind_output(cache.present, *where)
+        self.session.run_with_iobinding(binding)
+        return binding.get_outputs()[0].numpy()
+
+
+def open_graph(path: Path, name: str | None = None, past_pattern: str | None = None) -> Graph:
+    """Opens an ONNX file. Raises UserError where it is no decoder graph, or onnxruntime cannot load it."""
+    return graph_of(load_graph(path), weights_root(path), name or str(path), past_pattern)
+
+
+def graph_of(model: onnx.ModelProto, root: Path, name: str, past_pattern: str | None = None) -> Graph:
+    """The same for a graph in memory whose external weights lie under `root`."""
+    signature = find_signature(model, name, past_pattern)
+    _refuse_unknown_inputs(model, signature, name)
+    session = open_session(model, root, name)
+    shapes = {value.name: value.shape for value in session.get_inputs()}
+    logits = next(value.shape for value in session.get_outputs() if value.name == signature.logits)
+    if not isinstance(logits[-1], int):
+        raise UserError(name, f"the vocabulary's size, last dimension of {signature.logits}, is not fixed", "fix it")
+    cache_shapes = []
+    for cache in signature.caches:
+        _, kv_heads, slots, head_dim = shapes[cache.past]
+        if not (isinstance(kv_heads, int) and isinstance(head_dim, int)):
+            raise UserError(name, f"heads and width of {cache.past} are not fixed", "fix these two dimensions")
+        cache_shapes.append((kv_heads, slots if signature.static else 0, head_dim))
+    return Graph(name, signature, session, tuple(cache_shapes), logits[-1])
+
+
+def open_session(model: onnx.ModelProto, root: Path, name: str) -> ort.InferenceSession:
+    """A CPU session that computes a graph as it is written: bfloat16 as float32, no fusion that changes numbers (above
+    the basic level onnxruntime quantises the activations of DequantizeLinear + MatMul)."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.enable_mem_reuse = all(node.op_type != "MultiHeadAttention" for node in model.graph.node)  # dies in float16
+    options.log_severity_level = 4  # fatal: an error also comes as an exception
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # PyTorch computes between its steps
+    options.add_session_config_entry(ORT_ROOT_OPTION, str(root))
+    runnable = _at_full_accuracy(float32_twin(model) if has_bfloat16(model) else model)
+    try:
+        return ort.InferenceSession(runnable.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors share no public base
+        raise UserError(name, f"onnxruntime cannot load it ({str(error).strip()})", "export it again") from None
+
+
+def _at_full_accuracy(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose MatMulNBits keep their activations in float, which onnxruntime-genai's graphs let them round to int8."""
+    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    for node in copy.graph.node:
+        if node.op_type == "MatMulNBits":
+            kept = [each for each in node.attribute if each.name != "accuracy_level"]
+            node.ClearField("attribute")
+            node.attribute.extend([*kept, onnx.helper.make_attribute("accuracy_level", 1)])
+    return copy
+
+
+def _refuse_unknown_inputs(model: onnx.ModelProto, signature: Signature, name: str) -> None:
+    given = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
+    known = {signature.tokens, signature.positions, signature.mask, signature.write_indices,
+             signature.sequence_lengths, signature.ntk_alpha, *(cache.past for cache in signature.caches)}  # fmt: skip
+    if unknown := sorted(given - known):
+        raise UserError(name, f"has inputs of unknown meaning: {', '.join(unknown)}", "export it without them")
+    if signature.static and signature.mask:
+        raise UserError(name, f"has a static cache and a mask input, {signature.mask}", "run surgery on it first")

@@ -1,0 +1,194 @@
+"""The levels of validation that a pipeline's folder allows, each a comparison with the step before.
+
+1 PyTorch ↔ exported graph. 2 Exported ↔ portable graph. 3 Portable graph ↔ TensorRT's network. 4 Portable graph ↔
+engine. 5 Tokens: PyTorch ↔ portable graph on real text. A level that cannot run says why; it has not passed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from onnx import TensorProto
+
+from contracts.errors import UserError
+from contracts.manifest import read_manifest
+from models.tokenizer import Tokenizer, open_tokenizer
+from validate.compare import DIFFERENT, NOT_RUN, PASSED, TOLERANCES, Comparison, compare
+from validate.graphs import Graph, open_graph
+from validate.network.decoder import open_network
+from validate.reference import open_reference
+from validate.runners import Model
+from validate.scenarios import make_scenarios, random_tokens, text_tokens
+from validate.tokens import TokenResult, compare_tokens
+
+TITLES = {
+    1: "PyTorch ↔ exported graph",
+    2: "Exported ↔ portable graph",
+    3: "Portable graph ↔ TensorRT's network",
+    4: "Portable graph ↔ engine",
+    5: "Tokens on real text",
+}
+TWIN_NOTE = "In onnxruntime, bfloat16 graphs ran as float32 twins with the same weights: its CPU has no bfloat16"
+
+
+@dataclass
+class Level:
+    number: int | None  # None: two graphs compared outside a pipeline
+    title: str
+    status: str
+    reason: str | None = None
+    comparison: Comparison | None = None
+    tokens: TokenResult | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The files of a pipeline's folder that validation reads; None where a stage has not written them."""
+
+    exported: Path
+    portable: Path | None
+    lowered: Path | None
+    engine: Path | None
+    checkpoint: Path | None
+    text: Path | None
+
+    @property
+    def files(self) -> list[Path]:
+        return [path for path in (self.exported, self.portable, self.lowered, self.engine, self.text) if path]
+
+
+def find_pipeline(folder: Path, text: Path | None) -> Pipeline:
+    """Raises UserError where there is no exported graph, or `text` is no file."""
+    exported = folder / "export" / "model.onnx"
+    if not exported.is_file():
+        raise UserError(folder, "has no export/model.onnx", "name the --out folder of pipeline.py, or two .onnx files")
+    if text is not None and not text.is_file():
+        raise UserError(text, "no such file", "name a text file with --text")
+    recorded = (read_manifest(folder / "export") or {}).get("options", {}).get("checkpoint")
+    checkpoint = Path(recorded) if recorded and Path(recorded).is_dir() else None
+    heldout = checkpoint / "heldout.txt" if checkpoint else None
+    return Pipeline(
+        exported=exported,
+        portable=_existing(folder / "surgery" / "model.onnx"),
+        lowered=_existing(folder / "surgery" / "model.trt.onnx"),
+        engine=_existing(folder / "build" / "model.engine"),
+        checkpoint=checkpoint,
+        text=text or (_existing(heldout) if heldout else None),
+    )
+
+
+def run_levels(
+    pipeline: Pipeline,
+    tolerance: float | None,
+    seed: int,
+    save: Callable[[int, str], Path],
+    tell: Callable[[str], None],
+) -> list[Level]:
+    """All five levels in order. `save(level, scenario)` names Polygraphy's file; `tell` hears what begins."""
+    exported = open_graph(pipeline.exported, "exported")
+    portable = open_graph(pipeline.portable, "portable") if pipeline.portable else None
+    tokenizer, ids, no_text = _read_text(pipeline)
+    source = text_tokens(ids, seed) if ids else random_tokens(exported.vocab, seed)
+    scenarios = make_scenarios(source, portable.capacity if portable else None, exported.trained_length)
+
+    def run(number: int, reference: Model, candidate: Model, allowed: float | None = None) -> Level:
+        comparison = compare(
+            reference,
+            candidate,
+            scenarios,
+            tolerance or allowed,
+            save=lambda scenario: save(number, scenario),
+            tell=lambda scenario: tell(f"level {number}: {scenario}"),
+        )
+        notes = [TWIN_NOTE] if candidate.dtype == TensorProto.BFLOAT16 else []
+        return Level(number, TITLES[number], comparison.status, comparison=comparison, notes=notes)
+
+    levels = []
+    if pipeline.checkpoint:
+        tell("level 1: loading the checkpoint")
+        levels.append(run(1, open_reference(pipeline.checkpoint, exported.dtype), exported))
+    else:
+        levels.append(_not_run(1, "the checkpoint that export/manifest.json names is not here"))
+    levels.append(run(2, exported, portable) if portable else _not_run(2, "surgery has written no portable graph"))
+    levels.append(_network_level(pipeline, portable, run, tell))
+    levels.append(_not_run(4, _why_no_engine(pipeline)))
+    if not (pipeline.checkpoint and portable):
+        levels.append(_not_run(5, "needs the checkpoint and the portable graph"))
+    elif no_text:
+        levels.append(_not_run(5, no_text))
+    else:
+        tell("level 5: reading text")
+        levels.append(_token_level(open_reference(pipeline.checkpoint), portable, tokenizer, ids))
+    return levels
+
+
+def compare_graphs(
+    reference: Graph,
+    candidate: Graph,
+    tolerance: float | None = None,
+    seed: int = 0,
+    save: Callable[[str], Path] | None = None,
+    tell: Callable[[str], None] = lambda scenario: None,
+) -> Level:
+    """Any two graphs with KV caches on random tokens. Raises UserError where they are not of one model."""
+    for what in ("vocab", "cache_names"):
+        if (ours := getattr(reference, what)) != (theirs := getattr(candidate, what)):
+            found = f"{ours} and {theirs}" if what == "vocab" else f"{len(ours)} and {len(theirs)}"
+            label = "vocabularies of" if what == "vocab" else "caches that do not pair:"
+            raise UserError(f"{reference.name}, {candidate.name}", f"{label} {found}", "compare graphs of one model")
+    capacities = [graph.capacity for graph in (reference, candidate) if graph.capacity]
+    trained = reference.trained_length or candidate.trained_length
+    scenarios = make_scenarios(random_tokens(reference.vocab, seed), min(capacities, default=None), trained)
+    comparison = compare(reference, candidate, scenarios, tolerance, save, tell)
+    notes = [TWIN_NOTE] if TensorProto.BFLOAT16 in (reference.dtype, candidate.dtype) else []
+    return Level(None, "Reference ↔ candidate", comparison.status, comparison=comparison, notes=notes)
+
+
+def _network_level(
+    pipeline: Pipeline, portable: Graph | None, run: Callable[..., Level], tell: Callable[[str], None]
+) -> Level:
+    if portable is None or pipeline.lowered is None:
+        return _not_run(3, "surgery has written no lowered graph")
+    tell("level 3: TensorRT parses the lowered graph")
+    try:
+        network = open_network(pipeline.lowered, "TensorRT's network")
+    except UserError as error:
+        return _not_run(3, str(error))
+    return run(3, portable, network, TOLERANCES[portable.dtype])  # the network computes bfloat16 as bfloat16
+
+
+def _token_level(reference: Model, portable: Graph, tokenizer: Tokenizer, ids: list[int]) -> Level:
+    tokens = compare_tokens(reference, portable, tokenizer, ids, portable.dtype)
+    notes = [TWIN_NOTE] if portable.dtype == TensorProto.BFLOAT16 else []
+    return Level(5, TITLES[5], PASSED if tokens.passed else DIFFERENT, tokens=tokens, notes=notes)
+
+
+def _read_text(pipeline: Pipeline) -> tuple[Tokenizer | None, list[int], str | None]:
+    """The tokenizer and the text's tokens, or why there are none."""
+    if pipeline.checkpoint is None:
+        return None, [], "needs the checkpoint's tokenizer"
+    try:
+        tokenizer = open_tokenizer(pipeline.checkpoint)
+    except UserError as error:
+        return None, [], f"the checkpoint's tokenizer cannot be read ({error})"
+    if pipeline.text is None:
+        return tokenizer, [], "no text to read: give one with --text"
+    ids = tokenizer.encode(pipeline.text.read_text(encoding="utf-8", errors="replace"))
+    if len(ids) < 64:
+        return tokenizer, [], f"the text is too short: {len(ids)} tokens"
+    return tokenizer, ids, None
+
+
+def _why_no_engine(pipeline: Pipeline) -> str:
+    if pipeline.engine is None:
+        return "no engine has been built"
+    return "an engine runs only on a GPU that it was built for, and this version has no runner for it"
+
+
+def _not_run(number: int, reason: str) -> Level:
+    return Level(number, TITLES[number], NOT_RUN, reason)
+
+
+def _existing(path: Path) -> Path | None:
+    return path if path.is_file() else None

@@ -1,0 +1,62 @@
+"""A checkpoint's model in PyTorch, stepped like a growing graph: what the exported graph must agree with."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from onnx import TensorProto
+
+from models import load_model, open_checkpoint
+from validate.decoders import Decoder, GrowingDecoder
+
+DTYPES = {
+    TensorProto.FLOAT: torch.float32,
+    TensorProto.FLOAT16: torch.float16,
+    TensorProto.BFLOAT16: torch.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The model in float32, its weights rounded to `dtype`."""
+
+    name: str
+    dtype: int  # onnx.TensorProto type
+    module: torch.nn.Module = field(repr=False)
+
+    capacity = None
+    last_only = False
+
+    @property
+    def vocab(self) -> int:
+        return self.module.dimensions.vocab
+
+    @property
+    def trained_length(self) -> int | None:
+        return self.module.dimensions.ntk_trained_length
+
+    @property
+    def cache_names(self) -> list[tuple[int, str]]:
+        return [(layer, role) for layer in range(self.module.dimensions.layers) for role in ("key", "value")]
+
+    def decoder(self, batch: int) -> Decoder:
+        of = self.module.dimensions
+        return GrowingDecoder(
+            self._forward, [np.zeros((batch, of.kv_heads, 0, of.head_dim), np.float32) for _ in self.cache_names]
+        )
+
+    @torch.inference_mode()
+    def _forward(self, tokens, positions, mask, pasts, alpha):
+        tensors = (torch.from_numpy(np.ascontiguousarray(array)) for array in (tokens, positions, mask))
+        alpha = torch.from_numpy(alpha) if self.trained_length is not None else None
+        logits, presents = self.module(*tensors, [torch.from_numpy(past) for past in pasts], alpha)
+        return logits.numpy(), [present.numpy() for present in presents]
+
+
+def open_reference(checkpoint: Path, weights: int = TensorProto.FLOAT) -> Reference:
+    """The checkpoint's model, its weights rounded to the onnx.TensorProto type `weights`, as a graph of that type has
+    them, so that what differs is the graph."""
+    dtype = DTYPES[weights]
+    module = load_model(open_checkpoint(checkpoint), dtype).float()
+    return Reference(f"PyTorch, {str(dtype).removeprefix('torch.')} weights", weights, module)

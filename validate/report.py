@@ -1,0 +1,117 @@
+"""The report: one dictionary, written as report.json and rendered as report.html."""
+
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from contracts.manifest import peak_memory, read_manifest
+from validate import plots
+from validate.compare import DIFFERENT, NOT_RUN, PASSED
+from validate.levels import Level
+
+STAGES = ("export", "surgery", "build")
+BAR_FLOOR = 1e-9  # a difference this small, or none, has no bar
+
+
+def verdict(levels: list[Level]) -> str:
+    """Different if any level is, else passed if any passed: what was not run neither passes nor fails."""
+    statuses = {level.status for level in levels}
+    return next((status for status in (DIFFERENT, PASSED) if status in statuses), NOT_RUN)
+
+
+def make_report(title: str, levels: list[Level], versions: dict, started: float, folder: Path | None = None) -> dict:
+    """What report.json holds. `folder`: the pipeline's, where there is one; `started`: by time.monotonic()."""
+    stages = [stage for name in STAGES if folder and (stage := _stage(folder, name))]
+    stages.append({"name": "validate", "seconds": round(time.monotonic() - started, 3),
+                   "peak_memory_bytes": peak_memory(), "outputs": {}, "options": {}})  # fmt: skip
+    return {
+        "title": title,
+        "verdict": verdict(levels),
+        "summary": _summary(levels),
+        "stages": stages,
+        "surgery": _read(folder / "surgery" / "report.json") if folder else None,
+        "levels": [_level(level) for level in levels],
+        "versions": versions,
+    }
+
+
+def write_report(report: dict, folder: Path) -> None:
+    (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    (folder / "report.html").write_text(render(report))
+
+
+def render(report: dict) -> str:
+    """The report as one HTML page that needs nothing beside it."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"error": _error, "bytes": _bytes, "seconds": _seconds, "bar": _bar}
+    return environment.get_template("report.html.j2").render(report, plots=plots)
+
+
+def _summary(levels: list[Level]) -> str:
+    """One sentence a person reads first."""
+    different = [level for level in levels if level.status == DIFFERENT]
+    passed = [level for level in levels if level.status == PASSED]
+    left = [level for level in levels if level.status == NOT_RUN]
+    parts = []
+    if different:
+        parts.append("A difference was found: " + "; ".join(level.title for level in different) + ".")
+    elif passed:
+        parts.append(f"All that ran agrees: {len(passed)} of {len(levels)} levels." if len(levels) > 1 else "They agree.")
+    if left:
+        parts.append("Not run: " + "; ".join(level.title for level in left) + ".")
+    return " ".join(parts)
+
+
+def _level(level: Level) -> dict:
+    found = dataclasses.asdict(level)
+    if level.comparison and level.comparison.worst:
+        found["comparison"]["worst"] = dataclasses.asdict(level.comparison.worst)
+    elif level.comparison:
+        found["comparison"]["worst"] = None
+    return found
+
+
+def _stage(folder: Path, name: str) -> dict | None:
+    manifest = read_manifest(folder / name)
+    return manifest and {
+        "name": name,
+        **{key: manifest.get(key) for key in ("seconds", "peak_memory_bytes", "outputs", "options")},
+    }
+
+
+def _read(path: Path) -> dict | None:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _error(error: float | None) -> str:
+    if error is None:
+        return "not a number"
+    return "0" if error == 0 else f"{error:.1e}".replace("e-0", "e-").replace("e+0", "e")
+
+
+def _bar(error: float | None, tolerance: float) -> float:
+    """Percent of a bar's length, on a logarithmic scale on which the tolerance stands at 80."""
+    if error is None or error > tolerance * 100:
+        return 100.0
+    decades = math.log10(max(error, BAR_FLOOR) / BAR_FLOOR) / math.log10(tolerance / BAR_FLOOR)
+    return round(min(80 * decades, 100.0), 1)
+
+
+def _bytes(size: int | None) -> str:
+    if size is None:
+        return "–"
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} B" if unit == "B" else f"{size:.3g} {unit}"
+        size /= 1000
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
