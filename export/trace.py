@@ -1,11 +1,12 @@
 """A torch decoder to an ONNX graph in the growing signature, without its weights.
 
-The module is traced on memory that is never touched, so a 7B model costs no more than its graph. For the same reason
-nothing may look into a parameter while it is optimised: all of them look like zeros, and would be folded or merged.
+The module is traced on memory that is never touched, so a 7B model costs no more than its graph.
 """
 
 import logging
+import re
 import warnings
+from dataclasses import replace
 
 import onnx_ir as ir
 import torch
@@ -13,23 +14,45 @@ from onnxscript import optimizer
 from torch.export import Dim
 
 from contracts.signature import LOGITS, MASK, NTK_ALPHA, NTK_TRAINED_LENGTH, POSITIONS, TOKENS, past_name, present_name
+from export.repeat import LayersDiffer, repeat
+from export.shallow import KEPT, without_middle
 from models import Dimensions
 
 OPSET = 18  # every operator written out: what any runtime of the last years runs
+TRACED_LAYERS = "suture.traced_layers"
 BATCH, SEQUENCE, PAST = 2, 3, 5  # example sizes: different, and neither 0 nor 1, which torch.export would fix
 
 
-def trace(model: torch.nn.Module, dtype: torch.dtype) -> ir.Model:
+SCOPES = "pkg.torch.onnx.name_scopes"  # where a node came from: all of the tracer's notes that later stages read
+
+
+def trace(model: torch.nn.Module, dtype: torch.dtype, whole: bool = False) -> ir.Model:
     """Traces a module on device "meta" (see models.qwen.Qwen.forward) as ONNX computing in `dtype`.
 
-    Returns a graph whose initializers named in the module's state_dict have no values yet.
+    Layers that are alike are traced twice and written as often as there are, unless `whole`. Returns a graph whose
+    initializers named in the module's state_dict have no values yet; metadata "suture.traced_layers" says how many
+    layers the tracer saw.
     """
+    layers = model.dimensions.layers
+    shallow = None if whole else without_middle(model, layers)
+    if shallow is not None:
+        few, blocks = shallow
+        graph = _trace(few, replace(model.dimensions, layers=KEPT), dtype)
+        try:
+            repeat(graph.graph, layers, blocks)
+            return _finished(graph, model.dimensions, KEPT)
+        except LayersDiffer:  # alike as modules, but not as graphs
+            pass
+    return _finished(_trace(model, model.dimensions, dtype), model.dimensions, layers)
+
+
+def _trace(model: torch.nn.Module, dimensions: Dimensions, dtype: torch.dtype) -> ir.Model:
     model = model.to(dtype).to_empty(device="cpu")
-    dimensions = model.dimensions
     parameters = set(model.state_dict())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        for chatty in ("torch.onnx", "onnx_ir"):
+            logging.getLogger(chatty).setLevel(logging.ERROR)
         program = torch.onnx.export(
             model,
             _example_inputs(dimensions, dtype),
@@ -42,12 +65,35 @@ def trace(model: torch.nn.Module, dtype: torch.dtype) -> ir.Model:
             verbose=False,
         )
     graph = program.model
-    optimizer.optimize_ir(graph, should_fold=lambda node: None if _reads_none_of(node, parameters) else False)
+    _measure_first_inputs(graph.graph)
+    for name in parameters & set(graph.graph.initializers):
+        graph.graph.initializers[name].const_value = None  # never written: not to be folded, or merged as equal
+    optimizer.optimize_ir(graph)
+    return graph
+
+
+def _finished(graph: ir.Model, dimensions: Dimensions, traced_layers: int) -> ir.Model:
     _name_axes(graph.graph, dimensions)
+    graph.graph.metadata_props.clear()
+    for node in graph.graph:
+        for note in set(node.metadata_props) - {SCOPES}:
+            del node.metadata_props[note]
     if dimensions.ntk_trained_length is not None:
         graph.metadata_props[NTK_TRAINED_LENGTH] = str(dimensions.ntk_trained_length)
+    graph.metadata_props[TRACED_LAYERS] = str(traced_layers)
     graph.producer_name = "suture"
     return graph
+
+
+def _measure_first_inputs(graph: ir.Graph) -> None:
+    """Takes batch, sequence and past lengths from the first input that has them; the tracer takes any layer's cache."""
+    inputs = {value.name: value for value in graph.inputs}
+    for node in graph:
+        read = node.inputs[0] if node.inputs else None
+        if node.op_type == "Shape" and read in inputs.values() and re.match(r"past_key_values\.", read.name):
+            axis = node.attributes.get_int("start", 0)
+            if node.attributes.get_int("end", 4) == axis + 1 and axis in (0, 2):
+                node.replace_input_with(0, inputs[TOKENS] if axis == 0 else inputs[past_name(0, "key")])
 
 
 def _example_inputs(dimensions: Dimensions, dtype: torch.dtype) -> tuple:
@@ -72,10 +118,6 @@ def _input_names(dimensions: Dimensions) -> list[str]:
 
 def _output_names(dimensions: Dimensions) -> list[str]:
     return [LOGITS, *(present_name(layer, role) for layer in range(dimensions.layers) for role in ("key", "value"))]
-
-
-def _reads_none_of(node: ir.Node, parameters: set[str]) -> bool:
-    return not any(value is not None and value.name in parameters for value in node.inputs)
 
 
 def _name_axes(graph: ir.Graph, dimensions: Dimensions) -> None:

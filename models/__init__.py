@@ -15,7 +15,7 @@ from contracts.errors import UserError
 from models.checkpoint import CONFIG, Checkpoint, open_checkpoint
 from models.dimensions import Dimensions
 
-__all__ = ["Checkpoint", "Dimensions", "checkpoint_folder", "load_model", "meta_model", "open_checkpoint"]
+__all__ = ["Checkpoint", "Dimensions", "architecture", "checkpoint_folder", "load_model", "meta_model", "open_checkpoint"]
 
 FAMILIES = {"qwen": "models.qwen"}
 
@@ -28,15 +28,19 @@ def checkpoint_folder(name: str) -> Path:
     return named[name]
 
 
+def architecture(config: dict, where: Path) -> nn.Module:
+    """The module that a config.json (at `where`, for errors) describes, without weights: device "meta", eval mode."""
+    with torch.device("meta"):
+        return _family(config, where).build(config, where).eval()
+
+
 def meta_model(checkpoint: Checkpoint) -> nn.Module:
     """The checkpoint's architecture without weights (device "meta", eval mode), its tensors' names and shapes checked
     against the files. Raises UserError for an architecture that is not supported, a missing tensor, a wrong shape."""
-    where = checkpoint.folder / CONFIG
-    with torch.device("meta"):
-        model = _family(checkpoint.config, where).build(checkpoint.config, where)
+    model = architecture(checkpoint.config, checkpoint.folder / CONFIG)
     for name, tensor in model.state_dict().items():
         checkpoint.entry(name, tuple(tensor.shape))
-    return model.eval()
+    return model
 
 
 def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: str = "cpu") -> nn.Module:

@@ -1,21 +1,25 @@
-"""python -m surgery MODEL.onnx --out DIR [--cache static|growing] [--capacity 2048] [--logits all|last] [--skip PASS]"""
+"""python -m surgery MODEL.onnx --out DIR [--cache static|growing] [--capacity 2048] [--logits all|last] [--verify] ..."""
 
 import argparse
 import json
+import os
 from pathlib import Path
 
+import onnx
 from rich.console import Console
 
-from contracts.command import Parser, run
+from contracts.command import FOUND_DIFFERENCE, Parser, run
 from contracts.errors import UserError
 from contracts.manifest import Stage
 from contracts.weights import load_graph, place_weights
-from surgery import files
-from surgery.lowering import LOWERING
-from surgery.passes import PORTABLE, interface, last_token_logits, node_names, static_cache
-from surgery.runner import name_of, operate
+from surgery import files, picture, verify
+from surgery.contrib import repacks
+from surgery.contrib.weights import FILE as REPACKED
+from surgery.runner import make_plan, operate
 
-PASSES = [name_of(a_pass) for a_pass in (*PORTABLE, static_cache, last_token_logits, interface, node_names, *LOWERING)]
+OPTIONS = ("cache", "capacity", "logits", "skip", "own", "verify", "bisect", "past")
+
+PICTURED = 1  # the second layer: the first one also has what all layers share
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -23,50 +27,75 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--capacity", type=int, default=2048, help="slots of a static cache (%(default)s)")
     parser.add_argument("--logits", choices=("all", "last"), default="all", help="of every token or the last (%(default)s)")
     parser.add_argument("--skip", metavar="PASS", action="append", default=[], help="leave out a pass; may be repeated")
+    parser.add_argument("--pass", metavar="FILE.py[@PASS]", dest="own", action="append", default=[],
+                        help="run your own pass, after PASS or before the cache becomes static; may be repeated")  # fmt: skip
+    parser.add_argument("--verify", action="store_true", help="run the graph before and after each pass; stop at a difference")
+    parser.add_argument("--bisect", action="store_true", help="as --verify, and find the first match that differs")
     parser.add_argument("--past", metavar="REGEX", help="which inputs are caches, where their names do not say so")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="surgery", description="Fuse a language model's graph and make its KV cache static.")
     parser.add_argument("model", metavar="MODEL.onnx", type=Path)
     add_options(parser)
     parser.add_argument("--out", metavar="DIR", type=Path, required=True)
     parser.add_argument("--force", action="store_true", help="run even if the results are up to date")
-    surgery(parser.parse_args())
+    return surgery(parser.parse_args(arguments))
 
 
-def surgery(options: argparse.Namespace) -> None:
-    _check(options)
-    stage = Stage(
-        "surgery",
-        options.out,
-        inputs=[options.model],
-        options={name: getattr(options, name) for name in ("cache", "capacity", "logits", "skip", "past")},
-    )
-    if stage.up_to_date() and not options.force:
-        print(f"surgery: up to date ({options.out})")
-        return
-    with stage.writing() as partial:
-        source = load_graph(options.model)
-        graph = files.read(options.model, options.past)
-        portable, lowered, report = operate(graph, options.cache, options.capacity, options.logits, options.skip)
-        stage.extra["weights_root"] = place_weights(source, options.model, partial, options.out)
-        files.write(portable, partial / "model.onnx")
-        files.write(lowered, partial / "model.trt.onnx")
-        (partial / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n")
-    Console().print(report.table())
-    for each in report.unfused:
-        print(f"not fused: {each['op']} at {each['node']} ({each['reason']})")
-    nodes = report.nodes
-    print(f"surgery: {nodes['before']} → {nodes['portable']} nodes (lowered {nodes['lowered']}) → {options.out}/model.onnx")
-
-
-def _check(options: argparse.Namespace) -> None:
+def surgery(options: argparse.Namespace) -> int:
+    """Writes the portable and the lowered graph into options.out. Returns the exit status."""
     if options.capacity < 1:
         raise UserError("--capacity", f"{options.capacity} slots hold nothing", "give at least 1")
-    for name in options.skip:
-        if name not in PASSES:
-            raise UserError(f"--skip {name}", "no such pass", f"choose from {', '.join(PASSES)}")
+    plan = make_plan(options.cache, options.capacity, options.logits, options.skip, options.own)
+    own = [Path(argument.partition("@")[0]) for argument in options.own]
+    stage = Stage("surgery", options.out, [options.model, *own], {name: getattr(options, name) for name in OPTIONS})
+    if stage.up_to_date() and not options.force:
+        print(f"surgery: up to date ({options.out})")
+        return 0
+    source = load_graph(options.model)
+    graph = files.read(options.model, options.past)
+    pictures = {"before.svg": picture.draw_layer(graph, PICTURED, f"Layer {PICTURED} before surgery")}
+    verifier = verify.Verifier(source, graph.signature, graph.root) if options.verify or options.bisect else None
+    try:
+        with stage.writing() as partial:
+            root = place_weights(source, options.model, partial, options.out, beside=repacks(source))
+            stage.extra["weights_root"] = root
+            if root == ".":
+                graph.root = graph.weights_folder = partial
+            try:
+                portable, lowered, report = operate(graph, plan, *([verifier] if verifier else []))
+            except verify.Difference as found:  # here, where the weights that passes added still are
+                _leave(found if not options.bisect else verify.narrow(found, plan), source, options, partial)
+                raise
+            pictures["after.svg"] = picture.draw_layer(portable, PICTURED, f"Layer {PICTURED} after surgery")
+            for name in [name for name in pictures if all(pictures.values())]:
+                (partial / name).write_text(pictures[name])
+            files.write(portable, partial / "model.onnx")
+            files.write(lowered, partial / "model.trt.onnx")
+            (partial / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n")
+    except verify.Difference:
+        return FOUND_DIFFERENCE
+    Console().print(report.table())
+    for line in report.lines():
+        print(line)
+    nodes = report.nodes
+    print(f"surgery: {nodes['before']} → {nodes['portable']} nodes (lowered {nodes['lowered']}) → {options.out}/model.onnx")
+    return 0
+
+
+def _leave(found: verify.Difference, source: onnx.ModelProto, options: argparse.Namespace, weights: Path) -> None:
+    """Puts the graphs before and after the difference on disk, where onnxruntime and validate can open them, with the
+    weights that passes added to the folder `weights`."""
+    folder = options.out / "difference"
+    stage = Stage("surgery", folder, [options.model], {"difference": str(found)})
+    with stage.writing() as partial:
+        stage.extra["weights_root"] = place_weights(source, options.model, partial, folder, beside=repacks(source))
+        if (weights / REPACKED).exists():
+            os.link(weights / REPACKED, partial / REPACKED)
+        verify.save(found, partial)
+    print(f"surgery: {found}")
+    print(f"surgery: both graphs are in {folder}: before.onnx, after.onnx")
 
 
 if __name__ == "__main__":

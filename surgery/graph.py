@@ -9,10 +9,21 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
+from onnx.external_data_helper import ExternalDataInfo
 from onnx_graphsurgeon.ir.tensor import LazyValues
+from onnx_graphsurgeon.util.misc import SynchronizedList
 
 from contracts.signature import Signature
 
+
+def _remove_from_elem(nodes: SynchronizedList, tensor: gs.Tensor) -> None:
+    """Takes the node itself out of a tensor's producers or consumers. graph-surgeon's own takes out the first one that is
+    equal, for which it compares attributes and names, node by node: slow in large graphs, and wrong where two are alike."""
+    others = getattr(tensor, nodes.field_name)
+    list.pop(others, next(index for index, other in enumerate(others) if other is nodes.parent_obj))
+
+
+SynchronizedList._remove_from_elem = _remove_from_elem
 SMALL = 1 << 16  # elements; what is larger is a weight and is not read to decide a match
 
 
@@ -31,6 +42,7 @@ class NearMiss:
     node: str
     op: str
     reason: str
+    tensor: str  # the node's first output: unlike the node's name it is its own, and stays to the end
 
 
 class Graph:
@@ -44,12 +56,15 @@ class Graph:
         self.gs = gs.import_onnx(model)
         self.signature = signature
         self.root = root  # where external weights lie
+        self.weights_folder: Path | None = None  # `root` if it is ours, so that passes may add weight files to it
         self.metadata = {entry.key: entry.value for entry in model.metadata_props}
         self.near_misses: list[NearMiss] = []
+        self.matched: list[str] = []  # names of the nodes that the current pass has matched, in that order
         self.match_limit: int | None = None  # of the current pass; how a bisection stops half-way
         self._module = ""  # the module path of the node being matched, which new nodes inherit
         self._names = defaultdict(int)
-        self._taken = set(self.gs.tensors(check_duplicates=False))
+        self._output_ids: set[int] = set()
+        self._taken = {*self.gs.tensors(check_duplicates=False), *(node.name for node in self.gs.nodes)}
 
     # --- finding ---------------------------------------------------------------------------------------------------
 
@@ -62,30 +77,36 @@ class Graph:
 
         A rewrite returns something false where the node is none of its business and raises NoMatch for a near miss.
         """
-        matches = 0
+        before = len(self.matched)
+        self._output_ids = set()  # of the graph as it is now
         for node in candidates:
-            if matches == self.match_limit:
+            if len(self.matched) == self.match_limit:
                 break
+            name, tensor = node.name, node.outputs[0].name if node.outputs else ""
             self._module = node.name.rsplit("/", 1)[0] + "/" if "/" in node.name else ""
             try:
-                matches += bool(rewrite(self, node))
+                if rewrite(self, node):
+                    self.matched.append(name)
             except NoMatch as reason:
-                self.near_misses.append(NearMiss(node.name, node.op, str(reason)))
-        return matches
+                self.near_misses.append(NearMiss(name, node.op, str(reason), tensor))
+        return len(self.matched) - before
 
     def input(self, name: str) -> gs.Variable:
         return next(tensor for tensor in self.gs.inputs if tensor.name == name)
 
     def is_output(self, tensor: gs.Tensor) -> bool:
-        return any(tensor is output for output in self.gs.outputs)
+        if len(self._output_ids) != len(self.gs.outputs):
+            self._output_ids = {id(output) for output in self.gs.outputs}
+        return id(tensor) in self._output_ids
 
     def constant(self, tensor: gs.Tensor | None) -> np.ndarray | None:
         """The values of a small constant; None for weights and computed tensors."""
         if not isinstance(tensor, gs.Constant) or np.prod(tensor.shape, dtype=np.int64) > SMALL:
             return None
-        if isinstance(tensor._values, LazyValues):
-            return onnx.numpy_helper.to_array(tensor._values.tensor, str(self.root))
-        return tensor.values
+        if not isinstance(tensor._values, LazyValues):
+            return tensor.values
+        proto = tensor._values.tensor
+        return onnx.numpy_helper.to_array(_inline(proto, self.root) if is_external(proto) else proto)
 
     def scalar(self, tensor: gs.Tensor | None) -> float | int | bool | None:
         """The value of a constant with one element, whatever its rank; None for anything else."""
@@ -106,7 +127,7 @@ class Graph:
         """Adds a node with one output and returns that output. Type and shape default to the first input's type."""
         name = name or self._module + op.lower()
         output = gs.Variable(self.unique(name), onnx_type(inputs[0]) if dtype is None else dtype, shape)
-        self._append(op, inputs, attrs, name, [output])
+        self._append(op, inputs, attrs, output.name, [output])
         return output
 
     def replace(
@@ -146,6 +167,19 @@ class Graph:
         node = gs.Node(op, name, attrs or {}, filled, outputs)
         self.gs.nodes.append(node)
         return node
+
+
+def is_external(tensor: TensorProto) -> bool:
+    return tensor.data_location == TensorProto.EXTERNAL
+
+
+def _inline(tensor: TensorProto, root: Path) -> TensorProto:
+    """The same tensor with its bytes in it. onnx's own reader refuses hard links, which place_weights makes."""
+    place = ExternalDataInfo(tensor)
+    with open(root / place.location, "rb") as file:
+        file.seek(place.offset or 0)
+        data = file.read(place.length)
+    return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=data)
 
 
 def producer(tensor: gs.Tensor | None, *ops: str) -> gs.Node | None:

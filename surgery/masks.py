@@ -1,43 +1,72 @@
-"""What an attention mask lets through, found by evaluating its subgraph on probes, whatever nodes it is made of."""
+"""What an attention mask lets through and adds, found by evaluating its subgraph on probes, whatever nodes it is made of."""
 
+from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from surgery.graph import Graph, onnx_type
-from surgery.probe import Probe, evaluate, probes
+from surgery.probe import SHORT, Probe, evaluate, probes
 
 BOOL = 9
-FAR_BELOW = -1e3  # a bias at most this hides a slot
+FAR_BELOW = -9e3  # a bias at most this hides a slot
+LONGEST_WINDOW = 1 << 17
 
 
-class Mask(Enum):
+class Kind(Enum):
     CAUSAL = "causal"
     CAUSAL_PADDED = "causal and padding"
     PADDED = "padding"
     ALL = "nothing is masked"
 
 
+@dataclass(frozen=True)
+class Mask:
+    """A mask that is understood: which slots count, and what is added to their scores."""
+
+    kind: Kind
+    window: int | None = None  # a token sees this many slots, its own among them
+    slopes: tuple[float, ...] | None = None  # ALiBi: head h adds slopes[h] * (slot - own slot)
+
+    @property
+    def causal(self) -> bool:
+        return self.kind in (Kind.CAUSAL, Kind.CAUSAL_PADDED)
+
+
 def recognise(graph: Graph, mask: gs.Tensor) -> Mask | str:
-    """The kind of mask, or the reason why it is none of the known ones."""
-    matching = list(Mask)
-    for probe in [*probes(), *_long_probes(graph, mask)]:
+    """What the mask is, or the reason why it is nothing known."""
+    lengths = _lengths(graph, mask)
+    matching = [(kind, None) for kind in Kind] + [(kind, n) for n in sorted(lengths) for kind in list(Kind)[:2]]
+    slopes: np.ndarray | None = None
+    short, long = SHORT, tuple((1, 2, length + 3) for length in sorted(lengths) if length > 8)
+    if evaluate(graph, [mask], probes(short)[0]) is None:  # some take a prompt or one more token, but no chunk over a cache
+        short = [each for batch, new, past in SHORT for each in ((batch, new + past, 0), (batch, 1, new + past - 1))]
+        long = [(batch, 1, new + past - 1) for batch, new, past in long]
+    short = probes(short)
+    for probe in [*short, *probes(long)]:
         values = evaluate(graph, [mask], probe)
-        if values is None:
+        if values is None and any(probe is one for one in short):
             return "the mask depends on more than positions, padding and lengths"
-        visible = _visible(values[0], onnx_type(mask))
-        if visible is None:
-            return "the mask adds values between 0 and -1000: it is a bias"
-        matching = [kind for kind in matching if _agrees(visible, _expected(kind, probe))]
+        if values is None:
+            continue  # longer than the graph itself can take
+        bias = values[0].reshape((1,) * (4 - values[0].ndim) + values[0].shape)
+        visible = bias if onnx_type(mask) == BOOL else bias > FAR_BELOW
+        if onnx_type(mask) != BOOL and np.any(bias[visible] != 0):
+            found = _slopes(bias.astype(np.float64), probe)
+            if found is None or (slopes is not None and not np.allclose(found, slopes, rtol=2e-3)):
+                return "the mask adds numbers that are no slope times a distance: it is a bias"
+            slopes = found
+        matching = [(kind, window) for kind, window in matching if _agrees(visible, _expected(kind, window, probe))]
     if not matching:
-        return "the mask is neither causal nor padding nor both"
-    return matching[0]
+        return "the mask is neither causal nor padding nor a window"
+    kind, window = matching[0]
+    return Mask(kind, window, None if slopes is None else tuple(slopes.tolist()))
 
 
-def _long_probes(graph: Graph, mask: gs.Tensor) -> list[Probe]:
-    """A window or a chunk shows only beyond its length, which stands somewhere above the mask as a constant."""
-    lengths = {1}
+def _lengths(graph: Graph, mask: gs.Tensor) -> set[int]:
+    """Constants above the mask: a window or a chunk shows only beyond its length, which stands somewhere there."""
+    lengths = set()
     stack, seen = [mask], set()
     while stack:
         tensor = stack.pop()
@@ -45,34 +74,40 @@ def _long_probes(graph: Graph, mask: gs.Tensor) -> list[Probe]:
             continue
         seen.add(id(tensor))
         number = graph.scalar(tensor)
-        if number is not None and abs(number) <= 1 << 17:
-            lengths.add(abs(int(number)))
+        if number is not None and 1 < abs(number) <= LONGEST_WINDOW:
+            lengths |= {abs(int(number)), abs(int(number)) + 1}  # compared with < or <=
         for node in tensor.inputs:
             stack += node.inputs
-    return probes(tuple((1, 2, length + 3) for length in sorted(lengths) if length > 8))
+    return lengths
 
 
-def _visible(values: np.ndarray, dtype: int) -> np.ndarray | None:
-    """bool [B, heads, S, T]; None where a value neither lets through nor hides."""
-    values = values.reshape((1,) * (4 - values.ndim) + values.shape)
-    if dtype == BOOL:
-        return values
-    hidden = values <= FAR_BELOW
-    return ~hidden if np.all(hidden | (values == 0)) else None
+def _slopes(bias: np.ndarray, probe: Probe) -> np.ndarray | None:
+    """float64 [heads], if a probe's first row, which has no padding, adds slope * (slot - own slot) to what it sees, up to
+    what is the same for all slots of a token: the softmax takes that out."""
+    rows = probe.past + np.arange(probe.steps)
+    distance = np.arange(bias.shape[-1]) - rows[:, None]
+    causal = distance <= 0
+    if bias.shape[-2] not in (1, probe.steps) or bias.shape[-1] != probe.past + probe.steps or rows[-1] == 0:
+        return None
+    first = np.broadcast_to(bias[0], (bias.shape[1], probe.steps, bias.shape[-1]))
+    relative = first - np.take_along_axis(first, np.broadcast_to(rows[None, :, None], (*first.shape[:2], 1)), axis=-1)
+    slopes = relative[:, -1, 0] / distance[-1, 0]
+    expected = slopes[:, None, None] * distance
+    error = np.abs(relative - expected)[:, causal]
+    return slopes if np.all(error <= 2e-3 * np.abs(expected[:, causal]) + 1e-6) else None
 
 
-def _expected(kind: Mask, probe: Probe) -> np.ndarray:
+def _expected(kind: Kind, window: int | None, probe: Probe) -> np.ndarray:
     """bool [B, 1, S, T]."""
     total = probe.past + probe.steps
-    rows = probe.past + np.arange(probe.steps)
-    causal = (np.arange(total)[None, :] <= rows[:, None])[None, None]
-    padding = (probe.mask != 0)[:, None, None, :]
-    everything = np.ones((probe.batch, 1, probe.steps, total), bool)
-    if kind is Mask.CAUSAL:
-        return causal & everything
-    if kind is Mask.CAUSAL_PADDED:
-        return causal & padding
-    return padding & everything if kind is Mask.PADDED else everything
+    rows = probe.past + np.arange(probe.steps)[:, None]
+    slots = np.arange(total)[None, :]
+    visible = np.ones((probe.batch, 1, probe.steps, total), bool)
+    if kind in (Kind.CAUSAL, Kind.CAUSAL_PADDED):
+        visible &= slots <= rows
+    if kind in (Kind.PADDED, Kind.CAUSAL_PADDED):
+        visible &= (probe.mask != 0)[:, None, None, :]
+    return visible if window is None else visible & (slots > rows - window)
 
 
 def _agrees(visible: np.ndarray, expected: np.ndarray) -> bool:

@@ -31,7 +31,10 @@ class Probe:
         return np.maximum(self.mask.cumsum(1) - 1, 0)[:, self.past :]
 
 
-def probes(lengths: tuple[tuple[int, int, int], ...] = ((2, 3, 4), (1, 1, 5), (3, 4, 0), (2, 2, 9))) -> list[Probe]:
+SHORT = ((2, 3, 4), (1, 1, 5), (3, 4, 0), (2, 2, 9))
+
+
+def probes(lengths: tuple[tuple[int, int, int], ...] = SHORT) -> list[Probe]:
     """Probes of the given (batch, steps, past), with random padding; the last column is always a real token."""
     random = np.random.default_rng(0)
     made = []
@@ -58,6 +61,8 @@ def evaluate(graph: Graph, tensors: list[gs.Tensor], probe: Probe) -> list[np.nd
     for output in model.graph.output:
         if not output.type.WhichOneof("value"):
             output.type.tensor_type.elem_type = onnx.TensorProto.UNDEFINED
+    for node in model.graph.node:
+        node.name = ""  # need not be unique here, and onnxruntime insists
     model.ir_version = 10
     try:
         session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])

@@ -1,13 +1,25 @@
-"""What surgery did, as report.json and as the table that it prints."""
+"""What surgery did, as report.json and as what it prints."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
+import onnx_graphsurgeon as gs
 from rich.table import Table
 
+from contracts.signature import Signature
 from surgery.graph import Graph, NearMiss
 
 LEFT_DECOMPOSED = ("Softmax", "ReduceMean", "Sigmoid", "Erf", "Tanh")  # what fused forms are made of
+UNKNOWN_FORM = "no pass knows this form"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What onnxruntime says of a pass: the worst error, of the largest value of an output, or why it says nothing."""
+
+    error: float | None = None
+    unverified: str | None = None
 
 
 @dataclass
@@ -21,6 +33,7 @@ class PassReport:
     nodes_after: int
     seconds: float
     near_misses: list[NearMiss] = field(default_factory=list)
+    verdict: Verdict | None = None  # None where nobody asked
 
 
 @dataclass
@@ -43,17 +56,45 @@ class Report:
             for tensor in tensors
         ]
 
-    def list_unfused(self, graph: Graph) -> None:
-        """Names every node that a fused form should have taken in, with the near miss that stood in the way."""
-        reasons = {miss.node: f"{each.name}: {miss.reason}" for each in self.passes for miss in each.near_misses}
+    def list_unfused(self, graph: Graph, source: Signature) -> None:
+        """Names every node of the finished graph that a pass nearly matched, or that a fused form should have taken in.
+
+        Passes name nodes anew, so a near miss is found again by the tensor that its node computes, whose name changes
+        only where it is one of the `source`'s outputs. Of several near misses the last pass's first stands: it came
+        closest, and what it says first is the most particular.
+        """
+        renamed = {old.present: new.present for old, new in zip(source.caches, graph.signature.caches)}
+        reasons: dict[str, tuple[str, str]] = {}
+        for each in self.passes:
+            misses = [(renamed.get(miss.tensor, miss.tensor), miss.reason) for miss in each.near_misses]
+            reasons |= {tensor: (each.name, reason) for tensor, reason in reversed(misses)}
         self.unfused = [
-            {"node": node.name, "op": node.op, "reason": reasons.get(node.name, "no pass knows this form")}
+            {"node": node.name, "op": node.op, "pass": reason[0], "reason": reason[1]}
             for node in graph.gs.nodes
-            if node.op in LEFT_DECOMPOSED
+            if (reason := reasons.get(node.outputs[0].name, ("", UNKNOWN_FORM) if _unfused(node) else None))
         ]
+        self.unfused.sort(key=lambda each: each["pass"] != "static_cache")  # a cache that is copied costs the most
 
     def as_json(self) -> dict:
         return asdict(self)
+
+    def lines(self) -> Iterator[str]:
+        """What stayed unfused, alike cases together."""
+        together: dict[tuple[str, str, str], list[str]] = {}
+        for each in self.unfused:
+            together.setdefault((each["op"], each["pass"], each["reason"]), []).append(each["node"])
+        for (op, name, reason), nodes in together.items():
+            more = f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""
+            yield f"not fused: {op} at {nodes[0]}{more} ({f'{name}: ' if name else ''}{reason})"
+        asked = [each for each in self.passes if each.verdict]
+        for reason in dict.fromkeys(each.verdict.unverified for each in asked if each.verdict.unverified):
+            names = [each.name for each in asked if each.verdict.unverified == reason]
+            yield f"not verified on its own: {', '.join(names)} ({reason})"
+        verified = [each for each in asked if each.verdict.error is not None]
+        if verified:
+            worst = max(verified, key=lambda each: each.verdict.error)
+            error = f"{worst.verdict.error:.1e} of the largest value ({worst.name})"
+            yield f"verified: {len(verified)} passes, worst error {error}"
 
     def table(self) -> Table:
         """The op counts before and after, ops that changed most first."""
@@ -67,3 +108,6 @@ class Report:
         return table
 
 
+def _unfused(node: gs.Node) -> bool:
+    """Whether it is part of a form that some pass writes as one node, or an op of onnxruntime's own."""
+    return node.op in LEFT_DECOMPOSED or bool(node.domain)

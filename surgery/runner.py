@@ -1,56 +1,133 @@
 """Runs passes in order and writes down what each did."""
 
+import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
 
+from contracts.errors import UserError
 from surgery import files
-from surgery.graph import Graph, NearMiss
+from surgery.contrib import CONTRIB
+from surgery.graph import Graph
 from surgery.lowering import LOWERING
-from surgery.passes import PORTABLE, interface, last_token_logits, node_names, static_cache
-from surgery.report import PassReport, Report
-
-Run = Callable[[Graph], int]
+from surgery.passes import PORTABLE, duplicates, interface, last_token_logits, node_names, static_cache
+from surgery.report import PassReport, Report, Verdict
 
 
-def operate(graph: Graph, cache: str, capacity: int, logits: str, skip: list[str]) -> tuple[Graph, Graph, Report]:
-    """The portable and the lowered graph of `graph`, and the report. The graph passed in is used up."""
-    report = Report()
+@dataclass(frozen=True)
+class Pass:
+    name: str
+    formula: str
+    run: Callable[[Graph], int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The passes that write the portable graph, and those that lower it from there."""
+
+    portable: tuple[Pass, ...]
+    lowering: tuple[Pass, ...]
+
+    def named(self, name: str) -> Pass:
+        return next(each for each in (*self.portable, *self.lowering) if each.name == name)
+
+
+def make_plan(cache: str, capacity: int, logits: str, skip: Sequence[str] = (), own: Sequence[str] = ()) -> Plan:
+    """The plan for these options of the command line. `own`: FILE.py[@PASS], which runs after PASS, or after all passes
+    that leave the interface alone. Raises UserError for a pass that does not exist, or a file that is none."""
+    static = _pass(static_cache, partial(static_cache.run, capacity=capacity))
+    last = _pass(last_token_logits)
+    ends = [_pass(module) for module in (duplicates, interface, node_names)]
+    fusing, lowering = [_pass(module) for module in (*CONTRIB, *PORTABLE)], [_pass(module) for module in LOWERING]
+    names = {each.name for each in (*fusing, static, last, *ends, *lowering)}
+    for name in skip:
+        if name not in names:
+            raise UserError(f"--skip {name}", "no such pass", f"choose from {', '.join(sorted(names))}")
+    portable = [*fusing, *[static] * (cache == "static"), *[last] * (logits == "last"), *ends]
+    for argument in own:
+        path, _, after = argument.partition("@")
+        after = after or fusing[-1].name
+        passes = next((each for each in (portable, lowering) if any(a.name == after for a in each)), None)
+        if passes is None:
+            raise UserError(f"--pass {argument}", f"no pass {after} runs", f"choose from {', '.join(sorted(names))}")
+        place = max(index for index, each in enumerate(passes) if each.name == after)
+        passes.insert(place + 1, load_pass(Path(path)))
+    keep = [tuple(each for each in passes if each.name not in skip) for passes in (portable, lowering)]
+    return Plan(*keep)
+
+
+def load_pass(path: Path) -> Pass:
+    """A user's own pass: a Python file with a docstring and `run(graph: surgery.graph.Graph) -> int`."""
+    if not path.is_file() or path.suffix != ".py":
+        raise UserError(f"--pass {path}", "no such Python file", "name a file with run(graph) -> int in it")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's code raises
+        raise UserError(f"--pass {path}", f"does not load ({type(error).__name__}: {error})", "mend it") from error
+    if not module.__doc__ or not callable(getattr(module, "run", None)):
+        raise UserError(f"--pass {path}", "has no docstring or no run(graph) -> int", "add both")
+    return _pass(module)
+
+
+def operate(
+    graph: Graph, plan: Plan, verify: Callable[[str, Graph], Verdict | None] = lambda name, graph: None
+) -> tuple[Graph, Graph, Report]:
+    """The portable and the lowered graph of `graph`, and the report. The graph passed in is used up.
+
+    `verify(name, graph)` is called with what each pass made, and may raise to stop.
+    """
+    report, source = Report(), graph.signature
     report.count("before", graph)
-    plan: list[tuple[str, Run, str]] = [(name_of(a_pass), a_pass.run, a_pass.__doc__) for a_pass in PORTABLE]
-    if cache == "static":
-        plan.append(("static_cache", lambda graph: static_cache.run(graph, capacity), static_cache.__doc__))
-    if logits == "last":
-        plan.append(("last_token_logits", last_token_logits.run, last_token_logits.__doc__))
-    plan += [(name_of(a_pass), a_pass.run, a_pass.__doc__) for a_pass in (interface, node_names)]
-    for name, run, formula in plan:
-        if name not in skip:
-            graph = _run_pass(graph, name, run, formula, report)
+    verify("reading it at opset 24", graph)
+    for each in plan.portable:
+        _run(graph, each, report, verify)
     report.count("portable", graph)
-    report.list_unfused(graph)
-
-    lowered = files.reread(graph)
-    for a_pass in LOWERING:
-        if name_of(a_pass) not in skip:
-            lowered = _run_pass(lowered, name_of(a_pass), a_pass.run, a_pass.__doc__, report)
-    report.count("lowered", lowered)
-    return graph, lowered, report
+    report.list_unfused(graph, source)
+    return graph, lower(graph, plan, report, verify), report
 
 
-def name_of(a_pass: object) -> str:
-    return a_pass.__name__.rsplit(".", 1)[-1]
-
-
-def _run_pass(graph: Graph, name: str, run: Run, formula: str, report: Report) -> Graph:
-    """Runs one pass, removes the nodes that nothing uses any more, and infers shapes anew where something changed."""
-    started = time.monotonic()
-    nodes_before = len(graph.gs.nodes)
-    graph.near_misses = []
-    matches = run(graph)
-    misses: list[NearMiss] = graph.near_misses
-    graph.gs.cleanup()
-    if matches:
-        graph = files.reread(graph)
-    formula = formula.split("\n", 1)[0]
-    seconds = round(time.monotonic() - started, 4)
-    report.passes.append(PassReport(name, formula, matches, nodes_before, len(graph.gs.nodes), seconds, misses))
+def lower(
+    portable: Graph, plan: Plan, report: Report, verify: Callable[[str, Graph], Verdict | None] = lambda name, graph: None
+) -> Graph:
+    """The lowered graph, made from a copy of the portable one."""
+    graph = files.reread(portable)
+    for each in plan.lowering:
+        _run(graph, each, report, verify)
+    report.count("lowered", graph)
     return graph
+
+
+def apply(graph: Graph, each: Pass) -> int:
+    """Runs one pass, removes the nodes that nothing uses any more, and infers shapes anew where something changed.
+
+    Returns how often the pass matched; where, and where nearly, is in graph.matched and graph.near_misses."""
+    graph.near_misses, graph.matched = [], []
+    try:
+        matches = each.run(graph)
+    except Exception as error:
+        error.add_note(f"in the pass {each.name}")
+        raise
+    files.remove_unused(graph)
+    if matches:
+        files.refresh(graph)
+    return matches
+
+
+def _run(graph: Graph, each: Pass, report: Report, verify: Callable[[str, Graph], Verdict | None]) -> None:
+    started, nodes_before = time.monotonic(), len(graph.gs.nodes)
+    matches = apply(graph, each)
+    seconds = round(time.monotonic() - started, 4)
+    nodes_after = len(graph.gs.nodes)
+    verdict = verify(each.name, graph)
+    report.passes.append(
+        PassReport(each.name, each.formula, matches, nodes_before, nodes_after, seconds, graph.near_misses, verdict)
+    )
+
+
+def _pass(module: ModuleType, run: Callable[[Graph], int] | None = None) -> Pass:
+    return Pass(module.__name__.rsplit(".", 1)[-1], module.__doc__.strip().split("\n", 1)[0], run or module.run)

@@ -3,13 +3,15 @@
     softmax(scale * query @ key^T + mask) @ value          [B, heads, S, D] and [B, kv_heads, T, D]
 
 Matches the scale on the scores, or on query and key each; masks by Where or Add, before or after the scale; key^T as a
-Transpose of any layout, or through three dimensions; a float32 softmax between half-precision products; guards against
-NaN. A mask that Where applies stays boolean, one that Add applies stays a bias: what it means is for later passes.
+Transpose of any layout; products over three dimensions, batch and heads merged; a float32 softmax between half-precision
+products, or before a value cast to float32; guards against NaN. A mask that Where applies stays boolean, one that Add
+applies stays a bias: what it means is for later passes.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from surgery.graph import (
@@ -23,7 +25,9 @@ from surgery.graph import (
     rank,
     through,
 )
+from surgery.slots import HIDDEN
 
+BOOL = 9
 MASKED = -1e4  # what exporters put where a score must not count is at most this
 
 
@@ -50,20 +54,58 @@ def _fuse(graph: Graph, softmax: gs.Node) -> bool:
         return False
     query, query_scale = _unscaled(graph, scores.product.inputs[0])
     key_T, key_scale = _unscaled(graph, scores.product.inputs[1])
-    key = _untransposed(graph, key_T)
+    merged = rank(query) == 3
+    key = _untransposed(graph, _unmerged(key_T))
     need(key is not None, "the second operand of query @ key^T is not a transposed key")
-    key, inner_scale = _unscaled(graph, key)
-    value = context.inputs[1]
+    key, inner_scale = _unscaled(graph, _unmerged(key))
+    query, value = _unmerged(query), _unmerged(context.inputs[1])
+    widened = producer(value, "Cast") if onnx_type(value) != onnx_type(query) else None
+    if widened is not None and onnx_type(widened.inputs[0]) == onnx_type(query):
+        value = widened.inputs[0]
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         need(rank(tensor) == 4, f"the {name} has rank {rank(tensor)}, not [batch, heads, sequence, head_dim]")
     need(onnx_type(query) == onnx_type(key) == onnx_type(value), "query, key and value differ in type")
     mask = scores.mask
-    if mask is not None and onnx_type(mask) not in (onnx_type(query), 9):  # 9: bool
+    if mask is not None and onnx_type(mask) not in (onnx_type(query), BOOL):
         mask = graph.new("Cast", [mask], {"to": onnx_type(query)}, dtype=onnx_type(query), shape=mask.shape)
     scale = float(scores.scale * query_scale * key_scale * inner_scale)
+    need(scale > 0, f"the scale is {scale}")
     inputs = [query, key, value] if mask is None else [query, key, value, mask]
-    graph.replace(context.outputs[0], "Attention", inputs, {"scale": scale})
+    _put(graph, context.outputs[0], inputs, {"scale": scale}, merged)
     return True
+
+
+def _put(graph: Graph, result: gs.Variable, inputs: list[gs.Tensor], attrs: dict, merged: bool) -> None:
+    """Attention in place of `result`, in whose type, and over whose dimensions, what follows expects it."""
+    query = inputs[0]
+    if onnx_type(result) == onnx_type(query) and not merged:
+        graph.replace(result, "Attention", inputs, attrs)
+        return
+    name = result.inputs[0].name
+    tensor = graph.new("Attention", inputs, attrs, name=name, shape=[*query.shape[:3], inputs[2].shape[3]])
+    if merged:
+        steps = graph.new("Shape", [query], {"start": 2, "end": 3}, dtype=np.int64, shape=[1])
+        sizes = [graph.int64([-1]), steps, graph.int64([int(inputs[2].shape[3])])]
+        target = graph.new("Concat", sizes, {"axis": 0}, dtype=np.int64, shape=[3])
+        if onnx_type(result) == onnx_type(query):
+            graph.replace(result, "Reshape", [tensor, target])
+            return
+        tensor = graph.new("Reshape", [tensor, target], shape=result.shape)
+    graph.replace(result, "Cast", [tensor], {"to": onnx_type(result)})
+
+
+def _unmerged(tensor: gs.Tensor) -> gs.Tensor:
+    """[B, heads, S, D], if the tensor is that with its first two axes merged; else the tensor."""
+    node = producer(tensor, "Reshape")
+    return node.inputs[0] if rank(tensor) == 3 and node is not None and _same_matrices(node.inputs[0], tensor) else tensor
+
+
+def _same_matrices(first: gs.Tensor, second: gs.Tensor) -> bool:
+    """Whether two ranks of one tensor differ in the axes before the last two alone."""
+    if rank(first) is None or rank(second) is None:
+        return False
+    sizes = list(first.shape[-2:])
+    return sizes == list(second.shape[-2:]) and all(size is not None and size != "" for size in sizes)
 
 
 def _context(graph: Graph, softmax: gs.Node) -> gs.Node | None:
@@ -79,6 +121,8 @@ def _context(graph: Graph, softmax: gs.Node) -> gs.Node | None:
             weights = where.outputs[0]
         elif (cast := only_consumer(weights, "Cast", "Identity")) is not None:
             weights = cast.outputs[0]
+        elif (reshape := only_consumer(weights, "Reshape")) is not None and _same_matrices(weights, reshape.outputs[0]):
+            weights = reshape.outputs[0]
         else:
             product = only_consumer(weights, "MatMul")
             return product if product is not None and product.inputs[0] is weights else None
@@ -86,7 +130,7 @@ def _context(graph: Graph, softmax: gs.Node) -> gs.Node | None:
 
 def _scores(graph: Graph, tensor: gs.Tensor) -> Scores | None:
     """Walks up from the softmax to the product of query and key; None where there is no such product."""
-    scale, mask = 1.0, None
+    scale, mask, heads = 1.0, None, None
     while (node := producer(tensor)) is not None:
         if node.op == "MatMul":
             return Scores(node, scale, mask)
@@ -95,6 +139,8 @@ def _scores(graph: Graph, tensor: gs.Tensor) -> Scores | None:
         elif node.op in ("Mul", "Div") and (factor := _factor(graph, node)) is not None:
             tensor, number = factor
             scale *= number
+        elif node.op == "Reshape" and rank(node.inputs[0]) == 3 and _same_matrices(node.inputs[0], tensor):
+            heads, tensor = tensor, node.inputs[0]
         elif node.op == "Max" and len(node.inputs) == 2 and _least(graph, node.inputs[1]):
             tensor = node.inputs[0]  # clamps the mask's -inf
         elif node.op == "Where" and _leads_to_product(graph, node.inputs[1]):
@@ -110,13 +156,24 @@ def _scores(graph: Graph, tensor: gs.Tensor) -> Scores | None:
             if sum(leads) != 1:
                 return None
             tensor = node.inputs[leads.index(True)]
-            bias = other_input(node, tensor)
-            mask = bias if mask is None else _both(graph, mask, bias)
+            bias = _with_heads(graph, other_input(node, tensor), heads)
             if scale != 1.0:
-                mask = graph.new("Mul", [mask, graph.number(scale, onnx_type(mask))], shape=mask.shape)
+                bias = graph.new("Mul", [bias, graph.number(scale, onnx_type(bias))], shape=bias.shape)
+            mask = bias if mask is None else _both(graph, mask, bias)
         else:
             return None
     return None
+
+
+def _with_heads(graph: Graph, bias: gs.Tensor, heads: gs.Tensor | None) -> gs.Tensor:
+    """What is added to scores of three dimensions, over the four of `heads` [B, heads, S, T]."""
+    if heads is None or rank(bias) in (0, 1, 2):
+        return bias
+    need(rank(bias) == 3 and isinstance(heads.shape[1], int), "a bias is added whose heads are not known")
+    need(bias.shape[0] not in (None, 1), "a bias is added to the scores of all heads and rows at once")
+    matrix = graph.new("Shape", [bias], {"start": 1, "end": 3}, dtype=np.int64, shape=[2])
+    target = graph.new("Concat", [graph.int64([-1, heads.shape[1]]), matrix], {"axis": 0}, dtype=np.int64, shape=[4])
+    return graph.new("Reshape", [bias, target], shape=[heads.shape[0], heads.shape[1], *bias.shape[1:]])
 
 
 def _factor(graph: Graph, node: gs.Node) -> tuple[gs.Tensor, float] | None:
@@ -145,7 +202,7 @@ def _leads_to_product(graph: Graph, tensor: gs.Tensor) -> bool:
             return not any(isinstance(operand, gs.Constant) for operand in node.inputs)
         if node.op in ("Mul", "Div") and (factor := _factor(graph, node)) is not None:
             node = producer(factor[0])
-        elif node.op in ("Cast", "Identity", "Max"):
+        elif node.op in ("Cast", "Identity", "Max", "Reshape"):
             node = producer(node.inputs[0])
         elif node.op in ("Add", "Where"):
             return any(_leads_to_product(graph, operand) for operand in node.inputs)
@@ -155,7 +212,12 @@ def _leads_to_product(graph: Graph, tensor: gs.Tensor) -> bool:
 
 
 def _both(graph: Graph, first: gs.Tensor, second: gs.Tensor) -> gs.Tensor:
-    need(onnx_type(first) == onnx_type(second) and onnx_type(first) != 9, "a boolean mask and a bias both apply")
+    """The mask `first` applied over the bias `second`."""
+    need(onnx_type(second) != BOOL, "two boolean masks apply")
+    if onnx_type(first) == BOOL:
+        hidden = graph.number(HIDDEN[onnx.TensorProto.DataType.Name(onnx_type(second))], onnx_type(second))
+        return graph.new("Where", [first, second, hidden], dtype=onnx_type(second))
+    need(onnx_type(first) == onnx_type(second), "two masks of different types are added")
     return graph.new("Add", [first, second])
 
 
@@ -170,6 +232,8 @@ def _untransposed(graph: Graph, key_T: gs.Tensor) -> gs.Tensor | None:
     node = producer(key_T, "Transpose")
     if node is not None:
         perm = list(node.attrs["perm"])
+        if perm == [0, 2, 1]:
+            return node.inputs[0]
         if len(perm) != 4:
             return None
         swapped = [perm[0], perm[1], perm[3], perm[2]]

@@ -10,15 +10,16 @@ import onnxruntime as ort
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from surgery.files import sort
-from surgery.graph import SMALL, Graph, onnx_type
+from surgery.graph import SMALL, Graph, onnx_type, operands, rank
 
 GROWING = ("ConstantOfShape", "Expand", "Range", "Tile")  # a small input does not mean a small output
+QUANTISED = ("DequantizeLinear",)  # of a weight that is to stay small
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 
 
 def run(graph: Graph) -> int:
     matches = graph.match(_inline, graph.nodes("Constant"))
-    matches += graph.match(_skip, graph.nodes("Identity", "Cast", "Dropout"))
+    matches += graph.match(_skip, graph.nodes("Identity", "Cast", "Dropout", "Concat", "Mul"))
     return matches + _fold(graph)
 
 
@@ -34,8 +35,14 @@ def _inline(graph: Graph, node: gs.Node) -> bool:
 
 
 def _skip(graph: Graph, node: gs.Node) -> bool:
-    """y = x."""
+    """y = x: a copy, a cast to the same type, a Concat of one tensor, a product with 1."""
     x, y = node.inputs[0], node.outputs[0]
+    if node.op == "Concat" and len(node.inputs) > 1:
+        return False
+    if node.op == "Mul":
+        x = next((x for one, x in operands(node) if graph.scalar(one) == 1 and (rank(one) or 0) <= (rank(x) or 0)), None)
+        if x is None:
+            return False
     if graph.is_output(y) or (len(node.outputs) > 1 and node.outputs[1].outputs):
         return False
     if node.op == "Cast" and onnx_type(x) != node.attrs["to"]:
@@ -64,6 +71,8 @@ def _fold(graph: Graph) -> int:
     if not outputs:
         return 0
     part = gs.export_onnx(gs.Graph(folding, [], outputs, import_domains=graph.gs.import_domains), do_type_check=False)
+    for node in part.graph.node:
+        node.name = ""  # need not be unique here, and onnxruntime insists
     part.ir_version = 10
     session = ort.InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
     for tensor, values in zip(outputs, session.run(None, {})):
@@ -75,7 +84,7 @@ def _fold(graph: Graph) -> int:
 
 def _foldable(node: gs.Node) -> bool:
     subgraphs = any(isinstance(value, gs.Graph) for value in node.attrs.values())
-    return node.op not in (*GROWING, *RANDOM) and not node.domain and not subgraphs
+    return node.op not in (*GROWING, *QUANTISED, *RANDOM) and not node.domain and not subgraphs
 
 
 def _small(graph: Graph, tensor: gs.Tensor) -> bool:

@@ -62,9 +62,8 @@ def _move_below(graph: Graph, node: gs.Node) -> bool:
         fresh.append(gs.Variable(graph.unique(f"{output.name}_rows"), onnx_type(output), ["tokens", features]))
     graph.gs.nodes.append(gs.Node(node.op, node.name, attrs, inputs, fresh, node.domain))
     for output, rows in zip(outputs, fresh):
-        target = (
-            shape if static_dim(output, 2) == _last(graph, shape) else rows_by(graph, output, static_dim(output, 2))
-        )
+        features = static_dim(output, 2)
+        target = shape if features == _last(graph, shape) else rows_by(graph, first, features)
         graph.replace(output, "Reshape", [rows, target], name=f"{node.name}/reshape")
     return True
 

@@ -5,7 +5,7 @@ past_k_0, cache.0.k, ...  →  past_key_values.0.key          [batch, kv_heads, 
 
 from dataclasses import replace
 
-from contracts.signature import LOGITS, MASK, NTK_ALPHA, POSITIONS, TOKENS, past_name, present_name
+from contracts.signature import LOGITS, MASK, NTK_ALPHA, POSITIONS, TOKENS, Cache, past_name, present_name
 from surgery.graph import Graph
 
 TOTAL = "past_sequence + sequence"
@@ -15,7 +15,7 @@ def run(graph: Graph) -> int:
     signature = graph.signature
     names = {signature.tokens: TOKENS, signature.positions: POSITIONS, signature.mask: MASK, signature.logits: LOGITS}
     names |= {signature.ntk_alpha: NTK_ALPHA}
-    for cache in signature.caches:
+    for cache in (*signature.caches, *signature.encoder_caches):
         names[cache.past] = past_name(cache.layer, cache.role)
         names[cache.present] = present_name(cache.layer, cache.role)
     names.pop(None, None)
@@ -29,17 +29,20 @@ def run(graph: Graph) -> int:
     absent = {tensor.name for tensor in unused}
     graph.signature = replace(
         signature,
-        tokens=TOKENS,
-        logits=LOGITS,
+        tokens=signature.tokens and TOKENS,
+        logits=signature.logits and LOGITS,
         positions=None if signature.positions is None or POSITIONS in absent else POSITIONS,
         mask=None if signature.mask is None or MASK in absent else MASK,
         ntk_alpha=None if signature.ntk_alpha is None or NTK_ALPHA in absent else NTK_ALPHA,
-        caches=tuple(
-            replace(cache, past=names[cache.past], present=names[cache.present]) for cache in signature.caches
-        ),
+        caches=_renamed(signature.caches, names),
+        encoder_caches=_renamed(signature.encoder_caches, names),
     )
     _name_axes(graph)
     return renamed + len(unused)
+
+
+def _renamed(caches: tuple[Cache, ...], names: dict[str, str]) -> tuple[Cache, ...]:
+    return tuple(replace(cache, past=names[cache.past], present=names.get(cache.present)) for cache in caches)
 
 
 def _make_room(graph: Graph, names: set[str]) -> None:
@@ -64,6 +67,10 @@ def _name_axes(graph: Graph) -> None:
         _, kv_heads, _, head_dim = inputs[cache.past].shape
         inputs[cache.past].shape = ["batch", kv_heads, past, head_dim]
         outputs[cache.present].shape = ["batch", kv_heads, past if signature.static else TOTAL, head_dim]
-    logits = outputs[signature.logits]
-    if logits.shape is not None and len(logits.shape) == 3:
+    for cache in signature.encoder_caches:
+        _, kv_heads, slots, head_dim = inputs[cache.past].shape
+        slots = slots if isinstance(slots, int) else "encoder_sequence"
+        inputs[cache.past].shape = ["batch", kv_heads, slots, head_dim]
+    logits = outputs.get(signature.logits)
+    if logits is not None and logits.shape is not None and len(logits.shape) == 3:
         logits.shape = ["batch", logits.shape[1] if logits.shape[1] == 1 else "sequence", logits.shape[2]]

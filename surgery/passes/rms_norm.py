@@ -31,19 +31,12 @@ def run(graph: Graph) -> int:
 
 
 def _fuse(graph: Graph, mean: gs.Node) -> bool:
-    x = _squared(graph, mean.inputs[0])
+    x = squared(graph, mean.inputs[0])
     if x is None:
         return False
-    axes = graph.constant(mean.inputs[1]) if len(mean.inputs) > 1 else mean.attrs.get("axes")
-    need(axes is not None and last_axis(axes, x), f"the mean runs over axes {axes}, not the last one")
-    need(mean.attrs.get("keepdims", 1), "the mean drops its axis")
-    epsilon, normalised = _normalised(graph, mean.outputs[0], x)
-
-    source, result = x, normalised
-    cast = only_consumer(normalised, "Cast")
-    if cast is not None and (cast_in := producer(x, "Cast")) is not None and is_half(cast_in.inputs[0]):
-        need(cast.attrs["to"] == onnx_type(cast_in.inputs[0]), "the result is cast to another type than x came in")
-        source, result = cast_in.inputs[0], cast.outputs[0]
+    over_last_axis(graph, mean, x)
+    epsilon, result = normalised(graph, mean.outputs[0], x)
+    source, result = narrowed(x, result)
     weight = None
     scale = only_consumer(result, "Mul")
     if scale is not None and rank(other_input(scale, result)) == 1:
@@ -58,7 +51,23 @@ def _fuse(graph: Graph, mean: gs.Node) -> bool:
     return True
 
 
-def _squared(graph: Graph, tensor: gs.Tensor) -> gs.Tensor | None:
+def over_last_axis(graph: Graph, mean: gs.Node, x: gs.Tensor) -> None:
+    """Ends the match unless `mean` is over the last axis and keeps it."""
+    axes = graph.constant(mean.inputs[1]) if len(mean.inputs) > 1 else mean.attrs.get("axes")
+    need(axes is not None and last_axis(axes, x), f"the mean runs over axes {axes}, not the last one")
+    need(mean.attrs.get("keepdims", 1), "the mean drops its axis")
+
+
+def narrowed(x: gs.Tensor, result: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor]:
+    """x and the normalised x in half precision, where casts to float32 and back stand around the norm."""
+    cast, cast_in = only_consumer(result, "Cast"), producer(x, "Cast")
+    if cast is None or cast_in is None or not is_half(cast_in.inputs[0]):
+        return x, result
+    need(cast.attrs["to"] == onnx_type(cast_in.inputs[0]), "the result is cast to another type than x came in")
+    return cast_in.inputs[0], cast.outputs[0]
+
+
+def squared(graph: Graph, tensor: gs.Tensor) -> gs.Tensor | None:
     """x, if `tensor` is x^2."""
     square = producer(tensor, "Pow", "Mul")
     if square is None:
@@ -67,7 +76,7 @@ def _squared(graph: Graph, tensor: gs.Tensor) -> gs.Tensor | None:
     return x if (other is x if square.op == "Mul" else graph.scalar(other) == 2) else None
 
 
-def _normalised(graph: Graph, mean: gs.Tensor, x: gs.Tensor) -> tuple[float, gs.Tensor]:
+def normalised(graph: Graph, mean: gs.Tensor, x: gs.Tensor) -> tuple[float, gs.Tensor]:
     """epsilon and x / sqrt(mean + epsilon)."""
     add = only_consumer(mean, "Add")
     need(add is not None, "the mean is not used by one Add alone")

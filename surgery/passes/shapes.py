@@ -1,75 +1,147 @@
-"""Shape arithmetic in one form: each axis is read by one Shape of the input that has it, and known axes are constants.
+"""Shape arithmetic in one form: known sizes are constants, every other size is read by a Shape of the input that has it.
 
-    Gather(Shape(x), i)              →  Squeeze(Shape(x, i : i+1))
-    Slice(Shape(x), a, b)            →  Shape(x, a : b)
-    Shape(x, i : i+1), axis known    →  its size
-    Shape(x, i : i+1), x computed    →  the same axis of the token input, or of the first input that has it
+    Gather(Shape(x), i), Slice(Shape(x), ...), Concat(...), Where(Equal(sizes, -1), ones, sizes), ...
+        →  a constant, Shape(input, i : j), its Squeeze, or a Concat of these
+    Reshape(x [B, S, 128], [B, S, -1, 32])  →  Reshape(x, [B, S, 4, 32])
 
-After it, whatever still reads the past length does so from a cache input, where the static cache can see it.
+After it, whatever still reads the past length does so from a cache input, where the static cache can see it, and every
+tensor has the shape that follows, where TorchScript hides it behind comparisons with -1.
 """
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from surgery.graph import Graph, producer, rank
+from surgery.files import sort
+from surgery.graph import Graph, onnx_type, rank
+from surgery.sizes import INT64, Entry, Product, Sizes
+
+SIZE_OPS = ("Shape", "Gather", "Slice", "Concat", "Where", "Squeeze", "Unsqueeze", "Reshape", "ConstantOfShape", "Expand",
+            "Add", "Mul", "Div", "Cast")  # fmt: skip
 
 
 def run(graph: Graph) -> int:
-    matches = graph.match(_gather, graph.nodes("Gather")) + graph.match(_slice, graph.nodes("Slice"))
-    return matches + graph.match(_read_from_input, graph.nodes("Shape"))
+    sort(graph)
+    sizes = Sizes(graph)
+    made: dict[tuple, gs.Tensor] = {}
+    return graph.match(lambda graph, node: _visit(graph, node, sizes, made), list(graph.gs.nodes))
 
 
-def _gather(graph: Graph, gather: gs.Node) -> bool:
-    found = _shape_of(gather.inputs[0])
-    index = graph.constant(gather.inputs[1])
-    if found is None or index is None or index.size != 1 or gather.attrs.get("axis", 0) != 0:
+def _visit(graph: Graph, node: gs.Node, sizes: Sizes, made: dict[tuple, gs.Tensor]) -> bool:
+    sizes.learn(node)
+    for output in node.outputs:
+        _note_shape(graph, output, sizes)
+    filled = node.op == "Reshape" and _fill(graph, node, sizes, made)
+    return _rewrite(graph, node, sizes, made) or filled
+
+
+def _note_shape(graph: Graph, tensor: gs.Variable, sizes: Sizes) -> None:
+    """Writes what is known into the tensor's shape. A size of its own gets a symbol, by which others can have it too."""
+    shape = sizes.shapes.get(id(tensor))
+    if shape is None:
+        return
+    declared = tensor.shape if tensor.shape is not None else [None] * len(shape)
+    names = [old if (name := sizes.name(new)) is None else name for old, new in zip(declared, shape)]
+    vague = [name is None or name == "" or str(name).startswith("unk__") for name in names]
+    tensor.shape = [graph.unique("size") if unnamed else name for name, unnamed in zip(names, vague)]
+
+
+def _fill(graph: Graph, reshape: gs.Node, sizes: Sizes, made: dict[tuple, gs.Tensor]) -> bool:
+    """Puts the number that -1 or 0 stands for into a Reshape's target."""
+    target, filled = sizes.entries(reshape.inputs[1]), sizes.filled(reshape)
+    if target is None:
         return False
-    x, start, end = found
-    axis = start + index.item() if index.item() >= 0 else end + index.item()
-    size = graph.new("Shape", [x], {"start": axis, "end": axis + 1}, dtype=np.int64, shape=[1])
-    if index.ndim == 0:
-        graph.replace(gather.outputs[0], "Squeeze", [size, graph.int64([0])])
+    entries = [new if isinstance(new, int) else old for old, new in zip(target, filled)]
+    if entries == target or not all(map(_readable, entries)):
+        return False
+    key = (False, *entries)
+    if key not in made:
+        made[key] = _write(graph, entries, False, sizes)
+    reshape.inputs[1] = made[key]
+    return True
+
+
+def _rewrite(graph: Graph, node: gs.Node, sizes: Sizes, made: dict[tuple, gs.Tensor]) -> bool:
+    """Puts the one form in place of a node whose entries are known."""
+    output = node.outputs[0]
+    entries = sizes.values.get(id(output)) if node.op in SIZE_OPS and len(node.outputs) == 1 else None
+    if not entries or onnx_type(output) != INT64 or graph.is_output(output) or not all(map(_readable, entries)):
+        return False
+    if any(isinstance(entry, Product) and entry.axes[0].source == id(output) for entry in entries):
+        return False  # it is where they come from
+    key = (rank(output) == 0, *entries)
+    if key not in made and _in_form(node, sizes):
+        made[key] = output
+    if made.get(key) is output:
+        return False
+    if key not in made:
+        made[key] = _write(graph, entries, rank(output) == 0, sizes)
+    graph.redirect(output, made[key])
+    return True
+
+
+def _readable(entry: Entry) -> bool:
+    """Whether one tensor holds the entry; products of several sizes stay as they are computed."""
+    return isinstance(entry, int) or (entry.number == 1 and len(entry.axes) == 1)
+
+
+def _in_form(node: gs.Node, sizes: Sizes) -> bool:
+    entries = sizes.values[id(node.outputs[0])]
+    if node.op == "Shape":
+        x = id(node.inputs[0])
+        return all(not isinstance(e, int) and e.axes[0].source == x and e.axes[0].axis is not None for e in entries)
+    above = [tensor.inputs[0] if tensor.inputs else None for tensor in node.inputs]
+    if node.op == "Squeeze":
+        return above[0] is not None and above[0].op == "Shape" and _in_form(above[0], sizes)
+    return node.op == "Concat" and len(_runs(entries)) == len(above) and all(
+        part is None or (part.op == "Shape" and _in_form(part, sizes)) or part.op in ("Unsqueeze", "Gather") or part.op not in SIZE_OPS
+        for part in above
+    )  # fmt: skip
+
+
+def _write(graph: Graph, entries: list[Entry], scalar: bool, sizes: Sizes) -> gs.Tensor:
+    if all(isinstance(entry, int) for entry in entries):
+        return graph.int64(entries[0] if scalar else list(entries))
+    parts = [_part(graph, run, sizes) for run in _runs(entries)]
+    if scalar:
+        result = graph.new("Squeeze", [parts[0], graph.int64([0])], shape=[])
+    elif len(parts) == 1:
+        result = parts[0]
     else:
-        graph.redirect(gather.outputs[0], size)
-    return True
+        result = graph.new("Concat", parts, {"axis": 0}, dtype=np.int64, shape=[len(entries)])
+    sizes.values[id(result)] = entries
+    return result
 
 
-def _slice(graph: Graph, node: gs.Node) -> bool:
-    found = _shape_of(node.inputs[0])
-    bounds = [graph.scalar(tensor) for tensor in node.inputs[1:3]]
-    step = graph.scalar(node.inputs[4]) if len(node.inputs) > 4 else 1
-    if found is None or None in bounds or step != 1:
-        return False
-    x, start, end = found
-    low, high, _ = slice(*bounds).indices(end - start)
-    attrs = {"start": start + low, "end": start + high}
-    graph.replace(node.outputs[0], "Shape", [x], attrs)
-    return True
+def _runs(entries: list[Entry]) -> list[list[Entry]]:
+    """Neighbours that one tensor holds: numbers, and axes of one tensor that follow each other."""
+    runs: list[list[Entry]] = []
+    for entry in entries:
+        if runs and _follows(runs[-1][-1], entry):
+            runs[-1].append(entry)
+        else:
+            runs.append([entry])
+    return runs
 
 
-def _read_from_input(graph: Graph, node: gs.Node) -> bool:
-    x, start, end = _shape_of(node.outputs[0]) or (None, 0, 0)
-    if x is None or end - start != 1 or x.shape is None:
-        return False
-    size, result = x.shape[start], node.outputs[0]
-    if isinstance(size, int | np.integer):
-        graph.redirect(result, graph.int64([int(size)]))
-        return True
-    tokens = graph.input(graph.signature.tokens)
-    for source in [tokens, *graph.gs.inputs]:
-        axis = next((axis for axis, other in enumerate(source.shape or []) if other == size), None)
-        if axis is not None and not str(size).startswith("unk__"):
-            if source is x and axis == start:
-                return False
-            graph.replace(result, "Shape", [source], {"start": axis, "end": axis + 1})
-            return True
-    return False
+def _follows(last: Entry, entry: Entry) -> bool:
+    if isinstance(last, int) or isinstance(entry, int):
+        return isinstance(last, int) and isinstance(entry, int)
+    one, other = last.axes[0], entry.axes[0]
+    return one.axis is not None and other.axis == one.axis + 1 and one.source == other.source
 
 
-def _shape_of(tensor: gs.Tensor) -> tuple[gs.Tensor, int, int] | None:
-    """x, start and end, if `tensor` is Shape(x) of these axes and x's rank is known."""
-    node = producer(tensor, "Shape")
-    if node is None or (dims := rank(node.inputs[0])) is None:
-        return None
-    start, end, _ = slice(node.attrs.get("start", 0), node.attrs.get("end")).indices(dims)
-    return node.inputs[0], start, end
+def _part(graph: Graph, entries: list[Entry], sizes: Sizes) -> gs.Tensor:
+    if isinstance(entries[0], int):
+        return graph.int64(entries)
+    axis = entries[0].axes[0]
+    source = sizes.tensors[axis.source]
+    if axis.axis is not None:
+        attrs = {"start": axis.axis, "end": axis.axis + len(entries)}
+        part = graph.new("Shape", [source], attrs, dtype=np.int64, shape=[len(entries)])
+        sizes.values[id(part)] = entries
+        return part
+    if rank(source) == 0:
+        return graph.new("Unsqueeze", [source, graph.int64([0])], shape=[1])
+    if rank(source) == 1 and source.shape[0] == 1:
+        return source
+    return graph.new("Gather", [source, graph.int64([axis.index])], {"axis": 0}, shape=[1])

@@ -2,11 +2,13 @@
 
     present = concat(past, new)             →  present = TensorScatter(past, new, write_indices)
     Attention(query, keys, values, mask)    →  Attention(query, keys, values, nonpad_kv_seqlen, is_causal)
+    past length + i, cumsum(mask) - 1       →  write_indices + i, where they are positions
 
 Token i of a step lies in slot write_indices + i and sees the slots up to its own, so nonpad_kv_seqlen is
 write_indices + S for every row: onnxruntime aligns causality to the last row, padding included. Causal masks go, with or
-without padding: sequences of a static cache are padded on the right, where nothing attends to it. All caches of a graph
-change together, or none does.
+without padding: sequences of a static cache are padded on the right, where nothing attends to it. A causal mask with a
+window, or with ALiBi's slopes, is made anew over the slots; a mask that is a graph input stays, over the slots. All
+caches of a graph change together, or none does.
 """
 
 from dataclasses import dataclass, replace
@@ -15,49 +17,44 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from contracts.signature import WRITE_INDICES, Cache
-from surgery.graph import Graph, NoMatch, consumers, need
+from surgery.graph import Graph, NoMatch, consumers, need, onnx_type, rank, static_dim
 from surgery.masks import Mask, recognise
+from surgery.positions import Positions, find_positions
+from surgery.slots import causal_bias, own_slots
 
-MEANS_STATIC = (Mask.CAUSAL, Mask.CAUSAL_PADDED)
+INPUT = "a graph input"  # a mask that says for itself what is hidden
 
 
 @dataclass
 class Growing:
-    """One cache input with the Concat that grows it and the attention nodes that read the result."""
+    """One cache input with the node that grows it and the attention nodes that read the result, by what masks them."""
 
     cache: Cache
     past: gs.Variable
     concat: gs.Node
-    attentions: list[gs.Node]
+    attentions: list[tuple[gs.Node, Mask | str]]
 
 
 def run(graph: Graph, capacity: int) -> int:
     growing: list[Growing] = []
     masks: dict[int, Mask | str] = {}
-    live = _live_without_masks(graph)
+    if graph.signature.static or not graph.signature.caches:
+        return 0
 
     def find(graph: Graph, concat: gs.Node) -> bool:
-        found = _growing(graph, concat, masks, live)
+        found = _growing(graph, concat, masks)
         growing.extend(found)
         return bool(found)
 
     graph.match(find, graph.nodes("Concat"))
     missing = [cache.past for cache in graph.signature.caches if cache.past not in {g.cache.past for g in growing}]
     if missing:
-        return 0 if graph.signature.static else graph.match(_refuse, [graph.input(name).outputs[0] for name in missing])
-    write_indices = gs.Variable(WRITE_INDICES, np.int64, ["batch"])
-    graph.gs.inputs.append(write_indices)
-    valid = _valid_slots(graph, write_indices)
-    for found in growing:
-        found.past.shape = [*found.past.shape[:2], capacity, found.past.shape[3]]
-        present, new = found.concat.outputs[0], found.concat.inputs[1]
-        attrs = {"axis": -2, "mode": "linear"}
-        graph.replace(present, "TensorScatter", [found.past, new, write_indices], attrs)
-        present.shape = list(found.past.shape)
-    for attention in {id(node): node for found in growing for node in found.attentions}.values():
-        attention.inputs = [*attention.inputs[:3], *(gs.Variable.empty() for _ in range(3)), valid]
-        attention.attrs["is_causal"] = 1
-    graph.signature = replace(graph.signature, write_indices=WRITE_INDICES, capacity=capacity)
+        return graph.match(_refuse, [node for name in missing for node in graph.input(name).outputs[:1]])
+    positions: list[Positions] = []
+    logits = [output for output in graph.gs.outputs if output.inputs][0].inputs[0]
+    if not graph.match(lambda graph, node: _free_of_lengths(graph, growing, positions), [logits]):
+        return 0
+    _make_static(graph, growing, positions, capacity)
     return len(growing)
 
 
@@ -65,7 +62,7 @@ def _refuse(graph: Graph, consumer: gs.Node) -> bool:
     raise NoMatch("this cache is not one Concat away from a causal Attention, so no cache of the graph became static")
 
 
-def _growing(graph: Graph, concat: gs.Node, masks: dict[int, Mask | str], live: set[int]) -> list[Growing]:
+def _growing(graph: Graph, concat: gs.Node, masks: dict[int, Mask | str]) -> list[Growing]:
     """The cache that `concat` grows, if nothing but a causal mask would miss the growing; else nothing, or a near miss."""
     caches = {cache.past: cache for cache in graph.signature.caches}
     past = concat.inputs[0]
@@ -75,36 +72,58 @@ def _growing(graph: Graph, concat: gs.Node, masks: dict[int, Mask | str], live: 
     need(concat.attrs["axis"] in (2, -2), f"the cache grows along axis {concat.attrs['axis']}, not 2")
     present = concat.outputs[0]
     need(present.name == caches[past.name].present, f"the grown cache is not the output {caches[past.name].present}")
+    for axis in (1, 3):
+        joined, cached = static_dim(concat.inputs[1], axis), static_dim(past, axis)
+        need(joined in (None, cached), f"what is joined to the cache has {joined} on axis {axis}, the cache {cached}")
     others = [node.op for node in past.outputs if node is not concat and node.op != "Shape"]
     need(not others, f"the cache is also read by {', '.join(others)}")
-    for node in [*consumers(past, "Shape"), *consumers(present, "Shape")]:
-        lengths = id(node) in live and not _reads_batch_alone(node)
-        need(not lengths, f"the cache's length is used elsewhere than in masks, by {node.name}")
     attentions = consumers(present, "Attention")
     others = [node.op for node in present.outputs if node.op not in ("Attention", "Shape")]
     need(
         attentions and not others,
         f"the grown cache is read by {', '.join(others) or 'nothing'}, not by Attention alone",
     )
+    masked = []
     for attention in attentions:
+        need(not any(not tensor.is_empty() for tensor in attention.inputs[4:]), "the Attention has a cache of its own")
+        need(not attention.attrs.get("is_causal"), "the Attention is causal by itself, counted from the first slot")
         mask = attention.inputs[3] if len(attention.inputs) > 3 else None
         need(mask is not None, "attention over the cache is not masked, so it is not causal")
         if id(mask) not in masks:
-            masks[id(mask)] = recognise(graph, mask)
+            over_slots = rank(mask) == 4 and any(mask is tensor for tensor in graph.gs.inputs)
+            masks[id(mask)] = INPUT if over_slots else recognise(graph, mask)
         kind = masks[id(mask)]
-        need(kind in MEANS_STATIC, kind if isinstance(kind, str) else f"the mask is {kind.value}, not causal")
-    return [Growing(caches[past.name], past, concat, attentions)]
+        need(kind is INPUT or isinstance(kind, Mask), kind)
+        need(kind is INPUT or kind.causal, f"the mask is {kind if kind is INPUT else kind.kind.value}, not causal")
+        masked.append((attention, kind))
+    return [Growing(caches[past.name], past, concat, masked)]
 
 
-def _valid_slots(graph: Graph, write_indices: gs.Variable) -> gs.Variable:
-    """write_indices + S, int64 [B]."""
-    tokens = graph.input(graph.signature.tokens)
-    steps = graph.new("Shape", [tokens], {"start": 1, "end": 2}, dtype=np.int64, shape=[1])
-    return graph.new("Add", [write_indices, steps], name="valid_slots", shape=["batch"])
+def _free_of_lengths(graph: Graph, growing: list[Growing], positions: list[Positions]) -> bool:
+    """Whether nothing but masks and positions depends on how long the cache is; appends these positions."""
+    masked = {id(attention) for each in growing for attention, kind in each.attentions if kind is not INPUT}
+    readers = _length_readers(graph, growing)
+    live = _live(graph, masked, set())
+    if any(id(node) in live for node in readers):
+        positions += find_positions(graph, readers, live)
+    cut = {(id(node), id(each.tensor)) for each in positions for node in each.consumers}
+    live = _live(graph, masked, cut)
+    for node in readers:
+        need(id(node) not in live, f"how long the cache is, or its mask, is used elsewhere than in masks, by {node.name}")
+    return True
 
 
-def _live_without_masks(graph: Graph) -> set[int]:
-    """The ids of the nodes that still count once no Attention has a mask."""
+def _length_readers(graph: Graph, growing: list[Growing]) -> list[gs.Node]:
+    """Nodes that read the attention mask, or the length of a cache."""
+    tensors = [tensor for each in growing for tensor in (each.past, each.concat.outputs[0])]
+    nodes = [node for tensor in tensors for node in consumers(tensor, "Shape")]
+    mask = next((tensor for tensor in graph.gs.inputs if tensor.name == graph.signature.mask), None)
+    nodes += mask.outputs if mask is not None and rank(mask) == 2 else []
+    return [node for node in nodes if node.op != "Shape" or node.attrs.get("start", 0) != 0 or node.attrs.get("end") != 1]
+
+
+def _live(graph: Graph, masked: set[int], cut: set[tuple[int, int]]) -> set[int]:
+    """The ids of the nodes that still count once these Attention nodes have no mask and nodes miss the inputs `cut`."""
     live: set[int] = set()
     stack = [node for output in graph.gs.outputs for node in output.inputs]
     while stack:
@@ -112,10 +131,56 @@ def _live_without_masks(graph: Graph) -> set[int]:
         if id(node) in live:
             continue
         live.add(id(node))
-        inputs = node.inputs[:3] if node.op == "Attention" else node.inputs
-        stack += [above for tensor in inputs for above in tensor.inputs]
+        inputs = node.inputs[:3] if id(node) in masked else node.inputs
+        stack += [above for tensor in inputs if (id(node), id(tensor)) not in cut for above in tensor.inputs]
     return live
 
 
-def _reads_batch_alone(shape: gs.Node) -> bool:
-    return shape.attrs.get("start", 0) == 0 and shape.attrs.get("end") == 1
+def _make_static(graph: Graph, growing: list[Growing], positions: list[Positions], capacity: int) -> None:
+    write_indices = gs.Variable(WRITE_INDICES, np.int64, ["batch"])
+    graph.gs.inputs.append(write_indices)
+    for each in positions:
+        _count_from(graph, each, write_indices)
+    for each in growing:
+        present, new = each.concat.outputs[0], each.concat.inputs[1]
+        batch, kv_heads, _, head_dim = each.past.shape
+        kv_heads, head_dim = static_dim(new, 1) or kv_heads, static_dim(new, 3) or head_dim  # some leave their inputs' open
+        each.past.shape = [batch, kv_heads, capacity, head_dim]
+        graph.replace(present, "TensorScatter", [each.past, new, write_indices], {"axis": -2, "mode": "linear"})
+        present.shape = list(each.past.shape)
+    valid = _valid_slots(graph, write_indices)
+    made: dict[tuple, gs.Tensor] = {}
+    attentions = {id(node): (node, kind) for each in growing for node, kind in each.attentions}
+    for attention, kind in attentions.values():
+        if kind is INPUT:
+            attention.inputs[3].shape = [*attention.inputs[3].shape[:3], capacity]
+        elif kind.window is None and kind.slopes is None:
+            attention.inputs = [*attention.inputs[:3], *(gs.Variable.empty() for _ in range(3)), valid]
+            attention.attrs["is_causal"] = 1
+        else:
+            key = (kind.window, kind.slopes, onnx_type(attention.inputs[0]))
+            if key not in made:
+                made[key] = causal_bias(graph, write_indices, capacity, key[2], kind.window, kind.slopes)
+            attention.inputs[3] = made[key]
+    graph.signature = replace(graph.signature, write_indices=WRITE_INDICES, capacity=capacity)
+
+
+def _count_from(graph: Graph, positions: Positions, write_indices: gs.Variable) -> None:
+    """Puts write_indices + i in place of positions worked out from lengths or masks."""
+    slots = own_slots(graph, write_indices)
+    if positions.offset:
+        slots = graph.new("Add", [slots, graph.int64(positions.offset)], shape=["batch", "sequence"])
+    unit_axes = [axis for axis in range(1, rank(positions.tensor)) if axis != positions.axis]
+    if unit_axes:
+        slots = graph.new("Unsqueeze", [slots, graph.int64(unit_axes)])
+    if onnx_type(slots) != onnx_type(positions.tensor):
+        slots = graph.new("Cast", [slots], {"to": onnx_type(positions.tensor)}, dtype=onnx_type(positions.tensor))
+    for node in positions.consumers:
+        node.inputs = [slots if tensor is positions.tensor else tensor for tensor in node.inputs]
+
+
+def _valid_slots(graph: Graph, write_indices: gs.Variable) -> gs.Variable:
+    """write_indices + S, int64 [B]."""
+    tokens = graph.input(graph.signature.tokens)
+    steps = graph.new("Shape", [tokens], {"start": 1, "end": 2}, dtype=np.int64, shape=[1])
+    return graph.new("Add", [write_indices, steps], name="valid_slots", shape=["batch"])

@@ -1,0 +1,134 @@
+"""Our graphs in onnxruntime, inputs and outputs bound to device memory, the static cache bound in place."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+import torch
+from torch import Tensor
+
+from benchmarks.gpu_torch import Caches
+from contracts.signature import Signature, find_signature, ntk_alpha
+from contracts.weights import ORT_ROOT_OPTION, weights_root
+
+ONNX_TYPES = {torch.float16: 10, torch.bfloat16: 16, torch.float32: 1, torch.int64: 7}
+TORCH_TYPES = {number: dtype for dtype, number in ONNX_TYPES.items()}
+
+
+class OnnxRun:
+    """A graph, growing or static, as the stages wrote it.
+
+    With `cuda_graph` there is a session for each batch and step length, which are fixed in it (onnxruntime can then fold
+    all arithmetic on shapes, as CUDA graphs need); without, one session serves all.
+    """
+
+    def __init__(self, model: Path, device: str, cuda_graph: bool, root: Path | None):
+        self.model, self.device, self.cuda_graph = model, device, cuda_graph
+        self.root = root or weights_root(model)
+        proto = onnx.load(model, load_external_data=False)
+        self.signature: Signature = find_signature(proto, model)
+        self.vocab = next(v for v in proto.graph.output if v.name == "logits").type.tensor_type.shape.dim[-1].dim_value
+        self.dtype = TORCH_TYPES[self.signature.dtype]
+        self.session, self.sizes = None, None
+        self.buffers: dict[str, Tensor] = {}
+
+    def prompt(self, tokens: Tensor) -> Callable[[], Tensor]:
+        return self._step(tokens, context=0, caches=None)
+
+    def decode(self, tokens: Tensor, caches: Caches | int) -> Callable[[], Tensor]:
+        """`caches` may be the length of a context whose content does not matter."""
+        context = caches if isinstance(caches, int) else caches[0][0].shape[2]
+        return self._step(tokens, context, None if isinstance(caches, int) else caches)
+
+    def close(self) -> None:
+        self.session, self.sizes = None, None
+        self.buffers.clear()
+
+    def _step(self, tokens: Tensor, context: int, caches: Caches | None) -> Callable[[], Tensor]:
+        batch, steps = tokens.shape
+        self._open(batch, steps)
+        positions = (context + torch.arange(steps, device=self.device)).expand(batch, steps)
+        inputs = {self.signature.tokens: tokens, self.signature.positions: positions}
+        if self.signature.ntk_alpha:
+            alpha = ntk_alpha(context + steps, self.signature.ntk_trained_length)
+            inputs[self.signature.ntk_alpha] = torch.full((batch,), alpha, device=self.device)
+        if self.signature.static:
+            inputs[self.signature.write_indices] = torch.full((batch,), context, device=self.device)
+        else:
+            inputs[self.signature.mask] = torch.ones(batch, context + steps, dtype=torch.int64, device=self.device)
+
+        binding = self.session.io_binding()
+        used = {value.name for value in self.session.get_inputs()}
+        for name, tensor in inputs.items():
+            if name in used:
+                self._bind(binding.bind_input, name, self._buffer(name, tensor.shape, tensor.dtype).copy_(tensor))
+        logits = self._buffer("logits", (batch, steps, self.vocab), self.dtype)
+        self._bind(binding.bind_output, "logits", logits)
+        self._bind_caches(binding, batch, steps, context, caches)
+
+        def step() -> Tensor:
+            self.session.run_with_iobinding(binding)
+            return logits
+
+        if self.device == "cuda":
+            torch.cuda.synchronize()  # what torch wrote must be there before onnxruntime's own stream reads it
+        return step
+
+    def _bind_caches(self, binding: ort.IOBinding, batch: int, steps: int, context: int, caches: Caches | None) -> None:
+        heads, width = self.signature.kv_heads, self.signature.head_dim
+        static = self.signature.static
+        for cache in self.signature.caches:
+            slots = self.signature.capacity if static else context
+            past = self._buffer(cache.past, (batch, heads, slots, width), self.dtype)
+            if caches is not None:
+                key, value = caches[cache.layer]
+                past[:, :, :context].copy_(key if cache.role == "key" else value)
+            elif not static or context:
+                past.normal_()
+            self._bind(binding.bind_input, cache.past, past)
+            if static:
+                self._bind(binding.bind_output, cache.present, past)
+            else:
+                grown = self._buffer(cache.present, (batch, heads, context + steps, width), self.dtype)
+                self._bind(binding.bind_output, cache.present, grown)
+
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Memory that stays where it is while its size does: a captured CUDA graph remembers addresses."""
+        known = self.buffers.get(name)
+        if known is None or known.shape != torch.Size(shape):
+            self.buffers.pop(name, None)
+            self.buffers[name] = torch.zeros(shape, dtype=dtype, device=self.device)
+        return self.buffers[name]
+
+    def _bind(self, bind: Callable, name: str, tensor: Tensor) -> None:
+        # an empty tensor has no address, but onnxruntime wants one
+        address = tensor.data_ptr() or self._buffer("nothing", (1,), torch.int64).data_ptr()
+        bind(name, self.device, 0, ONNX_TYPES[tensor.dtype], list(tensor.shape), address)
+
+    def _open(self, batch: int, steps: int) -> None:
+        sizes = (batch, steps) if self.cuda_graph else ()
+        if self.sizes == sizes:
+            return
+        self.close()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+        options = ort.SessionOptions()
+        options.add_session_config_entry(ORT_ROOT_OPTION, str(self.root))
+        if self.cuda_graph:
+            options.add_free_dimension_override_by_name("batch", batch)
+            options.add_free_dimension_override_by_name("sequence", steps)
+        if self.device == "cuda":
+            ort.preload_dlls()  # the CUDA libraries that torch came with
+            capture = "1" if self.cuda_graph and steps == 1 else "0"  # a prompt keeps the device busy without
+            cuda = {"enable_cuda_graph": capture, "arena_extend_strategy": "kSameAsRequested"}
+            providers = [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
+        else:
+            options.intra_op_num_threads = 1
+            providers = ["CPUExecutionProvider"]
+        self.session = ort.InferenceSession(str(self.model), options, providers=providers)
+        if self.device == "cuda" and "CUDAExecutionProvider" not in self.session.get_providers():
+            raise RuntimeError("onnxruntime has no CUDA provider here")
+        self.sizes = sizes
+
+

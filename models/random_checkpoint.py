@@ -1,0 +1,179 @@
+"""A checkpoint of a real model's size with random weights: the names, shapes, type and shards that the real one has.
+
+    python -m models.random_checkpoint --preset qwen-7b --out DIR [--layers N] [--dtype bfloat16] [--seed 0] [--empty]
+
+What costs and bounds depend on, sizes and layout, is real; what cannot be downloaded everywhere, the values, is drawn
+from a seed, the same on every machine. Memory stays at a few chunks.
+"""
+
+import argparse
+import json
+import math
+import os
+import struct
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from contracts.command import Parser, run
+from contracts.errors import UserError
+from models import architecture
+from models.checkpoint import CONFIG, FLOATS, INDEX, SINGLE
+
+PRESETS = Path(__file__).parent / "presets"
+SHARD_BYTES = 2_050_000_000  # cuts Qwen-7B into the shards that were published
+CHUNK = 1 << 22  # elements drawn at once
+ALIGNMENT = 64
+LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers")
+SAFETENSORS = {name: code for code, (name, _) in FLOATS.items()}
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One tensor: uniform around `mean` with the standard deviation `std`, which is how torch itself draws weights."""
+
+    name: str
+    shape: tuple[int, ...]
+    mean: float
+    std: float
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+def main() -> None:
+    parser = Parser(prog="random_checkpoint", description="Write a checkpoint of a real model's size with random weights.")
+    source = parser.add_mutually_exclusive_group(required=True)
+    presets = sorted(path.stem for path in PRESETS.glob("*.json"))
+    source.add_argument("--preset", choices=presets, help="a model's dimensions that come with the project")
+    source.add_argument("--config", metavar="FILE", type=Path, help="another model's config.json")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True)
+    parser.add_argument("--layers", type=int, help="instead of as many as the model has")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="(%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    parser.add_argument("--empty", action="store_true", help="holes instead of values: enough to export, takes no room")
+    options = parser.parse_args()
+    started = time.monotonic()
+    seed = None if options.empty else options.seed
+    size, shards = write(_config(options), options.out, options.dtype, seed)
+    seconds = time.monotonic() - started
+    print(f"random_checkpoint: {size:,} bytes in {shards} files in {seconds:.1f} s → {options.out}")
+
+
+def write(config: dict, out: Path, dtype: str, seed: int | None, shard_bytes: int = SHARD_BYTES) -> tuple[int, int]:
+    """Writes the checkpoint, values left out where `seed` is None; returns its tensors' bytes and its files' number.
+
+    config.json comes last: a folder that a killed run leaves is no checkpoint.
+    """
+    draws = _draws(architecture(config, out / CONFIG))
+    itemsize = getattr(torch, dtype).itemsize
+    shards = _shards(draws, itemsize, shard_bytes)
+    size = itemsize * sum(draw.elements for draw in draws)
+    out.mkdir(parents=True, exist_ok=True)
+    for stale in (CONFIG, INDEX, SINGLE):
+        (out / stale).unlink(missing_ok=True)
+    free = os.statvfs(out).f_bavail * os.statvfs(out).f_frsize
+    if size > free and seed is not None:
+        raise UserError(out, f"no space left: needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free", "choose another --out")
+
+    names = [SINGLE] if len(shards) == 1 else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    for name, shard in zip(names, shards):
+        _write_shard(out / name, shard, dtype, seed)
+    if len(shards) > 1:
+        places = {draw.name: name for name, shard in zip(names, shards) for draw in shard}
+        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
+        (out / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    (out / CONFIG).write_text(json.dumps({**config, "torch_dtype": dtype}, indent=2) + "\n")
+    return size, len(shards)
+
+
+def _config(options: argparse.Namespace) -> dict:
+    path = options.config or PRESETS / f"{options.preset}.json"
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(path, f"cannot be read ({error})", "name a config.json") from None
+    if options.layers is not None:
+        config[next(key for key in LAYER_KEYS if key in config)] = options.layers
+    return config
+
+
+def _draws(model: nn.Module) -> list[Draw]:
+    """How each tensor is drawn, so that activations neither grow nor fade: matrices keep a row's variance, norms are
+    near 1, biases small."""
+    embeddings = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    draws = []
+    for name, tensor in model.state_dict().items():
+        if name in embeddings:
+            mean, std = 0.0, 1.0
+        elif tensor.dim() > 1:
+            mean, std = 0.0, math.prod(tensor.shape[1:]) ** -0.5
+        else:
+            mean, std = (0.0, 0.02) if name.endswith("bias") else (1.0, 0.1)
+        draws.append(Draw(name, tuple(tensor.shape), mean, std))
+    return draws
+
+
+def _shards(draws: list[Draw], itemsize: int, limit: int) -> list[list[Draw]]:
+    """Fills a shard until the next tensor would pass the limit, as Hugging Face's save_pretrained does."""
+    shards, size = [[]], 0
+    for draw in draws:
+        length = itemsize * draw.elements
+        if shards[-1] and size + length > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(draw)
+        size += length
+    return shards
+
+
+def _write_shard(path: Path, shard: list[Draw], dtype: str, seed: int | None) -> None:
+    shard = sorted(shard, key=lambda draw: draw.name)  # as safetensors itself orders what it writes
+    itemsize = getattr(torch, dtype).itemsize
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for draw in shard:
+        length = itemsize * draw.elements
+        header[draw.name] = {
+            "dtype": SAFETENSORS[dtype],
+            "shape": list(draw.shape),
+            "data_offsets": [end, end + length],
+        }
+        end += length
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-(8 + len(encoded)) % ALIGNMENT)
+    data = 8 + len(encoded)
+
+    def write_chunk(draw: Draw, first: int) -> None:
+        values = _chunk(draw, first, seed).to(getattr(torch, dtype))
+        offset = data + header[draw.name]["data_offsets"][0] + itemsize * first
+        os.pwrite(file.fileno(), values.view(torch.uint8).numpy(), offset)
+
+    with open(path, "wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        file.flush()
+        file.truncate(data + end)
+        if seed is None:
+            return
+        pending = [pool.submit(write_chunk, draw, i) for draw in shard for i in range(0, draw.elements, CHUNK)]
+        for each in pending:
+            each.result()
+
+
+def _chunk(draw: Draw, first: int, seed: int) -> torch.Tensor:
+    """float32 [≤ CHUNK]: elements from `first` on, from 16 random bits each."""
+    count = min(CHUNK, draw.elements - first)
+    stream = np.random.SFC64(np.random.SeedSequence([seed, zlib.crc32(draw.name.encode()), first]))
+    bits = stream.random_raw((count + 3) // 4).view(np.int16)[:count]
+    step = draw.std * math.sqrt(12) / (1 << 16)
+    return torch.from_numpy(bits).float().add_(0.5).mul_(step).add_(draw.mean)
+
+
+if __name__ == "__main__":
+    run("random_checkpoint", main)

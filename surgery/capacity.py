@@ -1,0 +1,77 @@
+"""python -m surgery.capacity DIR|MODEL.onnx --capacity N --out DIR: a finished graph with another number of cache slots.
+
+In a portable graph the capacity is written in the caches' shapes and nowhere else; the lowered graph is made from it anew.
+"""
+
+import json
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_graphsurgeon as gs
+
+from contracts.command import Parser, run
+from contracts.errors import UserError
+from contracts.manifest import Stage, read_manifest
+from contracts.weights import load_graph, place_weights
+from surgery import files
+from surgery.graph import Graph
+from surgery.report import Report
+from surgery.runner import lower, make_plan
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = Parser(prog="surgery.capacity", description="Change how many slots a finished graph's KV cache has.")
+    parser.add_argument("model", metavar="DIR|MODEL.onnx", type=Path, help="what surgery wrote, or its portable graph")
+    parser.add_argument("--capacity", type=int, required=True, help="slots of the static cache")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True)
+    parser.add_argument("--force", action="store_true", help="run even if the results are up to date")
+    change_capacity(parser.parse_args(arguments))
+
+
+def change_capacity(options: Namespace) -> None:
+    """Writes the portable and the lowered graph, with `options.capacity` slots, into options.out."""
+    if options.capacity < 1:
+        raise UserError("--capacity", f"{options.capacity} slots hold nothing", "give at least 1")
+    path = options.model / "model.onnx" if options.model.is_dir() else options.model
+    stage = Stage("surgery", options.out, [path], {"capacity": options.capacity})
+    if stage.up_to_date() and not options.force:
+        print(f"surgery.capacity: up to date ({options.out})")
+        return
+    source = load_graph(path)
+    if any(node.op_type.startswith("TRT_") for node in source.graph.node):
+        raise UserError(path, "is lowered", "give the portable graph: the lowered one is made from it")
+    portable = files.read(path)
+    before = portable.signature.capacity
+    if before is None:
+        raise UserError(path, "its cache grows, or it has none", "run surgery on it first")
+    made_with = (read_manifest(path.parent) or {}).get("options", {})
+    plan = make_plan("static", options.capacity, "all", made_with.get("skip", ()), made_with.get("own", ()))
+    report = Report()
+    report.count("before", portable)
+    with stage.writing() as partial:
+        resize(portable, options.capacity)
+        report.count("portable", portable)
+        lowered = lower(portable, plan, report)
+        stage.extra["weights_root"] = place_weights(source, path, partial, options.out)
+        files.write(portable, partial / "model.onnx")
+        files.write(lowered, partial / "model.trt.onnx")
+        (partial / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n")
+    print(f"surgery.capacity: {before} → {options.capacity} slots → {options.out}/model.onnx")
+
+
+def resize(graph: Graph, capacity: int) -> None:
+    """Gives the graph caches of shape [batch, kv_heads, capacity, head_dim]."""
+    ends = {tensor.name: tensor for tensor in [*graph.gs.inputs, *graph.gs.outputs]}
+    for tensor in graph.gs.tensors().values():
+        if isinstance(tensor, gs.Variable) and tensor.name not in ends:
+            tensor.shape = None  # inferred anew
+    for cache in graph.signature.caches:
+        for name in (cache.past, cache.present):
+            ends[name].shape = [*ends[name].shape[:2], capacity, ends[name].shape[3]]
+    graph.signature = replace(graph.signature, capacity=capacity)
+    files.refresh(graph)
+
+
+if __name__ == "__main__":
+    run("surgery.capacity", main)

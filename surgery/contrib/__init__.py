@@ -1,0 +1,42 @@
+"""Passes that write the ops of onnxruntime's own domain, com.microsoft, in standard ones, in the order in which they run.
+
+They run before all others (but the one that inlines constants) and write what torch's exporters write, too. An op, or a use
+of one, that the standard has no form for stays as it is, with the reason as a near miss.
+"""
+
+from types import ModuleType
+
+import onnx
+
+from surgery.contrib import (
+    block_gather,
+    contrib_gelu,
+    fused_matmul,
+    grouped_query_attention,
+    multi_head_attention,
+    nbits_matmul,
+    rotary,
+    skip_norm,
+    unsigned_weights,
+)
+from surgery.passes import constants
+
+CONTRIB: tuple[ModuleType, ...] = (
+    constants,
+    skip_norm,
+    contrib_gelu,
+    fused_matmul,
+    nbits_matmul,
+    block_gather,
+    unsigned_weights,
+    rotary,
+    grouped_query_attention,
+    multi_head_attention,
+)
+REPACKED_OPS = ("MatMulNBits", "GatherBlockQuantized")
+
+
+def repacks(model: onnx.ModelProto) -> bool:
+    """Whether these passes will write weights of their own for this graph."""
+    unsigned = any(tensor.data_type == onnx.TensorProto.UINT4 for tensor in model.graph.initializer)
+    return unsigned or any(node.op_type in REPACKED_OPS for node in model.graph.node)

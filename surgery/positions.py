@@ -1,0 +1,88 @@
+"""Where a graph works out positions itself, from the cache's length or from the attention mask, found by probing."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from surgery.graph import Graph, need, onnx_type, rank
+from surgery.probe import Probe, evaluate, probes
+
+INTEGERS = (6, 7)  # int32, int64
+SPREADS = ("Gather", "Unsqueeze", "Cast", "Mul", "MatMul", "Add", "Sub")  # take [B, S] where they took [1, S]
+
+
+@dataclass(frozen=True)
+class Positions:
+    """A tensor that holds each token's position + offset, its axes besides the tokens' (axis 0: batch, `axis`: sequence)
+    of size 1."""
+
+    tensor: gs.Variable
+    offset: int
+    axis: int
+    consumers: list[gs.Node]  # that take it for something else than more positions
+
+
+def find_positions(graph: Graph, sources: list[gs.Node], live: set[int]) -> list[Positions]:
+    """The positions that live nodes below `sources` work out. Raises NoMatch where one of them is used as if it were the
+    same for all rows."""
+    found: dict[int, tuple[gs.Variable, int, int, bool]] = {}
+    for tensor in _below(sources, live):
+        place = _positions(graph, tensor)
+        if place is not None:
+            found[id(tensor)] = (tensor, *place)
+    result = []
+    for tensor, offset, axis, one_row in found.values():
+        users = [node for node in tensor.outputs if id(node) in live and not all(id(t) in found for t in node.outputs)]
+        for node in users:
+            need(not one_row or node.op in SPREADS, f"positions are the same for all rows in {node.op} {node.name}")
+        if users:
+            result.append(Positions(tensor, offset, axis, users))
+    return result
+
+
+def _below(sources: list[gs.Node], live: set[int]) -> list[gs.Variable]:
+    """Integer tensors of rank 2 to 4 that live nodes compute from the outputs of `sources` through integers alone."""
+    stack, seen, tensors = list(sources), set(), []
+    while stack:
+        node = stack.pop()
+        if id(node) in seen or id(node) not in live:
+            continue
+        seen.add(id(node))
+        for tensor in node.outputs:
+            if onnx_type(tensor) in INTEGERS:
+                stack += tensor.outputs
+                if rank(tensor) in (2, 3, 4):
+                    tensors.append(tensor)
+    return tensors
+
+
+def _positions(graph: Graph, tensor: gs.Variable) -> tuple[int, int, bool] | None:
+    """Offset, the sequence's axis, and whether all rows share one; None if the tensor holds something else."""
+    offset, axis, one_row = None, None, True
+    for probe in probes():
+        values = evaluate(graph, [tensor], probe)
+        if values is None or values[0].size not in (probe.steps, probe.batch * probe.steps):
+            return None
+        shape = values[0].shape
+        if axis is None:  # the first probe's batch, steps and lengths all differ
+            axis = next((i for i, size in enumerate(shape) if i and size == probe.steps), None)
+        if axis is None or shape[axis] != probe.steps or values[0].size != shape[0] * shape[axis]:
+            return None
+        one_row = one_row and shape[0] == 1
+        found = _offset(np.broadcast_to(values[0].reshape(shape[0], probe.steps), (probe.batch, probe.steps)), probe)
+        if found is None or offset not in (None, found):
+            return None
+        offset = found
+    return offset, axis, one_row
+
+
+def _offset(values_BS: np.ndarray, probe: Probe) -> int | None:
+    """What is added to positions, counted with or without padding."""
+    valid = probe.mask[:, probe.past :] != 0
+    slots = probe.past + np.broadcast_to(np.arange(probe.steps), values_BS.shape)
+    for expected, counts in ((slots, np.ones_like(valid)), (probe.positions, valid)):
+        offsets = np.unique((values_BS - expected)[counts])
+        if offsets.size == 1:
+            return int(offsets[0])
+    return None

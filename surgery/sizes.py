@@ -1,0 +1,294 @@
+"""Sizes of axes as products of the inputs' sizes, followed through a graph and through its shape arithmetic.
+
+onnx's own inference forgets a symbol where it meets a Reshape, so that heads, batch and sequence are unknown one layer
+further on. This follows the operators that language models are made of, one node after the other.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from surgery.graph import Graph, last_axis, onnx_type, rank
+
+INT64 = 7
+MOST_ENTRIES = 16  # of a tensor that is taken for sizes
+FIRST_INPUT_ALONE = ("RMSNormalization", "LayerNormalization", "RotaryEmbedding", "Softmax", "CumSum", "Pow")
+ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Pow", "Where", "And", "Or", "Not", "Equal", "LessOrEqual", "Less", "Greater",
+               "GreaterOrEqual", "Max", "Min", "Cast", "Identity", "Neg", "Sqrt", "Reciprocal", "Erf", "Tanh", "Sigmoid", "Swish",
+               "Gelu", "Relu", "Cos", "Sin", "IsNaN", "Mod")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The size of one axis of a tensor; with axis None, an entry of a computed tensor."""
+
+    source: int  # id of the tensor
+    axis: int | None
+    index: int = 0
+    counts: bool = True  # false if it may be negative
+
+
+@dataclass(frozen=True)
+class Product:
+    """A number times sizes."""
+
+    number: int
+    axes: tuple[Axis, ...]
+
+    @property
+    def counts(self) -> bool:
+        return self.number >= 0 and all(axis.counts for axis in self.axes)
+
+
+Entry = int | bool | Product  # a plain size is a product of one axis
+
+
+class Sizes:
+    """What is known of every tensor's axes, and of the entries of small integer tensors. Nodes are learnt in topological
+    order."""
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.tensors: dict[int, gs.Tensor] = {}  # those that entries refer to
+        self.values: dict[int, list[Entry]] = {}
+        self.shapes: dict[int, list[Entry]] = {}
+        self.symbols: dict[str, Product] = {}
+        tokens = graph.signature.tokens
+        for tensor in sorted(graph.gs.inputs, key=lambda tensor: tensor.name != tokens):
+            for axis, size in enumerate(tensor.shape or []):
+                if isinstance(size, str) and size and not size.startswith("unk__"):
+                    self.symbols.setdefault(size, self.axis(tensor, axis))
+
+    def axis(self, tensor: gs.Tensor, axis: int) -> Product:
+        self.tensors[id(tensor)] = tensor
+        return Product(1, (Axis(id(tensor), axis),))
+
+    def shape(self, tensor: gs.Tensor) -> list[Entry] | None:
+        """The sizes of a tensor's axes; None if its rank is unknown."""
+        if id(tensor) in self.shapes:
+            return self.shapes[id(tensor)]
+        if rank(tensor) is None:
+            return None
+        return [self._declared(tensor, axis) for axis in range(rank(tensor))]
+
+    def _declared(self, tensor: gs.Tensor, axis: int) -> Entry:
+        size = tensor.shape[axis]
+        if isinstance(size, int | np.integer) and size >= 0:
+            return int(size)
+        return self.symbols.get(size) or self.axis(tensor, axis)
+
+    def name(self, entry: Entry) -> int | str | None:
+        """The entry as a dimension of a shape: a number or a symbol; None where it has no name."""
+        if isinstance(entry, int):
+            return int(entry)
+        names = [self.tensors[a.source].shape[a.axis] if a.axis is not None else None for a in entry.axes]
+        if not all(isinstance(name, str) and name and not name.startswith("unk__") for name in names):
+            return None
+        number = [] if entry.number == 1 else [str(entry.number)]
+        return "*".join([*number, *names])
+
+    # --- entries of small integer tensors ---------------------------------------------------------------------------
+
+    def entries(self, tensor: gs.Tensor) -> list[Entry] | None:
+        """What a tensor of rank 0 or 1 holds; None if it is neither, too long, or not of integers."""
+        if id(tensor) in self.values:
+            return self.values[id(tensor)]
+        if isinstance(tensor, gs.Constant):
+            values = self.graph.constant(tensor)
+            usable = values is not None and values.ndim < 2 and values.size <= MOST_ENTRIES and values.dtype.kind in "ib"
+            return values.reshape(-1).tolist() if usable else None
+        length = 1 if rank(tensor) == 0 else (self.shape(tensor)[0] if rank(tensor) == 1 else None)
+        if not isinstance(length, int) or length > MOST_ENTRIES or onnx_type(tensor) != INT64:
+            return None
+        self.tensors[id(tensor)] = tensor
+        return [Product(1, (Axis(id(tensor), None, index, False),)) for index in range(length)]
+
+    def learn(self, node: gs.Node) -> None:
+        """Works out the shapes of a node's outputs, and their entries where they are small integer tensors."""
+        values = self._values(node)
+        if values is not None:
+            self.values[id(node.outputs[0])] = values
+        for tensor, shape in zip(node.outputs, self._shapes(node)):
+            if shape is not None and rank(tensor) in (None, len(shape)):
+                shape = [self.axis(tensor, axis) if size is None else size for axis, size in enumerate(shape)]
+                declared = self.shape(tensor)
+                self.shapes[id(tensor)] = [
+                    known if isinstance(known, int) else size for known, size in zip(declared or shape, shape)
+                ]
+
+    def _values(self, node: gs.Node) -> list[Entry] | None:
+        if node.op == "Shape":
+            shape = self.shape(node.inputs[0])
+            return None if shape is None else shape[node.attrs.get("start", 0) : node.attrs.get("end")]
+        output = node.outputs[0]
+        if rank(output) not in (0, 1) or not node.inputs:
+            return None
+        inputs = [None if tensor.is_empty() else self.entries(tensor) for tensor in node.inputs]
+        first = inputs[0]
+        if first is None:
+            return None
+        if node.op in ("Squeeze", "Unsqueeze", "Reshape", "Identity") or (node.op == "Cast" and node.attrs["to"] == INT64):
+            return first
+        if None in inputs:
+            return None
+        if node.op == "Concat":
+            return [entry for entries in inputs for entry in entries]
+        if node.op == "ConstantOfShape":
+            fill = node.attrs.get("value")
+            fill = 0 if fill is None else np.asarray(fill.values).item()
+            plain = len(first) == 1 and isinstance(first[0], int) and first[0] <= MOST_ENTRIES and isinstance(fill, int)
+            return [fill] * first[0] if plain else None
+        if node.op == "Gather" and rank(node.inputs[0]) == 1:
+            inside = all(isinstance(i, int) and -len(first) <= i < len(first) for i in inputs[1])
+            return [first[i] for i in inputs[1]] if inside else None
+        if node.op == "Slice":
+            bounds = [entries[0] for entries in (*inputs[1:3], *inputs[4:5])]
+            return first[slice(*bounds)] if all(isinstance(bound, int) for bound in bounds) else None
+        if node.op in ("Add", "Mul", "Div", "Equal", "Where"):
+            length = max(map(len, inputs))
+            if not all(len(entries) in (1, length) for entries in inputs):
+                return None
+            rows = zip(*(entries * (length // len(entries)) for entries in inputs))
+            found = [self._combined(node, index, row) for index, row in enumerate(rows)]
+            return None if None in found else found
+        return None
+
+    def _combined(self, node: gs.Node, index: int, row: tuple[Entry, ...]) -> Entry | None:
+        numbers = all(isinstance(entry, int) for entry in row)
+        if node.op == "Where":
+            return (row[1] if row[0] else row[2]) if isinstance(row[0], int) else None
+        if node.op == "Equal":
+            if numbers or row[0] == row[1]:
+                return row[0] == row[1]
+            return False if any(isinstance(a, int) and a < 0 and _counts(b) for a, b in (row, row[::-1])) else None
+        if node.op == "Mul":
+            return product(row)
+        if node.op == "Div":
+            return quotient(*row)
+        if numbers:
+            return row[0] + row[1]
+        if 0 in row:
+            return row[0] if row[1] == 0 else row[1]
+        self.tensors[id(node.outputs[0])] = node.outputs[0]
+        return Product(1, (Axis(id(node.outputs[0]), None, index, all(map(_counts, row))),))
+
+    # --- shapes -----------------------------------------------------------------------------------------------------
+
+    def _shapes(self, node: gs.Node) -> list[list[Entry | None] | None]:
+        """The outputs' shapes, None where unknown."""
+        if node.op == "Range":
+            start, end, step = (self.entries(tensor) for tensor in node.inputs)
+            counts = start == [0] and step == [1] and end is not None
+            return [end if counts and _counts(end[0]) else None]
+        inputs = [None if tensor.is_empty() else self.shape(tensor) for tensor in node.inputs]
+        x = inputs[0] if inputs else None
+        if x is None:
+            return [None]
+        if node.op in FIRST_INPUT_ALONE and node.op != "Pow":
+            return [x]
+        if node.op in ELEMENTWISE:
+            return [None if None in inputs else broadcast(inputs)]
+        if node.op == "Expand":
+            target = self.entries(node.inputs[1])
+            return [None if target is None else broadcast([x, target])]
+        if node.op == "Reshape":
+            target = self.filled(node)
+            return [None if target is None else [None if size == -1 else size for size in target]]
+        if node.op == "Transpose":
+            return [[x[axis] for axis in node.attrs.get("perm", reversed(range(len(x))))]]
+        if node.op in ("Unsqueeze", "Squeeze"):
+            return [self._squeezed(node, x)]
+        if node.op == "MatMul":
+            y = inputs[1]
+            if y is None or len(x) < 2 or len(y) < 2:
+                return [None]
+            return [[*broadcast([x[:-2], y[:-2]]), x[-2], y[-1]]]
+        if node.op == "Gemm" and inputs[1] is not None:
+            return [[x[1 if node.attrs.get("transA") else 0], inputs[1][0 if node.attrs.get("transB") else 1]]]
+        if node.op == "Attention" and len(x) == 4:
+            return [None if inputs[2] is None else [*x[:3], inputs[2][3]]]
+        if node.op == "Concat" and None not in inputs:
+            axis = node.attrs["axis"] % len(x)
+            together = sum(shape[axis] for shape in inputs) if all(isinstance(s[axis], int) for s in inputs) else None
+            return [[together if i == axis else size for i, size in enumerate(x)]]
+        if node.op in ("Split", "Slice", "ReduceMean", "Gather"):
+            return self._parts(node, x, inputs)
+        return [None]
+
+    def _squeezed(self, node: gs.Node, x: list[Entry]) -> list[Entry] | None:
+        axes = self.graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        if axes is None:
+            return None
+        if node.op == "Squeeze":
+            gone = {int(axis) % len(x) for axis in axes.reshape(-1)}
+            return [size for axis, size in enumerate(x) if axis not in gone]
+        total = len(x) + axes.size
+        new = {int(axis) % total for axis in axes.reshape(-1)}
+        rest = iter(x)
+        return [1 if axis in new else next(rest) for axis in range(total)]
+
+    def _parts(self, node: gs.Node, x: list[Entry], inputs: list) -> list[list[Entry | None] | None]:
+        """Axes that are neither split, sliced, reduced nor looked up stay."""
+        if node.op == "Gather":
+            axis = node.attrs.get("axis", 0) % len(x)
+            return [None if inputs[1] is None else [*x[:axis], *inputs[1], *x[axis + 1 :]]]
+        if node.op == "ReduceMean":
+            axes = self.graph.constant(node.inputs[1]) if len(node.inputs) > 1 else node.attrs.get("axes")
+            kept = axes is not None and node.attrs.get("keepdims", 1) and last_axis(axes, node.inputs[0])
+            return [[*x[:-1], 1] if kept else None]
+        if node.op == "Split":
+            changed = {node.attrs.get("axis", 0) % len(x)}
+        else:
+            axes = self.graph.constant(node.inputs[3]) if len(node.inputs) > 3 else np.arange(len(x))
+            if axes is None:
+                return [None]
+            changed = {int(axis) % len(x) for axis in axes.reshape(-1)}
+        return [[None if axis in changed else size for axis, size in enumerate(x)] for _ in node.outputs]
+
+    def filled(self, reshape: gs.Node) -> list[Entry] | None:
+        """The target of a Reshape with the sizes that 0 and -1 stand for, where they are known."""
+        x, target = self.shape(reshape.inputs[0]), self.entries(reshape.inputs[1])
+        if x is None or target is None or (0 in target and reshape.attrs.get("allowzero", 0)):
+            return target
+        target = [x[i] if size == 0 and isinstance(size, int) and i < len(x) else size for i, size in enumerate(target)]
+        if target.count(-1) != 1:
+            return target
+        missing = quotient(product(x), product([size for size in target if size != -1]))
+        return target if missing is None else [missing if size == -1 else size for size in target]
+
+
+def product(entries: list[Entry] | tuple[Entry, ...]) -> Entry:
+    number = math.prod(entry if isinstance(entry, int) else entry.number for entry in entries)
+    axes = [axis for entry in entries if isinstance(entry, Product) for axis in entry.axes]
+    return Product(number, tuple(sorted(axes, key=repr))) if axes and number else number
+
+
+def quotient(total: Entry, part: Entry) -> Entry | None:
+    """total / part, if it comes out even."""
+    number, divisor = (entry if isinstance(entry, int) else entry.number for entry in (total, part))
+    left = list(total.axes) if isinstance(total, Product) else []
+    for axis in part.axes if isinstance(part, Product) else ():
+        if axis not in left:
+            return None
+        left.remove(axis)
+    if not divisor or number % divisor:
+        return None
+    return Product(number // divisor, tuple(left)) if left else number // divisor
+
+
+def broadcast(shapes: list[list[Entry]]) -> list[Entry | None]:
+    """The shape that these broadcast to, None for an axis where that depends on sizes."""
+    length = max(map(len, shapes))
+    padded = [[1] * (length - len(shape)) + shape for shape in shapes]
+    result = []
+    for sizes in zip(*padded):
+        sizes = {size for size in sizes if size != 1 or not isinstance(size, int)}
+        numbers = {size for size in sizes if isinstance(size, int)}
+        result.append(1 if not sizes else numbers.pop() if numbers else sizes.pop() if len(sizes) == 1 else None)
+    return result
+
+
+def _counts(entry: Entry) -> bool:
+    return entry >= 0 if isinstance(entry, int) else entry.counts

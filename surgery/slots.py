@@ -1,0 +1,49 @@
+"""Over a static cache: the slot of each token of a step, and biases between tokens and slots."""
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from surgery.graph import Graph
+
+HIDDEN = {"FLOAT16": -6e4, "BFLOAT16": -1e30, "FLOAT": -1e30}  # finite: a sum with a score stays finite
+
+
+def own_slots(graph: Graph, write_indices: gs.Tensor) -> gs.Variable:
+    """write_indices[b] + i, int64 [B, S]."""
+    tokens = graph.input(graph.signature.tokens)
+    steps = graph.new("Squeeze", [graph.new("Shape", [tokens], {"start": 1, "end": 2}, dtype=np.int64)], name="slots/steps")
+    step = graph.new("Range", [graph.int64(0), steps, graph.int64(1)], name="slots/step", dtype=np.int64)
+    first = graph.new("Unsqueeze", [write_indices, graph.int64([1])], name="slots/first", shape=["batch", 1])
+    return graph.new("Add", [first, step], name="slots/own", shape=["batch", "sequence"])
+
+
+def causal_bias(
+    graph: Graph,
+    write_indices: gs.Tensor,
+    capacity: int,
+    dtype: int,
+    window: int | None = None,
+    slopes: tuple[float, ...] | None = None,
+) -> gs.Variable:
+    """What is added to scores [B, heads, S, capacity]: `slopes[head] * (slot - own slot)` (ALiBi, Press et al. 2022; 0
+    without slopes) where a slot counts, a large negative number where not: behind the own slot, or `window` or more
+    slots before it."""
+    own = graph.new("Unsqueeze", [own_slots(graph, write_indices), graph.int64([1, 3])], name="bias/own")
+    slots = graph.int64(list(range(capacity)), name="slots")
+    visible = graph.new("LessOrEqual", [slots, own], name="bias/causal", dtype=np.bool_)
+    if window is not None:
+        before = graph.new("Sub", [own, graph.int64(window)], name="bias/before")
+        inside = graph.new("Greater", [slots, before], name="bias/inside", dtype=np.bool_)
+        visible = graph.new("And", [visible, inside], name="bias/visible", dtype=np.bool_)
+    hidden = graph.number(HIDDEN[onnx.TensorProto.DataType.Name(dtype)], dtype)
+    added: gs.Tensor = graph.number(0, dtype)
+    if slopes is not None:
+        distance = graph.new("Cast", [graph.new("Sub", [slots, own], name="bias/distance")], {"to": dtype}, dtype=dtype)
+        array = np.array(slopes, np.float32).reshape(1, -1, 1, 1)
+        weights = gs.Constant(graph.unique("slopes"), array)
+        if dtype != onnx.TensorProto.FLOAT:
+            weights = graph.new("Cast", [weights], {"to": dtype}, name="bias/slopes", dtype=dtype)
+        added = graph.new("Mul", [distance, weights], name="bias/alibi", dtype=dtype)
+    shape = ["batch", 1 if slopes is None else len(slopes), "sequence", capacity]
+    return graph.new("Where", [visible, added, hidden], name="bias/bias", dtype=dtype, shape=shape)

@@ -1,0 +1,142 @@
+"""Surgery on graphs of many families and exporters: what gets fused, that nothing is left, and that outputs stay equal."""
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from surgery import files
+from surgery.runner import make_plan, operate
+from tests.decoding import decode, largest_error
+from tests.graphs import weightless
+
+CAPACITY = 32
+FUSED = ("Attention", "RMSNormalization", "LayerNormalization", "RotaryEmbedding", "Swish", "Gelu", "TensorScatter")
+DECOMPOSED = ("Softmax", "ReduceMean", "Sigmoid", "Erf", "Tanh")
+
+llama = dict(Attention=2, RMSNormalization=5, RotaryEmbedding=4, Swish=2, TensorScatter=4)
+qwen3 = llama | dict(RMSNormalization=9)
+gemma = dict(Attention=2, RMSNormalization=5, RotaryEmbedding=4, Gelu=2, TensorScatter=4)
+gpt2 = dict(Attention=2, LayerNormalization=5, Gelu=2, TensorScatter=4)
+opt = dict(Attention=2, LayerNormalization=5, TensorScatter=4)  # ReLU
+whisper = dict(Attention=4, LayerNormalization=7, Gelu=2, TensorScatter=4)
+sam = dict(Attention=2, LayerNormalization=6, Gelu=2)
+EXPECTED = {
+    "optimum_onnx010_qwen2": llama,
+    "torch213_dynamo_gpt2_op18_float32": gpt2,
+    "torch213_dynamo_llama_op23_float16": llama,
+    "torch213_dynamo_qwen2_op18_float32": llama,
+    "torch213_static_ts_qwen2_op24_float16": llama,
+    "torch213_torchscript_qwen2_op17_float32": llama,
+    "bloom-dynamo-18-float32": gpt2 | dict(LayerNormalization=6),
+    "bloom-torchscript-17-float32": gpt2 | dict(LayerNormalization=6),
+    "gemma-dynamo-18-float32": gemma,
+    "gemma3-dynamo-18-float32": gemma | dict(RMSNormalization=13),
+    "gpt2-torchscript-14-float32": gpt2,
+    "gpt2_mask-dynamo-18-float32": gpt2,
+    "gptbigcode-dynamo-18-float32": gpt2,
+    "gptbigcode-torchscript-17-float32": gpt2,
+    "gptneox-dynamo-23-float16": gpt2 | dict(RotaryEmbedding=4),
+    "gptneox-torchscript-17-float32": gpt2 | dict(RotaryEmbedding=4),
+    "llama-dynamo-24-float16": llama,
+    "llama-torchscript-14-float16": llama,
+    "mpt-torchscript-17-float32": gpt2,
+    "opt-dynamo-18-float32": opt,
+    "opt-torchscript-17-float32": opt,
+    "phi3-dynamo-18-float32": llama,
+    "phi3-torchscript-17-float32": llama,
+    "qwen2_bare-dynamo-18-float32": llama,
+    "qwen2_mask-torchscript-17-float32": llama,
+    "qwen3-dynamo-23-float32": qwen3,
+    "qwen3-torchscript-20-float32": qwen3,
+    "sam_vision-dynamo-18-float32": sam,
+    "sam_vision-torchscript-17-float32": sam,
+    "whisper-dynamo-18-float32": whisper,
+    "whisper-torchscript-17-float32": whisper,
+    "whisper_encoder-dynamo-18-float32": dict(Attention=2, LayerNormalization=5, Gelu=4),
+}
+
+
+def operated(model: onnx.ModelProto, folder: Path, cache: str = "static"):
+    """Surgery on a graph in memory: the portable graph and the report."""
+    path = folder / "source.onnx"
+    onnx.save(model, path)
+    portable, _, report = operate(files.read(path), make_plan(cache, CAPACITY, "all"))
+    return files.to_model(portable), report
+
+
+def counts(model: onnx.ModelProto, ops: tuple[str, ...]) -> dict[str, int]:
+    found = Counter(node.op_type for node in model.graph.node)
+    return {op: found[op] for op in ops if found[op]}
+
+
+def outputs(model: onnx.ModelProto) -> np.ndarray:
+    """The first output of a graph without caches, at random inputs."""
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(0)
+    dtypes = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+    feeds = {each.name: random.normal(size=each.shape).astype(dtypes[each.type]) for each in session.get_inputs()}
+    return session.run(None, feeds)[0]
+
+
+def error_between(source: onnx.ModelProto, portable: onnx.ModelProto) -> float:
+    if not any("past" in value.name for value in source.graph.input):
+        return largest_error({"output": outputs(source)}, {"output": outputs(portable)})
+    return largest_error(decode(source, alone=True), decode(portable, alone=False))
+
+
+def test_every_committed_graph_is_expected():
+    assert set(weightless.names()) == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_fuses_all_and_changes_nothing(name, tmp_path):
+    source = weightless.load(name)
+    portable, report = operated(source, tmp_path)
+    assert counts(portable, FUSED) == EXPECTED[name]
+    assert counts(portable, DECOMPOSED) == {}
+    assert report.unfused == []
+    onnx.checker.check_model(portable, full_check=True)
+    assert error_between(source, portable) < (2e-2 if name.endswith("float16") else 1e-4)
+
+
+def test_keys_and_values_are_not_repeated(tmp_path):
+    for name in ("torch213_torchscript_qwen2_op17_float32", "llama-dynamo-24-float16", "gptbigcode-dynamo-18-float32"):
+        portable, _ = operated(weightless.load(name), tmp_path)
+        caches = {value.name for value in portable.graph.output if value.name.startswith("present")}
+        attentions = [node for node in portable.graph.node if node.op_type == "Attention"]
+        assert {name for node in attentions for name in node.input[1:3]} == caches
+
+
+def test_growing_cache_on_request(tmp_path):
+    source = weightless.load("torch213_torchscript_qwen2_op17_float32")
+    portable, _ = operated(source, tmp_path, cache="growing")
+    assert counts(portable, FUSED) == {op: count for op, count in llama.items() if op != "TensorScatter"}
+    assert largest_error(decode(source, alone=True), decode(portable, alone=True)) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["torch213_torchscript_qwen2_op17_float32", "bloom-dynamo-18-float32", "whisper-dynamo-18-float32",
+                                  "sam_vision-dynamo-18-float32", "phi3-torchscript-17-float32"])  # fmt: skip
+def test_surgery_on_its_own_output_changes_nothing(name, tmp_path):
+    once, _ = operated(weightless.load(name), tmp_path)
+    twice, _ = operated(once, tmp_path)
+    assert Counter(node.op_type for node in twice.graph.node) == Counter(node.op_type for node in once.graph.node)
+    assert [value.name for value in twice.graph.input] == [value.name for value in once.graph.input]
+    run = (lambda model: decode(model, alone=False)) if name != "sam_vision-dynamo-18-float32" else lambda model: {"": outputs(model)}
+    assert largest_error(run(once), run(twice)) == 0
+
+
+def test_fresh_export(tmp_path):
+    """As exporters are today: what the committed graphs cannot show."""
+    out = tmp_path / "gpt.onnx"
+    script = Path(__file__).parent / "graphs" / "export.py"
+    subprocess.run([sys.executable, script, "gptneox", "torchscript", "17", "float32", out], check=True, capture_output=True)
+    source = onnx.load(out)
+    portable, _ = operated(source, tmp_path)
+    assert counts(portable, FUSED) == gpt2 | dict(RotaryEmbedding=4)
+    assert error_between(source, portable) < 1e-4

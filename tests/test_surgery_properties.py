@@ -1,0 +1,123 @@
+"""A graph that is not quite what a pass knows: whatever is disturbed, surgery's result computes what the graph computes.
+
+A node is taken out, its operands are exchanged, or one of its constants is changed; then either the pass does not match
+(and leaves the graph as it is, or says why it cannot go on), or what it writes takes the change over.
+"""
+
+import copy
+import random
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from onnx import numpy_helper
+
+from contracts.errors import UserError
+from tests.decoding import decode, largest_error
+from tests.graphs import weightless
+from tests.test_surgery_families import operated
+
+GRAPHS = (
+    "torch213_dynamo_qwen2_op18_float32", "torch213_torchscript_qwen2_op17_float32", "gpt2-torchscript-14-float32",
+    "bloom-dynamo-18-float32", "gptneox-torchscript-17-float32", "gemma3-dynamo-18-float32", "opt-dynamo-18-float32",
+)  # fmt: skip
+HARMLESS = 1e-6  # of the largest value: a disturbance that changes less is none
+
+
+def disturb(model: onnx.ModelProto, seed: int) -> tuple[onnx.ModelProto, str]:
+    """One random disturbance of the graph, and what it is."""
+    choose = random.Random(seed)
+    model = copy.deepcopy(model)
+    kind = choose.choice(("take out", "exchange", "constant", "attribute"))
+    nodes = [node for node in model.graph.node if node.op_type != "Constant"]
+    node = choose.choice([node for node in nodes if _suits(node, kind, model)])
+    what = f"{kind}: {node.op_type} {node.name}"
+    if kind == "take out":
+        source, gone = choose.choice([name for name in node.input if name]), node.output[0]
+        for other in model.graph.node:
+            other.input[:] = [source if name == gone else name for name in other.input]
+    elif kind == "exchange":
+        node.input[0], node.input[1] = node.input[1], node.input[0]
+    elif kind == "constant":
+        what += " " + _change_constant(model, node, choose)
+    else:
+        attribute = choose.choice([each for each in node.attribute if each.name in ("axis", "epsilon", "keepdims")])
+        if attribute.name == "epsilon":
+            attribute.f *= 100
+        else:
+            attribute.i = choose.choice((0, 1, -2)) if attribute.name == "axis" else 1 - attribute.i
+    return model, what
+
+
+def _suits(node: onnx.NodeProto, kind: str, model: onnx.ModelProto) -> bool:
+    outputs = {value.name for value in model.graph.output}
+    if kind == "take out":
+        return len(node.output) == 1 and node.output[0] not in outputs and len(node.input) > 0
+    if kind == "exchange":
+        return node.op_type in ("Mul", "Add", "Sub", "Div", "MatMul", "LessOrEqual", "And", "Concat") and len(node.input) == 2
+    if kind == "constant":
+        return any(_small_constants(model, node))
+    return any(each.name in ("axis", "epsilon", "keepdims") for each in node.attribute)
+
+
+def _small_constants(model: onnx.ModelProto, node: onnx.NodeProto) -> list[onnx.TensorProto]:
+    """The node's constant inputs of one to eight elements."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for other in model.graph.node:
+        if other.op_type == "Constant" and other.attribute[0].name == "value":
+            constants[other.output[0]] = other.attribute[0].t
+    found = [constants[name] for name in node.input if name in constants]
+    return [tensor for tensor in found if 0 < np.prod(tensor.dims) <= 8]
+
+
+def _change_constant(model: onnx.ModelProto, node: onnx.NodeProto, choose: random.Random) -> str:
+    tensor = choose.choice(_small_constants(model, node))
+    values = numpy_helper.to_array(tensor)
+    if values.dtype.kind == "f":
+        changed = values * choose.choice((0.5, 1.5, -1, 100))
+    elif values.dtype == bool:
+        changed = ~values
+    else:
+        changed = values + choose.choice((-1, 1, 2))
+    fresh = numpy_helper.from_array(changed.astype(values.dtype), f"{tensor.name}_changed")
+    users = [other for other in model.graph.node if tensor.name in other.input]
+    if any(other is not node for other in users) or tensor.name not in {t.name for t in model.graph.initializer}:
+        model.graph.initializer.append(fresh)  # others keep what they share with it
+        old = next(name for name in node.input if name == tensor.name or _is_value(model, name, tensor))
+        node.input[:] = [fresh.name if name == old else name for name in node.input]
+    else:
+        fresh.name = tensor.name
+        tensor.CopyFrom(fresh)
+    return f"{values.tolist()} -> {changed.tolist()}"
+
+
+def _is_value(model: onnx.ModelProto, name: str, tensor: onnx.TensorProto) -> bool:
+    return any(name in node.output and node.attribute[0].t is tensor for node in model.graph.node if node.op_type == "Constant") or any(
+        name in node.output and node.op_type == "Constant" and node.attribute[0].t == tensor for node in model.graph.node
+    )
+
+
+def check(name: str, seed: int, folder) -> str:
+    """Raises AssertionError where surgery makes something else of the disturbed graph. Returns what was found."""
+    disturbed, what = disturb(weightless.load(name), seed)
+    try:
+        expected = decode(disturbed, alone=True)
+    except Exception:  # onnxruntime's errors have no base; a graph that does not run says nothing
+        return "does not run"
+    if not all(np.isfinite(values).all() and np.abs(values).max() > 0 for values in expected.values()):
+        return "not a number"
+    try:
+        portable, report = operated(disturbed, folder)
+    except UserError as refusal:
+        return f"refused: {refusal}"
+    error = largest_error(expected, decode(portable, alone=True))  # a disturbance may mix rows, or tokens with padding
+    assert error < 1e-4, f"{name}, {what}: {error}"
+    return "equal"
+
+
+@settings(max_examples=24, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(name=st.sampled_from(GRAPHS), seed=st.integers(0, 10_000))
+def test_a_disturbed_graph_is_never_fused_into_something_else(name, seed, tmp_path_factory):
+    assume(check(name, seed, tmp_path_factory.mktemp("disturbed")) != "does not run")

@@ -1,0 +1,348 @@
+"""What stands around the passes: --verify, --bisect, --pass, capacity, the list of what stayed unfused, pictures, the benchmark."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from decoder_graphs import CAPACITY, LAYERS, decoder_graph
+from onnx import TensorProto, helper, numpy_helper
+
+from contracts import command
+from contracts.errors import UserError
+from contracts.signature import find_signature
+from contracts.weights import load_graph
+from surgery import capacity, files, picture, verify
+from surgery.__main__ import main
+from surgery.graph import Graph
+from surgery.runner import make_plan, operate
+from surgery.steps import STEPS, Runner, Unrunnable
+from validate.compare import compare
+from validate.graphs import open_graph
+from validate.scenarios import make_scenarios, random_tokens
+
+ROOT = Path(__file__).parents[1]
+WRONG = '''"""Another epsilon for the third norm."""
+def run(graph):
+    seen = []
+    def change(graph, node):
+        seen.append(node)
+        if len(seen) == {number}:
+            node.attrs["epsilon"] = 0.5
+        return True
+    return graph.match(change, graph.nodes("RMSNormalization"))
+'''
+HARMLESS = '''"""x → x: norms get a name."""
+def run(graph):
+    def name(graph, node):
+        node.name += "/own_pass_was_here"
+        return True
+    return graph.match(name, graph.nodes("RMSNormalization"))
+'''
+
+
+def saved(model: onnx.ModelProto, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def state(model: onnx.ModelProto) -> verify.State:
+    return verify.State(model, find_signature(model), Path())
+
+
+@pytest.fixture(scope="module")
+def growing(tmp_path_factory) -> Path:
+    """A decoder of two layers, four norms and one at the end, with a growing cache."""
+    return saved(decoder_graph(static=False), tmp_path_factory.mktemp("growing"))
+
+
+def own_pass(folder: Path, text: str) -> Path:
+    path = folder / "own_pass.py"
+    path.write_text(text)
+    return path
+
+
+# --- steps: what --verify runs -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_growing_and_static_graphs_compare(dtype):
+    error = verify.compare("", *[state(decoder_graph(static, dtype)) for static in (False, False, True)])
+    assert error < (1e-5 if dtype is np.float32 else 5e-3)
+
+
+def test_all_logits_and_last_logits_compare():
+    verify.compare("", *[state(decoder_graph(True, last=last)) for last in (False, False, True)])
+
+
+@pytest.mark.parametrize("fault", [{"scale": 1.1}, {"mask": 1}, {"swap": True}, {"late": 1}, {"disturb": 1e-2}, {"nan": True}])
+def test_a_planted_fault_is_a_difference(fault):
+    good = state(decoder_graph(static=False))
+    with pytest.raises(verify.Difference):
+        verify.compare("", good, good, state(decoder_graph(static=True, **fault)))
+
+
+def test_a_graph_that_no_longer_runs_is_a_difference(growing):
+    graph = files.read(growing)
+    verifier = verify.Verifier(load_graph(growing), graph.signature, graph.root)
+    graph.nodes("Attention")[0].attrs["scale"] = "a string"
+    with pytest.raises(verify.Difference, match="cannot load"):
+        verifier("wrong", graph)
+
+
+def test_bfloat16_runs_as_its_twin():
+    model = decoder_graph(static=True)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            values = helper.make_tensor(tensor.name, TensorProto.BFLOAT16, tensor.dims, numpy_helper.to_array(tensor).ravel())
+            tensor.CopyFrom(values)
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = TensorProto.BFLOAT16
+    runner = Runner(model, find_signature(model), Path())
+    assert np.isfinite(runner.read(STEPS[1])["logits"]).all()
+
+
+def test_a_step_that_does_not_fit_is_not_taken():
+    model = decoder_graph(static=True)
+    signature = replace(find_signature(model), capacity=6)
+    assert not [step.name for step in STEPS if Runner(model, signature, Path()).fits(step)]
+    with pytest.raises(Unrunnable, match="none of the steps"):
+        verify.State(model, signature, Path()).outputs  # noqa: B018
+
+
+# --- --verify, --bisect, --pass ----------------------------------------------------------------------------------------
+
+
+def test_verify_passes_and_says_so(growing, tmp_path, capsys):
+    assert main([str(growing), "--out", str(tmp_path), "--capacity", "32", "--verify"]) == 0
+    assert "worst error" in capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert all(each["verdict"]["error"] < 1e-4 for each in report["passes"])
+    assert {"static_cache", "attention_mask"} <= {each["name"] for each in report["passes"]}
+
+
+def test_verify_names_the_pass_and_leaves_both_graphs(growing, tmp_path, capsys):
+    wrong = own_pass(tmp_path, WRONG.format(number=3))
+    out = tmp_path / "out"
+    status = main([str(growing), "--out", str(out), "--verify", "--pass", f"{wrong}@rms_norm"])
+    assert status == command.FOUND_DIFFERENCE
+    said = capsys.readouterr().out
+    assert "own_pass: changes" in said
+    assert "first at the RMSNormalization" in said
+    assert not (out / "model.onnx").exists()
+    before, after = (load_graph(out / "difference" / f"{name}.onnx") for name in ("before", "after"))
+    epsilons = [[node.attribute for node in graph.graph.node if node.op_type == "RMSNormalization"] for graph in (before, after)]
+    assert [ours != theirs for ours, theirs in zip(*epsilons)] == [False, False, True, False, False][: len(epsilons[0])]
+    ort.InferenceSession(out / "difference" / "after.onnx")
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_bisect_finds_the_match(growing, tmp_path, capsys, number):
+    wrong = own_pass(tmp_path, WRONG.format(number=number))
+    assert main([str(growing), "--out", str(tmp_path / "out"), "--bisect", "--pass", str(wrong)]) == command.FOUND_DIFFERENCE
+    norms = [node.name for node in load_graph(tmp_path / "out" / "difference" / "before.onnx").graph.node
+             if node.op_type == "RMSNormalization"]  # fmt: skip
+    assert f"match {number} of {len(norms)}, at {norms[number - 1]}" in capsys.readouterr().out
+
+
+def test_bisect_knows_what_is_no_match(growing, tmp_path, capsys):
+    text = WRONG.format(number=2).replace("graph.match(change, ", "sum(change(graph, node) for node in ")
+    assert main([str(growing), "--out", str(tmp_path / "out"), "--bisect", "--pass", str(own_pass(tmp_path, text))]) == 1
+    assert "outside its matches" in capsys.readouterr().out
+
+
+def test_a_difference_within_the_tolerance_is_none(growing, tmp_path):
+    text = WRONG.format(number=3).replace("0.5", "1.1e-5")
+    assert main([str(growing), "--out", str(tmp_path / "out"), "--verify", "--pass", str(own_pass(tmp_path, text))]) == 0
+
+
+def test_own_pass_runs_where_it_is_told_to(growing, tmp_path):
+    own = own_pass(tmp_path, HARMLESS)
+    for after, place in (("rms_norm", "portable"), ("attention_mask", "lowered")):
+        out = tmp_path / after
+        assert main([str(growing), "--out", str(out), "--pass", f"{own}@{after}"]) == 0
+        names = [each["name"] for each in json.loads((out / "report.json").read_text())["passes"]]
+        assert names[names.index("own_pass") - 1] == after, place
+
+
+def test_a_changed_own_pass_runs_again(growing, tmp_path, capsys):
+    arguments = [str(growing), "--out", str(tmp_path / "out"), "--pass", str(own_pass(tmp_path, HARMLESS))]
+    assert main(arguments) == 0
+    assert main(arguments) == 0
+    assert "up to date" in capsys.readouterr().out
+    own_pass(tmp_path, HARMLESS.replace("was_here", "was_there"))
+    assert main(arguments) == 0
+    assert "up to date" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [("def run(graph): return 0", "no docstring"), ('"""x → x"""', "no run"), ("import nothing_like_it", "does not load")],
+)
+def test_own_pass_that_is_none(growing, tmp_path, text, wrong):
+    with pytest.raises(UserError, match="own_pass.py") as error:
+        make_plan("static", 64, "all", own=[str(own_pass(tmp_path, text))])
+    assert wrong in str(error.value) or "has no docstring or no run" in str(error.value)
+    for argument in (str(tmp_path / "absent.py"), f"{own_pass(tmp_path, HARMLESS)}@no_such_pass"):
+        with pytest.raises(UserError, match="--pass"):
+            make_plan("static", 64, "all", own=[argument])
+
+
+# --- capacity ----------------------------------------------------------------------------------------------------------
+
+
+def test_capacity_changes_without_surgery(growing, tmp_path):
+    assert main([str(growing), "--out", str(tmp_path / "16"), "--capacity", "16"]) == 0
+    assert main([str(growing), "--out", str(tmp_path / "40"), "--capacity", "40"]) == 0
+    capacity.main([str(tmp_path / "16"), "--capacity", "40", "--out", str(tmp_path / "changed")])
+    changed, made = open_graph(tmp_path / "changed" / "model.onnx"), open_graph(tmp_path / "40" / "model.onnx")
+    assert changed.capacity == 40
+    comparison = compare(open_graph(growing), changed, make_scenarios(random_tokens(made.vocab, 0), 40, None))
+    assert [scenario.status for scenario in comparison.scenarios] == ["passed"] * len(comparison.scenarios)
+    ours, theirs = (load_graph(tmp_path / name / "model.trt.onnx").graph for name in ("changed", "40"))
+    assert sorted(node.op_type for node in ours.node) == sorted(node.op_type for node in theirs.node)
+    assert list(ours.input) == list(theirs.input)
+    sizes = {max(tensor.dims, default=0) for tensor in ours.initializer if tensor.data_type == TensorProto.INT64}
+    assert 40 in sizes
+    assert 16 not in sizes
+
+
+def test_capacity_lowered_graph_computes_the_same(growing, tmp_path):
+    """The lowered graph of 12 slots against the portable one, in onnxruntime: its mask has the new number of slots."""
+    assert main([str(growing), "--out", str(tmp_path / "64"), "--capacity", "64"]) == 0
+    capacity.main([str(tmp_path / "64" / "model.onnx"), "--capacity", "12", "--out", str(tmp_path / "12")])
+    portable, lowered = (state(load_graph(tmp_path / "12" / name)) for name in ("model.onnx", "model.trt.onnx"))
+    assert len(portable.outputs) == len(STEPS)
+    assert verify.compare("lowered", portable, portable, lowered) < 1e-5
+
+
+def test_capacity_refuses(growing, tmp_path):
+    out = ["--capacity", "8", "--out", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="run surgery on it first"):
+        capacity.main([str(growing), *out])
+    assert main([str(growing), "--out", str(tmp_path / "s"), "--capacity", "16"]) == 0
+    with pytest.raises(UserError, match="is lowered"):
+        capacity.main([str(tmp_path / "s" / "model.trt.onnx"), *out])
+    with pytest.raises(UserError, match="hold nothing"):
+        capacity.main([str(tmp_path / "s"), "--capacity", "0", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+# --- what stayed unfused -----------------------------------------------------------------------------------------------
+
+
+def test_unfused_names_the_finished_node_and_the_condition(growing):
+    """A near miss is recorded under the name that its node had then, and reported under the one it has now."""
+    graph = files.read(growing)
+    graph.nodes("Concat")[0].attrs["axis"] = 1  # the cache of layer 0's keys grows along its heads
+    _, _, report = operate(graph, make_plan("static", 64, "all", skip=["shapes"]))
+    caches = [each for each in report.unfused if each["pass"] == "static_cache"]
+    assert report.unfused[: len(caches)] == caches  # said first
+    assert any("axis 1, not 2" in each["reason"] for each in caches)
+    finished = {node["node"] for node in report.unfused}
+    assert finished <= {node.name for node in _portable(growing).gs.nodes} | finished
+    lines = list(report.lines())
+    assert lines[0].startswith("not fused: Concat at ")
+    assert "static_cache: the cache grows along axis 1, not 2" in "\n".join(lines)
+
+
+def _portable(path: Path) -> Graph:
+    return operate(files.read(path), make_plan("static", 64, "all"))[0]
+
+
+def test_alike_misses_are_one_line(growing):
+    _, _, report = operate(files.read(growing), make_plan("static", 64, "all", skip=["swish"]))
+    assert len(list(report.lines())) <= len(report.unfused) or not report.unfused
+
+
+# --- the picture -------------------------------------------------------------------------------------------------------
+
+
+def test_picture_of_a_layer(tiny_export, tmp_path):
+    assert main([str(tiny_export / "model.onnx"), "--out", str(tmp_path), "--capacity", "64"]) == 0
+    texts = {}
+    for name in ("before", "after"):
+        root = ElementTree.parse(tmp_path / f"{name}.svg").getroot()
+        texts[name] = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "Softmax" in texts["before"]
+    assert texts["after"].count("Attention") == 1
+    assert texts["after"].count("RMSNormalization") == 2
+    assert texts["after"].count("TensorScatter") == 2
+    assert {"past key", "past value", "present key", "present value"} <= set(texts["before"]) & set(texts["after"])
+    assert "Softmax" not in texts["after"]
+
+
+def test_no_picture_where_names_say_nothing(growing):
+    graph = files.read(growing)
+    for number, node in enumerate(graph.gs.nodes):
+        node.name = f"node_{number}"
+    assert picture.draw_layer(graph, 1, "") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [("layers.3/attention", 3), ("transformer.h.12.attn/MatMul", 12), ("/model/layers.0/self_attn/Add", 0),
+     ("/model/layers.1/attn/qkv_proj/MatMul", 1), ("final_norm/mul", None), ("node_add_7", None)],
+)  # fmt: skip
+def test_layer_of_a_name(name, layer):
+    assert picture.layer_of(name) == layer
+
+
+# --- size --------------------------------------------------------------------------------------------------------------
+
+
+def test_repeated_layers_come_out_alike(tiny_export, tmp_path):
+    """The benchmark's large graphs are true ones: every copy of a layer runs, and is fused like the first."""
+    grown = tmp_path / "model.onnx"
+    repeat = [sys.executable, "benchmarks/repeat_layer.py", str(tiny_export / "model.onnx"), str(grown), "600"]
+    subprocess.run(repeat, cwd=ROOT, check=True)
+    assert main([str(grown), "--out", str(tmp_path / "out"), "--capacity", "16"]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    layers = report["ops"]["portable"]["Attention"]
+    assert layers > 4
+    assert report["ops"]["portable"]["RMSNormalization"] == 2 * layers + 1
+    assert report["ops"]["portable"]["TensorScatter"] == 2 * layers
+    assert find_signature(load_graph(grown)).layers == layers
+
+
+def test_benchmark_runs(tiny_export, tmp_path):
+    """Only ours, on the tiny graph: the peers may not be installed."""
+    code = (
+        "import sys; sys.path.insert(0, 'benchmarks'); import surgery as benchmark; from pathlib import Path\n"
+        f"run = benchmark._run(benchmark.suture(Path({str(tiny_export / 'model.onnx')!r}), Path({str(tmp_path)!r})))\n"
+        "assert run.failure is None, run.failure\n"
+        "assert run.peak < 0.5e9, run.peak\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    assert (tmp_path / "model.onnx").is_file()
+
+
+def test_memory_does_not_grow_with_the_weights(tmp_path):
+    """A weight of 4 GB that is not there, but for its size: a hole in a file. Whoever read it would need 4 GB."""
+    model = decoder_graph(static=False)
+    table = next(tensor for tensor in model.graph.initializer if tensor.name == "embed")
+    rows = (4 << 30) // (4 * table.dims[1])
+    table.Clear()
+    table.name, table.data_type, table.data_location = "embed", TensorProto.FLOAT, TensorProto.EXTERNAL
+    table.dims.extend([rows, 32])
+    for key, value in (("location", "weights.bin"), ("offset", 0), ("length", 4 << 30)):
+        table.external_data.add(key=key, value=str(value))
+    with open(tmp_path / "weights.bin", "wb") as file:
+        file.truncate(4 << 30)
+    path = saved(model, tmp_path)
+    code = (
+        "import resource, sys; from surgery.__main__ import main\n"
+        f"assert main([{str(path)!r}, '--out', {str(tmp_path / 'out')!r}]) == 0\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert int(result.stdout.split()[-1]) * 1024 < 0.3e9
+    assert CAPACITY and LAYERS
