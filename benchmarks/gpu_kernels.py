@@ -51,7 +51,9 @@ def table(kernels: list[dict], longest: int = 40) -> str:
         total = kinds.setdefault(kernel["kind"], [0.0, 0.0])
         total[0] += kernel["us"]
         total[1] += kernel["count"]
-    lines = [f"{us:9.1f} us {count:6.1f} kernels  {kind}" for kind, (us, count) in sorted(kinds.items(), key=lambda k: -k[1][0])]
+    lines = [
+        f"{us:9.1f} us {count:6.1f} kernels  {kind}" for kind, (us, count) in sorted(kinds.items(), key=lambda k: -k[1][0])
+    ]
     lines.append(f"{sum(kernel['us'] for kernel in kernels):9.1f} us a step")
     lines += [f"{kernel['us']:9.1f} us {kernel['count']:6.1f} × {kernel['name'][:110]}" for kernel in kernels[:longest]]
     return "\n".join(lines)

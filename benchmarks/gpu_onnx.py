@@ -130,5 +130,3 @@ class OnnxRun:
         if self.device == "cuda" and "CUDAExecutionProvider" not in self.session.get_providers():
             raise RuntimeError("onnxruntime has no CUDA provider here")
         self.sizes = sizes
-
-

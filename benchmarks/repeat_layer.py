@@ -15,7 +15,7 @@ LAYER = 2  # the one that is repeated: it and the next are built alike
 
 def repeat(model: onnx.ModelProto, nodes: int) -> onnx.ModelProto:
     graph = model.graph
-    layers = [_layer(node) for node in graph.node]
+    layers = _layers(graph)
     body = [node for node, layer in zip(graph.node, layers) if layer == LAYER]
     after = [node for node, layer in zip(graph.node, layers) if layer == LAYER + 1]
     made = [{name for node, layer in zip(graph.node, layers) if layer == number for name in node.output}
@@ -72,6 +72,19 @@ def _of(last: dict[str, str], leaving: dict[str, str], name: str) -> str:
 def _entering(nodes: list[onnx.NodeProto], made: set[str]) -> list[str]:
     """What the nodes read of the layer before, in the order of reading."""
     return list(dict.fromkeys(name for node in nodes for name in node.input if name in made))
+
+
+def _layers(graph: onnx.GraphProto) -> list[int | None]:
+    """Each node's layer, by its module, or, where the exporter made it without one, by the layer that it reads from."""
+    made_in: dict[str, int | None] = {}
+    layers = []
+    for node in graph.node:
+        layer = _layer(node)
+        if layer is None:
+            layer = max((made_in[name] for name in node.input if made_in.get(name) is not None), default=None)
+        made_in |= dict.fromkeys(node.output, layer)
+        layers.append(layer)
+    return layers
 
 
 def _layer(node: onnx.NodeProto) -> int | None:

@@ -10,6 +10,8 @@ import onnx
 
 from build import flavour
 from build.audit import Finding, audit_bound_weights, audit_graph, stop_on_errors
+from build.cost import add_cost, describe_graph, most_kernels_a_layer, over_floor
+from build.memory import Estimate, estimate, refuse_what_cannot_fit
 from build.process import build
 from build.profiles import SPLIT_BELOW, Profile, dynamic_inputs, make_profiles
 from build.weights import bindable, constant_bytes, weight_files
@@ -21,6 +23,7 @@ from contracts.signature import Signature, find_signature
 from contracts.weights import load_graph, weights_root
 
 ENGINE = "model.engine"
+COST = ("kernels", "kernels_by_layer", "kernels_outside_layers", "decode_bytes", "copied_bytes", "floor_bytes")
 
 
 def add_options(parser: argparse.ArgumentParser, weights: str = "--weights") -> None:
@@ -64,13 +67,16 @@ def main(args: argparse.Namespace) -> None:
     if bound:
         findings += audit_bound_weights(proto, bound)
     stop_on_errors(args.model, findings)
+    needed = estimate(proto, signature, profiles, constant, sum(weight.bytes for weight in bound))
+    refuse_what_cannot_fit(args.model, args.out, needed, as_inputs=bool(bound))
     _say_profiles(profiles, constant)
+    _say_memory(needed)
     with stage.writing() as folder:
         names = frozenset(weight.name for weight in bound)
         job = Job(args.model, root, folder / ENGINE, kind, capabilities, signature, profiles, names)
         result = build(job)
-        findings += result["findings"]
-        kernels = result["kernels"]
+        kernels, graph = result["kernels"], describe_graph(proto, signature, names)
+        findings += result["findings"] + [finding for listed in kernels for finding in add_cost(listed, graph)]
         description = {
             "tensorrt": {"flavour": kind, "version": result["version"]},
             "compute_capabilities": capabilities,
@@ -78,8 +84,9 @@ def main(args: argparse.Namespace) -> None:
             "inputs": _with_roles(result["inputs"], signature, names),
             "outputs": _with_roles(result["outputs"], signature, names),
             "profiles": [
-                {**asdict(profile), "kernels": listed["kernels"]} for profile, listed in zip(profiles, kernels)
+                {**asdict(profile), **{key: listed[key] for key in COST}} for profile, listed in zip(profiles, kernels)
             ],
+            "memory": {"estimated": asdict(needed), "activations": result["activation_bytes"]},
             "layers": result["layers"],
             "weights": {
                 "mode": args.weights,
@@ -132,15 +139,30 @@ def _say_profiles(profiles: tuple[Profile, ...], constant: int) -> None:
         print(f"build: one profile for prompts and decoding, so that {constant / 1e6:,.1f} MB of weights are held once")
 
 
+def _say_memory(needed: Estimate) -> None:
+    gpu = [f"{part} {getattr(needed, part) / 1e9:,.2f}" for part in ("weights", "caches", "activations", "logits")]
+    print(f"build: needs about {needed.builder_peak / 1e9:,.1f} GB of memory here; "
+          f"on the GPU {needed.gpu / 1e9:,.2f} GB at the largest shapes ({', '.join(gpu)})")  # fmt: skip
+
+
 def _say_result(description: dict, findings: list[Finding], kernels: list[dict]) -> None:
     for finding in findings:
         print(f"build: {finding.severity}: {finding}")
-    counts = ", ".join(f"{listed['profile']} {listed['kernels']} kernels" for listed in kernels)
+    counts = ", ".join(_cost(listed) for listed in kernels)
     if not any(listed["kernels"] for listed in kernels):
         counts = "the builder's log lists no kernels"
     size, gpus = description["engine_bytes"] / 1e6, ", ".join(description["compute_capabilities"])
     seconds, memory = sum(description["seconds"].values()), description["peak_memory_bytes"] / 1e6
     print(f"build: {ENGINE} {size:,.1f} MB for {gpus} in {seconds:.1f} s, peak memory {memory:,.0f} MB; {counts}")
+
+
+def _cost(listed: dict) -> str:
+    """What a decode step costs in one profile."""
+    layer, floor = most_kernels_a_layer(listed), over_floor(listed)
+    return (
+        f"{listed['profile']} {listed['kernels']} kernels"
+        + (f" (at most {layer} a layer" + (f", a token moves {floor:.2f} × the floor)" if floor else ")") if layer else "")
+    )
 
 
 def _write_json(path: Path, value: dict) -> None:

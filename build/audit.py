@@ -2,7 +2,7 @@
 
 Found in the ONNX graph, and in the network that the parser made of it.
 
-An error stops the build, a warning does not. Each finding names the ONNX node or tensor and the way out.
+An error stops the build, a warning does not, and a note asks for nothing. Each finding names the ONNX node or tensor and the way out.
 """
 
 from collections import defaultdict
@@ -25,7 +25,7 @@ MOVES = ("TensorScatter", "Concat", "Reshape", "Transpose", "Expand", "Cast", "I
 
 @dataclass(frozen=True)
 class Finding:
-    severity: str  # "error" or "warning"
+    severity: str  # "error", "warning" or "note"
     where: str  # the ONNX node, input or weight
     what: str
     way_out: str

@@ -24,6 +24,7 @@ from contracts.signature import Signature
 LAST_PHASE = (
     "Building engine from subgraph"  # weights are written after it, which can take half of the time, unreported
 )
+ACTIVATIONS = "Total Activation Memory: "  # then bytes, once a profile
 DTYPES = {"HALF": "float16", "FLOAT": "float32", "BF16": "bfloat16"}  # others are called as in numpy
 
 
@@ -99,6 +100,7 @@ def build(job: Job, report) -> dict:
         "outputs": [_tensor(network.get_output(i)) for i in range(network.num_outputs)],
         "layers": dict(Counter(network.get_layer(i).type.name for i in range(network.num_layers)).most_common()),
         "kernels": kernels.read_kernels(log.layer_lists, [profile.name for profile in job.profiles] or ["fixed"]),
+        "activation_bytes": log.activations,
         "findings": findings,
         "log_warnings": list(dict.fromkeys(log.warnings)),
         "seconds": {"parse": round(parsed - started, 3), "build": round(time.monotonic() - parsed, 3)},
@@ -157,16 +159,18 @@ def _stream(trt, builder, network, config, job: Job, log) -> None:
 
 
 def _log(trt):
-    """A logger that keeps errors, warnings that say something, and the builder's layer lists."""
+    """A logger that keeps errors, warnings that say something, the builder's layer lists, and each profile's activations."""
 
     class Log(trt.ILogger):
         def __init__(self):
             super().__init__()
-            self.errors, self.warnings, self.layer_lists = [], [], []
+            self.errors, self.warnings, self.layer_lists, self.activations = [], [], [], []
 
         def log(self, severity, message):
             if kernels.is_layer_list(message):
                 self.layer_lists.append(message)
+            elif message.startswith(ACTIVATIONS):
+                self.activations.append(int(message.removeprefix(ACTIVATIONS).split()[0]))
             elif severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
                 self.errors.append(message)
             elif severity == trt.ILogger.WARNING and "Int64 binding" not in message:

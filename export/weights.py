@@ -100,9 +100,7 @@ def _converted(checkpoint: Checkpoint, name: str, dtype: str) -> Iterator:
     for chunk in checkpoint.load(name).reshape(-1).split(CHUNK):
         converted = chunk.to(getattr(torch, dtype))
         if not torch.isfinite(converted).all() and torch.isfinite(chunk).all():
-            raise UserError(
-                checkpoint.folder, f"{name} has values that {dtype} cannot hold", "export with --dtype bfloat16"
-            )
+            raise UserError(checkpoint.folder, f"{name} has values that {dtype} cannot hold", "export with --dtype bfloat16")
         yield converted.view(torch.uint8).numpy()
 
 

@@ -19,6 +19,7 @@ from surgery.graph import Graph
 OPSET = 24  # TensorScatter, Swish, Attention with nonpad_kv_seqlen
 LAST_OPSET_WITH_OTHER_MEANINGS = 17  # reductions take their axes as inputs from 18 on; later changes only add types
 IR_VERSION = 11
+PRODUCER = "suture"
 FOREIGN = ("SimplifiedLayerNormalization",)  # onnxruntime's, in the standard's domain, where onnx does not know it
 
 G_LOGGER.severity = G_LOGGER.ERROR  # graph-surgeon warns of dtypes numpy lacks, which are never touched here
@@ -45,7 +46,7 @@ def to_model(graph: Graph) -> onnx.ModelProto:
     """The graph as a protobuf; its large weights are references."""
     sort(graph)
     model = gs.export_onnx(graph.gs)
-    model.producer_name = "suture"
+    model.producer_name = PRODUCER
     model.ir_version = max(model.ir_version, IR_VERSION)
     onnx.helper.set_model_props(model, graph.metadata)
     seen = Counter()
@@ -87,11 +88,9 @@ def remove_unused(graph: Graph) -> None:
     stack = [node for output in graph.gs.outputs for node in output.inputs]
     while stack:
         node = stack.pop()
-        if id(node) in live:
-            continue
-        live.add(id(node))
-        stack += [above for tensor in node.inputs for above in tensor.inputs]
-        stack += [inner for value in node.attrs.values() if isinstance(value, gs.Graph) for inner in value.nodes]
+        if id(node) not in live:
+            live.add(id(node))
+            stack += _producers(node)
     for node in graph.gs.nodes:
         if id(node) not in live:
             node.inputs.clear()
@@ -100,20 +99,34 @@ def remove_unused(graph: Graph) -> None:
 
 
 def sort(graph: Graph) -> None:
-    """Orders nodes topologically, keeping their present order where it is free (Kahn's algorithm, linear in edges)."""
-    waiting = {id(node): len({id(t) for t in node.inputs if t.inputs}) for node in graph.gs.nodes}
-    ready = [node for node in reversed(graph.gs.nodes) if waiting[id(node)] == 0]
-    ordered = []
-    while ready:
-        node = ready.pop()
-        ordered.append(node)
-        for tensor in node.outputs:
-            for consumer in {id(consumer): consumer for consumer in tensor.outputs}.values():
-                waiting[id(consumer)] -= 1
-                if waiting[id(consumer)] == 0:
-                    ready.append(consumer)
-    assert len(ordered) == len(graph.gs.nodes), "a pass made a cycle"
+    """Orders nodes topologically: each output's nodes, depth first. So the order follows from what the graph computes,
+    and not from what was done to it."""
+    ours = {id(node) for node in graph.gs.nodes}
+    ordered, begun, done = [], set(), set()
+    roots = [*(node for output in graph.gs.outputs for node in output.inputs), *graph.gs.nodes]
+    stack = [(root, False) for root in reversed(roots)]
+    while stack:
+        node, above_done = stack.pop()
+        if above_done:
+            done.add(id(node))
+            ordered.append(node)
+        elif id(node) in begun:
+            assert id(node) in done, "a pass made a cycle"
+        elif id(node) in ours:
+            begun.add(id(node))
+            stack.append((node, True))
+            stack += [(above, False) for above in reversed(_producers(node)) if id(above) not in done]
     graph.gs.nodes = ordered
+
+
+def _producers(node: gs.Node) -> list[gs.Node]:
+    """The nodes that a node reads from, those that its subgraphs read from among them."""
+    readers = [node]
+    for reader in readers:
+        for value in reader.attrs.values():
+            if isinstance(value, gs.Graph):
+                readers += value.nodes
+    return [above for reader in readers for tensor in reader.inputs for above in tensor.inputs]
 
 
 def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -110,8 +110,9 @@ class Graph:
 
     def scalar(self, tensor: gs.Tensor | None) -> float | int | bool | None:
         """The value of a constant with one element, whatever its rank; None for anything else."""
-        values = self.constant(tensor)
-        return values.item() if values is not None and values.size == 1 else None
+        if not isinstance(tensor, gs.Constant) or np.prod(tensor.shape, dtype=np.int64) != 1:
+            return None
+        return self.constant(tensor).item()
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
@@ -171,6 +172,12 @@ class Graph:
 
 def is_external(tensor: TensorProto) -> bool:
     return tensor.data_location == TensorProto.EXTERNAL
+
+
+def is_weight_file(tensor: gs.Tensor) -> bool:
+    """Whether the tensor's bytes lie in a file beside the graph."""
+    values = tensor._values if isinstance(tensor, gs.Constant) else None
+    return isinstance(values, LazyValues) and is_external(values.tensor)
 
 
 def _inline(tensor: TensorProto, root: Path) -> TensorProto:

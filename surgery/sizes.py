@@ -1,10 +1,9 @@
-"""Sizes of axes as products of the inputs' sizes, followed through a graph and through its shape arithmetic.
+"""Sizes of axes as sums and products of the inputs' sizes, followed through a graph and through its shape arithmetic.
 
 onnx's own inference forgets a symbol where it meets a Reshape, so that heads, batch and sequence are unknown one layer
 further on. This follows the operators that language models are made of, one node after the other.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,29 +19,35 @@ ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Pow", "Where", "And", "Or", "Not", "
                "Gelu", "Relu", "Cos", "Sin", "IsNaN", "Mod")  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Axis:
-    """The size of one axis of a tensor; with axis None, an entry of a computed tensor."""
+    """The size of one axis of a tensor; with axis -1, an entry of a computed tensor."""
 
-    source: int  # id of the tensor
-    axis: int | None
+    source: int  # number of the tensor, in the order in which they were met
+    axis: int
     index: int = 0
     counts: bool = True  # false if it may be negative
 
 
 @dataclass(frozen=True)
-class Product:
-    """A number times sizes."""
+class Sum:
+    """A sum of products of sizes: by their axes, the number that multiplies them. No axes: a number alone."""
 
-    number: int
-    axes: tuple[Axis, ...]
+    terms: tuple[tuple[tuple[Axis, ...], int], ...]
 
     @property
     def counts(self) -> bool:
-        return self.number >= 0 and all(axis.counts for axis in self.axes)
+        """Whether it cannot be negative."""
+        return all(number >= 0 and all(axis.counts for axis in axes) for axes, number in self.terms)
+
+    @property
+    def axis(self) -> Axis | None:
+        """The axis whose size this is, if it is nothing else."""
+        (axes, number), *others = self.terms
+        return axes[0] if number == 1 and len(axes) == 1 and not others else None
 
 
-Entry = int | bool | Product  # a plain size is a product of one axis
+Entry = int | bool | Sum
 
 
 class Sizes:
@@ -51,19 +56,42 @@ class Sizes:
 
     def __init__(self, graph: Graph):
         self.graph = graph
-        self.tensors: dict[int, gs.Tensor] = {}  # those that entries refer to
+        self.tensors: list[gs.Tensor] = []  # those that entries refer to
+        self.numbers: dict[int, int] = {}  # and their places in this list, by id
+        self.holders: dict[Sum, tuple[gs.Tensor, int]] = {}  # a tensor that holds a computed entry, and where
         self.values: dict[int, list[Entry]] = {}
         self.shapes: dict[int, list[Entry]] = {}
-        self.symbols: dict[str, Product] = {}
+        self.symbols: dict[str, Sum] = {}
+        self._learn_signature()
         tokens = graph.signature.tokens
         for tensor in sorted(graph.gs.inputs, key=lambda tensor: tensor.name != tokens):
             for axis, size in enumerate(tensor.shape or []):
-                if isinstance(size, str) and size and not size.startswith("unk__"):
-                    self.symbols.setdefault(size, self.axis(tensor, axis))
+                self._name(size, self.axis(tensor, axis))
 
-    def axis(self, tensor: gs.Tensor, axis: int) -> Product:
-        self.tensors[id(tensor)] = tensor
-        return Product(1, (Axis(id(tensor), axis),))
+    def _learn_signature(self) -> None:
+        """What the signature says: all caches hold the same past, and each becomes longer by the step's tokens."""
+        signature, ends = self.graph.signature, {t.name: t for t in (*self.graph.gs.inputs, *self.graph.gs.outputs)}
+        if signature.static or not signature.caches:
+            return
+        tokens, first = ends[signature.tokens], ends[signature.caches[0].past]
+        batch, steps, past = self.axis(tokens, 0), self.axis(tokens, 1), self.axis(first, 2)
+        for cache in signature.caches:
+            for name, length in ((cache.past, past), (cache.present, add([past, steps]))):
+                if rank(ends[name]) == 4:
+                    self._name(ends[name].shape[2], length)
+                    self._name(ends[name].shape[0], batch)
+        if signature.mask is not None and rank(ends[signature.mask]) == 2:
+            self._name(ends[signature.mask].shape[0], batch)
+
+    def _name(self, symbol: object, size: Sum) -> None:
+        if isinstance(symbol, str) and symbol and not symbol.startswith("unk__"):
+            self.symbols.setdefault(symbol, size)
+
+    def axis(self, tensor: gs.Tensor, axis: int, index: int = 0, counts: bool = True) -> Sum:
+        number = self.numbers.setdefault(id(tensor), len(self.tensors))
+        if number == len(self.tensors):
+            self.tensors.append(tensor)
+        return Sum((((Axis(number, axis, index, counts),), 1),))
 
     def shape(self, tensor: gs.Tensor) -> list[Entry] | None:
         """The sizes of a tensor's axes; None if its rank is unknown."""
@@ -83,11 +111,13 @@ class Sizes:
         """The entry as a dimension of a shape: a number or a symbol; None where it has no name."""
         if isinstance(entry, int):
             return int(entry)
-        names = [self.tensors[a.source].shape[a.axis] if a.axis is not None else None for a in entry.axes]
-        if not all(isinstance(name, str) and name and not name.startswith("unk__") for name in names):
-            return None
-        number = [] if entry.number == 1 else [str(entry.number)]
-        return "*".join([*number, *names])
+        terms = []
+        for axes, number in entry.terms:
+            names = [self.tensors[axis.source].shape[axis.axis] if axis.axis >= 0 else None for axis in axes]
+            if not all(isinstance(name, str) and name and not name.startswith("unk__") for name in names):
+                return None
+            terms.append("*".join([str(number)] * (number != 1 or not names) + names))
+        return " + ".join(sorted(terms))
 
     # --- entries of small integer tensors ---------------------------------------------------------------------------
 
@@ -102,14 +132,16 @@ class Sizes:
         length = 1 if rank(tensor) == 0 else (self.shape(tensor)[0] if rank(tensor) == 1 else None)
         if not isinstance(length, int) or length > MOST_ENTRIES or onnx_type(tensor) != INT64:
             return None
-        self.tensors[id(tensor)] = tensor
-        return [Product(1, (Axis(id(tensor), None, index, False),)) for index in range(length)]
+        return [self.axis(tensor, -1, index, counts=False) for index in range(length)]
 
     def learn(self, node: gs.Node) -> None:
         """Works out the shapes of a node's outputs, and their entries where they are small integer tensors."""
         values = self._values(node)
         if values is not None:
             self.values[id(node.outputs[0])] = values
+            for index, entry in enumerate(values):
+                if isinstance(entry, Sum):
+                    self.holders.setdefault(entry, (node.outputs[0], index))
         for tensor, shape in zip(node.outputs, self._shapes(node)):
             if shape is not None and rank(tensor) in (None, len(shape)):
                 shape = [self.axis(tensor, axis) if size is None else size for axis, size in enumerate(shape)]
@@ -146,33 +178,14 @@ class Sizes:
         if node.op == "Slice":
             bounds = [entries[0] for entries in (*inputs[1:3], *inputs[4:5])]
             return first[slice(*bounds)] if all(isinstance(bound, int) for bound in bounds) else None
-        if node.op in ("Add", "Mul", "Div", "Equal", "Where"):
+        if node.op in ("Add", "Sub", "Mul", "Div", "Equal", "Where"):
             length = max(map(len, inputs))
             if not all(len(entries) in (1, length) for entries in inputs):
                 return None
             rows = zip(*(entries * (length // len(entries)) for entries in inputs))
-            found = [self._combined(node, index, row) for index, row in enumerate(rows)]
+            found = [_combined(node.op, row) for row in rows]
             return None if None in found else found
         return None
-
-    def _combined(self, node: gs.Node, index: int, row: tuple[Entry, ...]) -> Entry | None:
-        numbers = all(isinstance(entry, int) for entry in row)
-        if node.op == "Where":
-            return (row[1] if row[0] else row[2]) if isinstance(row[0], int) else None
-        if node.op == "Equal":
-            if numbers or row[0] == row[1]:
-                return row[0] == row[1]
-            return False if any(isinstance(a, int) and a < 0 and _counts(b) for a, b in (row, row[::-1])) else None
-        if node.op == "Mul":
-            return product(row)
-        if node.op == "Div":
-            return quotient(*row)
-        if numbers:
-            return row[0] + row[1]
-        if 0 in row:
-            return row[0] if row[1] == 0 else row[1]
-        self.tensors[id(node.outputs[0])] = node.outputs[0]
-        return Product(1, (Axis(id(node.outputs[0]), None, index, all(map(_counts, row))),))
 
     # --- shapes -----------------------------------------------------------------------------------------------------
 
@@ -211,7 +224,7 @@ class Sizes:
             return [None if inputs[2] is None else [*x[:3], inputs[2][3]]]
         if node.op == "Concat" and None not in inputs:
             axis = node.attrs["axis"] % len(x)
-            together = sum(shape[axis] for shape in inputs) if all(isinstance(s[axis], int) for s in inputs) else None
+            together = add([shape[axis] for shape in inputs])
             return [[together if i == axis else size for i, size in enumerate(x)]]
         if node.op in ("Split", "Slice", "ReduceMean", "Gather"):
             return self._parts(node, x, inputs)
@@ -255,27 +268,75 @@ class Sizes:
         target = [x[i] if size == 0 and isinstance(size, int) and i < len(x) else size for i, size in enumerate(target)]
         if target.count(-1) != 1:
             return target
-        missing = quotient(product(x), product([size for size in target if size != -1]))
+        left, others = list(x), [size for size in target if size != -1]
+        for size in list(others):  # a sum divides what it is a factor of
+            if size in left and not isinstance(size, int):
+                left.remove(size)
+                others.remove(size)
+        missing = quotient(multiply(left), multiply(others))
         return target if missing is None else [missing if size == -1 else size for size in target]
 
 
-def product(entries: list[Entry] | tuple[Entry, ...]) -> Entry:
-    number = math.prod(entry if isinstance(entry, int) else entry.number for entry in entries)
-    axes = [axis for entry in entries if isinstance(entry, Product) for axis in entry.axes]
-    return Product(number, tuple(sorted(axes, key=repr))) if axes and number else number
+def _combined(op: str, row: tuple[Entry, ...]) -> Entry | None:
+    """What an operator makes of one entry of each input; None where that depends on sizes."""
+    if op == "Where":
+        return (row[1] if row[0] else row[2]) if isinstance(row[0], int) else None
+    if op == "Equal":
+        if row[0] == row[1] or all(isinstance(entry, int) for entry in row):
+            return row[0] == row[1]
+        return False if any(isinstance(a, int) and a < 0 and _counts(b) for a, b in (row, row[::-1])) else None
+    if op == "Add":
+        return add(row)
+    if op == "Sub":
+        return add([row[0], multiply([row[1], -1])])
+    return multiply(row) if op == "Mul" else quotient(*row)
+
+
+def _terms(entry: Entry) -> dict[tuple[Axis, ...], int]:
+    return dict(entry.terms) if isinstance(entry, Sum) else {(): int(entry)}
+
+
+def _entry(terms: dict[tuple[Axis, ...], int]) -> Entry:
+    terms = {axes: number for axes, number in terms.items() if number}
+    return Sum(tuple(sorted(terms.items()))) if set(terms) - {()} else terms.get((), 0)
+
+
+def add(entries: list[Entry] | tuple[Entry, ...]) -> Entry:
+    total: dict[tuple[Axis, ...], int] = {}
+    for entry in entries:
+        for axes, number in _terms(entry).items():
+            total[axes] = total.get(axes, 0) + number
+    return _entry(total)
+
+
+def multiply(entries: list[Entry] | tuple[Entry, ...]) -> Entry:
+    result: dict[tuple[Axis, ...], int] = {(): 1}
+    for entry in entries:
+        product: dict[tuple[Axis, ...], int] = {}
+        for axes, number in result.items():
+            for others, factor in _terms(entry).items():
+                key = tuple(sorted((*axes, *others)))
+                product[key] = product.get(key, 0) + number * factor
+        result = product
+    return _entry(result)
 
 
 def quotient(total: Entry, part: Entry) -> Entry | None:
-    """total / part, if it comes out even."""
-    number, divisor = (entry if isinstance(entry, int) else entry.number for entry in (total, part))
-    left = list(total.axes) if isinstance(total, Product) else []
-    for axis in part.axes if isinstance(part, Product) else ():
-        if axis not in left:
-            return None
-        left.remove(axis)
-    if not divisor or number % divisor:
+    """total / part, if part is one product and it comes out even."""
+    divisors = _terms(part)
+    if len(divisors) != 1 or not next(iter(divisors.values())):
         return None
-    return Product(number // divisor, tuple(left)) if left else number // divisor
+    (divided, divisor), result = next(iter(divisors.items())), {}
+    for axes, number in _terms(total).items():
+        left = list(axes)
+        for axis in divided:
+            if axis not in left:
+                return None
+            left.remove(axis)
+        if number % divisor:
+            return None
+        result[tuple(left)] = number // divisor
+    return _entry(result)
 
 
 def broadcast(shapes: list[list[Entry]]) -> list[Entry | None]:

@@ -123,7 +123,7 @@ def narrow(found: Difference, plan: Plan) -> Difference:
     each = next((each for each in (*plan.portable, *plan.lowering) if each.name == found.name), None)
     if each is None:
         return found
-    everything, matched = _limited(found.before, each, None)
+    _, matched, _ = _limited(found.before, each, None)
     low, high = 0, len(matched)
     if high == 0 or _differs(found, _limited(found.before, each, 0)[0]) is not None:
         return Difference(found.name, found.reference, found.before, found.after, found.what, "outside its matches")
@@ -133,9 +133,10 @@ def narrow(found: Difference, plan: Plan) -> Difference:
             low = middle
         else:
             high = middle
-    before, after = _limited(found.before, each, low)[0], _limited(found.before, each, high)[0]
+    before, _, changed = _limited(found.before, each, low)
+    after, _, _ = _limited(found.before, each, high)
     what = _differs(found, after, before) or found.what
-    if high == len(matched) > 1 and _nodes(before) == _nodes(found.before):
+    if low > 0 and changed == 0:  # a pass that does nothing unless it can do all
         match = f"all {len(matched)} matches together"
     else:
         match = f"match {high} of {len(matched)}, at {matched[high - 1]}"
@@ -162,16 +163,12 @@ def _differs(found: Difference, after: State, before: State | None = None) -> st
     return None
 
 
-def _limited(before: State, each: Pass, limit: int | None) -> tuple[State, list[str]]:
-    """What the pass makes of `before` if it stops after `limit` matches, and the names of the nodes it matched."""
+def _limited(before: State, each: Pass, limit: int | None) -> tuple[State, list[str], int]:
+    """What the pass makes of `before` if it stops after `limit` matches, the nodes it matched, and how often it says so."""
     graph = Graph(files.infer_shapes(before.model), before.signature, before.root)
     graph.match_limit = limit
-    apply(graph, each)
-    return State.of(graph), graph.matched
-
-
-def _nodes(state: State) -> list[bytes]:
-    return [node.SerializeToString(deterministic=True) for node in state.model.graph.node]
+    matches = apply(graph, each)
+    return State.of(graph), graph.matched, matches
 
 
 def _where(before: State, after: State, step: Step, tolerance: float) -> str:

@@ -1,11 +1,16 @@
 """A small decoder as a growing and as a static graph over the same weights, and ways to get it wrong."""
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, VOCAB, CAPACITY, POSITIONS = 2, 32, 4, 2, 8, 64, 96, 128
-DTYPES = {np.float32: TensorProto.FLOAT, np.float16: TensorProto.FLOAT16}
+DTYPES = {
+    np.float32: TensorProto.FLOAT,
+    np.float16: TensorProto.FLOAT16,
+    ml_dtypes.bfloat16: TensorProto.BFLOAT16,
+}
 
 
 def decoder_graph(static: bool, dtype: type = np.float32, last: bool = False, **fault) -> onnx.ModelProto:
@@ -46,9 +51,7 @@ def decoder_graph(static: bool, dtype: type = np.float32, last: bool = False, **
             weight("axis", like=np.array([1])),
         )
         causal = op("LessOrEqual", slots, op("Add", rows, weight("mask", like=np.array(fault.get("mask", 0)))))
-        valid = op(
-            "Unsqueeze", op("Cast", "attention_mask", to=TensorProto.BOOL), weight("axes", like=np.array([1, 2]))
-        )
+        valid = op("Unsqueeze", op("Cast", "attention_mask", to=TensorProto.BOOL), weight("axes", like=np.array([1, 2])))
         mask = op("And", valid, causal)
 
     x = op("Gather", weight("embed", VOCAB, HIDDEN), "input_ids")
@@ -71,9 +74,7 @@ def decoder_graph(static: bool, dtype: type = np.float32, last: bool = False, **
             for new, old, out in zip((k, v), past, present):
                 op("Concat", old, new, out=out, axis=2)
             attended = op("Attention", q, *present, mask, scale=scale)
-        merged = op(
-            "Reshape", op("Transpose", attended, perm=[0, 2, 1, 3]), weight("merge", like=np.array([0, 0, HIDDEN]))
-        )
+        merged = op("Reshape", op("Transpose", attended, perm=[0, 2, 1, 3]), weight("merge", like=np.array([0, 0, HIDDEN])))
         x = op("Add", x, op("MatMul", merged, weight(f"o.{layer}", HIDDEN, HIDDEN)))
     if last:
         index = op(
@@ -104,8 +105,7 @@ def decoder_graph(static: bool, dtype: type = np.float32, last: bool = False, **
     inputs += [of(f"past_key_values.{name}", onnx_dtype, ["batch", KV_HEADS, slots, HEAD_DIM]) for name in cache]
     outputs = [of("logits", onnx_dtype, ["batch", 1 if last else "sequence", VOCAB])]
     outputs += [
-        of(f"present.{name}", onnx_dtype, ["batch", KV_HEADS, CAPACITY if static else "total", HEAD_DIM])
-        for name in cache
+        of(f"present.{name}", onnx_dtype, ["batch", KV_HEADS, CAPACITY if static else "total", HEAD_DIM]) for name in cache
     ]
     initializers = [numpy_helper.from_array(value, name) for name, value in weights.items()]
     graph = helper.make_graph(nodes, "decoder", inputs, outputs, initializers)

@@ -25,12 +25,15 @@ class Steps:
     def __init__(self, model: onnx.ModelProto, rows: int, root: Path = Path("."), past: str | None = None):
         self.names: Signature = find_signature(model, past_pattern=past, need_caches=False)
         options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it takes some broken graphs for whole ones
+        options.enable_mem_reuse = all(node.op_type != "MultiHeadAttention" for node in model.graph.node)  # dies in float16
         options.log_severity_level = 4
         options.intra_op_num_threads = 1
         options.add_session_config_entry(ORT_ROOT_OPTION, str(root))
         self.session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         self.inputs = {each.name: each for each in self.session.get_inputs()}
+        self.also: list[str] = []  # more outputs to fetch
+        self.shown: list[np.ndarray] = []  # and their values at the last step
         self.lengths = np.zeros(rows, np.int64)
         noise = np.random.default_rng(1)
         self.caches = {}
@@ -56,7 +59,8 @@ class Steps:
             feeds[cache.past] = encoder[index]
         feeds = {name: value.astype(self.dtype(name)) for name, value in feeds.items() if name is not None} | self.caches
         outputs = [names.logits, *(cache.present for cache in names.caches)]
-        logits, *presents = self.session.run(outputs, feeds)
+        logits, *others = self.session.run([*outputs, *self.also], feeds)
+        presents, self.shown = others[: len(names.caches)], others[len(names.caches) :]
         self.caches = {cache.past: present for cache, present in zip(names.caches, presents)}
         self.lengths = self.lengths + counts
         return logits

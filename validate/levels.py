@@ -145,9 +145,7 @@ def compare_graphs(
     return Level(None, "Reference ↔ candidate", comparison.status, comparison=comparison, notes=notes)
 
 
-def _network_level(
-    pipeline: Pipeline, portable: Graph | None, run: Callable[..., Level], tell: Callable[[str], None]
-) -> Level:
+def _network_level(pipeline: Pipeline, portable: Graph | None, run: Callable[..., Level], tell: Callable[[str], None]) -> Level:
     if portable is None or pipeline.lowered is None:
         return _not_run(3, "surgery has written no lowered graph")
     tell("level 3: TensorRT parses the lowered graph")

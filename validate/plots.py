@@ -125,6 +125,6 @@ def _smooth(values: list[float | None]) -> tuple[np.ndarray, np.ndarray]:
 def _svg(figure: Figure, salt: str) -> str:
     buffer = io.StringIO()
     with rc_context({"svg.hashsalt": salt}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :]

@@ -143,7 +143,8 @@ def continue_both(reference: Model, candidate: Model, tokenizer: Tokenizer, ids:
     texts = [greedy(model, prompts, new_tokens, candidate.trained_length) for model in (reference, candidate)]
     agreeing = (np.cumprod(texts[0] == texts[1], axis=1)).sum(axis=1)
     example = {"prompt": tokenizer.decode(prompts[0])}
-    example |= {model.name: tokenizer.decode(text[0].tolist()) for model, text in zip((reference, candidate), texts)}
+    for model, text in zip((reference, candidate), texts):  # a vocabulary is padded: not every id is a token
+        example[model.name] = tokenizer.decode([token for token in text[0].tolist() if token < tokenizer.size])
     return Continuation(len(prompts), new_tokens, int((agreeing == new_tokens).sum()), float(agreeing.mean()), example)
 
 

@@ -26,11 +26,11 @@ from surgery.graph import Graph, need, onnx_type, rank, static_dim
 
 
 def run(graph: Graph) -> int:
-    made: dict[tuple, gs.Tensor] = {}
+    made: dict[int, gs.Tensor] = {}
     return graph.match(lambda graph, node: _standard(graph, node, made), contrib_nodes(graph, "MultiHeadAttention"))
 
 
-def _standard(graph: Graph, node: gs.Node, made: dict[tuple, gs.Tensor]) -> bool:
+def _standard(graph: Graph, node: gs.Node, made: dict[int, gs.Tensor]) -> bool:
     refuse_inputs(node, (8, "past_sequence_length"), (9, "cache_indirection"))
     refuse_outputs(graph, node, (3, "qk"))
     padding = optional(node, 4)
@@ -89,15 +89,14 @@ def _unpacked(graph: Graph, packed: gs.Tensor, index: int, name: str) -> gs.Tens
 
 def _mask(
     graph: Graph, query: gs.Tensor, keys: gs.Tensor, padding: gs.Tensor | None, bias: gs.Tensor | None, causal: bool,
-    made: dict[tuple, gs.Tensor],
+    made: dict[int, gs.Tensor],
 ) -> gs.Tensor | None:  # fmt: skip
     """[B or 1, heads or 1, S, T]: bool, or float where there is a bias; None where nothing is masked."""
     visible = None
     if padding is not None:
-        key = ("padding", id(padding))
-        if key not in made:
-            made[key] = _not_padding(graph, padding)
-        visible = made[key]
+        if id(padding) not in made:
+            made[id(padding)] = _not_padding(graph, padding, query)
+        visible = made[id(padding)]
     if causal:
         below = _causal(graph, query, keys)
         visible = below if visible is None else graph.new("And", [visible, below], name="mask/visible", dtype=np.bool_)
@@ -107,10 +106,15 @@ def _mask(
     return graph.new("Where", [visible, bias, lowest], name="mask/bias", dtype=onnx_type(bias))
 
 
-def _not_padding(graph: Graph, padding: gs.Tensor) -> gs.Tensor:
+def _not_padding(graph: Graph, padding: gs.Tensor, query: gs.Tensor) -> gs.Tensor:
+    """bool [B, 1, S, T]; onnxruntime takes no mask whose third size is 1 for all S."""
     real = graph.new("Cast", [padding], {"to": BOOL}, "mask/real", np.bool_, padding.shape)
-    axes, shape = ([1, 2], [padding.shape[0], 1, 1, padding.shape[1]]) if rank(padding) == 2 else ([1], None)
-    return graph.new("Unsqueeze", [real, graph.int64(axes)], name="mask/real", shape=shape)
+    if rank(padding) == 3:
+        return graph.new("Unsqueeze", [real, graph.int64([1])], name="mask/real")
+    real = graph.new("Unsqueeze", [real, graph.int64([1, 2])], name="mask/real")
+    steps = graph.new("Shape", [query], {"start": 2, "end": 3}, "mask/steps", np.int64, [1])
+    shape = graph.new("Concat", [graph.int64([1, 1]), steps, graph.int64([1])], {"axis": 0}, "mask/shape", np.int64, [4])
+    return graph.new("Expand", [real, shape], name="mask/real")
 
 
 def _causal(graph: Graph, query: gs.Tensor, keys: gs.Tensor) -> gs.Tensor:

@@ -23,6 +23,7 @@ from surgery.graph import (
     other_input,
     producer,
     rank,
+    static_dim,
     through,
 )
 from surgery.slots import HIDDEN
@@ -68,6 +69,8 @@ def _fuse(graph: Graph, softmax: gs.Node) -> bool:
     mask = scores.mask
     if mask is not None and onnx_type(mask) not in (onnx_type(query), BOOL):
         mask = graph.new("Cast", [mask], {"to": onnx_type(query)}, dtype=onnx_type(query), shape=mask.shape)
+    if mask is not None:
+        mask = _over_tokens(graph, mask, query)
     scale = float(scores.scale * query_scale * key_scale * inner_scale)
     need(scale > 0, f"the scale is {scale}")
     inputs = [query, key, value] if mask is None else [query, key, value, mask]
@@ -84,14 +87,22 @@ def _put(graph: Graph, result: gs.Variable, inputs: list[gs.Tensor], attrs: dict
     name = result.inputs[0].name
     tensor = graph.new("Attention", inputs, attrs, name=name, shape=[*query.shape[:3], inputs[2].shape[3]])
     if merged:
-        steps = graph.new("Shape", [query], {"start": 2, "end": 3}, dtype=np.int64, shape=[1])
-        sizes = [graph.int64([-1]), steps, graph.int64([int(inputs[2].shape[3])])]
-        target = graph.new("Concat", sizes, {"axis": 0}, dtype=np.int64, shape=[3])
+        target = _sizes(graph, [-1], query, 2, [int(inputs[2].shape[3])])
         if onnx_type(result) == onnx_type(query):
             graph.replace(result, "Reshape", [tensor, target])
             return
         tensor = graph.new("Reshape", [tensor, target], shape=result.shape)
     graph.replace(result, "Cast", [tensor], {"to": onnx_type(result)})
+
+
+def _over_tokens(graph: Graph, mask: gs.Tensor, query: gs.Tensor) -> gs.Tensor:
+    """A mask that is the same for all tokens, once for each: onnxruntime broadcasts it over batch and heads alone."""
+    if rank(mask) is None or rank(mask) < 2 or static_dim(mask, -2) != 1 or static_dim(query, 2) == 1:
+        return mask
+    steps = graph.new("Shape", [query], {"start": 2, "end": 3}, dtype=np.int64, shape=[1])
+    parts = [graph.int64([1] * (rank(mask) - 2)), steps, graph.int64([1])][rank(mask) == 2 :]
+    target = graph.new("Concat", parts, {"axis": 0}, dtype=np.int64, shape=[rank(mask)])
+    return graph.new("Expand", [mask, target], shape=[*mask.shape[:-2], query.shape[2], mask.shape[-1]])
 
 
 def _unmerged(tensor: gs.Tensor) -> gs.Tensor:
@@ -171,9 +182,24 @@ def _with_heads(graph: Graph, bias: gs.Tensor, heads: gs.Tensor | None) -> gs.Te
         return bias
     need(rank(bias) == 3 and isinstance(heads.shape[1], int), "a bias is added whose heads are not known")
     need(bias.shape[0] not in (None, 1), "a bias is added to the scores of all heads and rows at once")
-    matrix = graph.new("Shape", [bias], {"start": 1, "end": 3}, dtype=np.int64, shape=[2])
-    target = graph.new("Concat", [graph.int64([-1, heads.shape[1]]), matrix], {"axis": 0}, dtype=np.int64, shape=[4])
-    return graph.new("Reshape", [bias, target], shape=[heads.shape[0], heads.shape[1], *bias.shape[1:]])
+    return _split(graph, bias, heads)
+
+
+def _split(graph: Graph, merged: gs.Tensor, heads: gs.Tensor) -> gs.Variable:
+    """[B·heads, x, y] as [B, heads, x, y], with B and heads of `heads` [B, heads, ...]."""
+    target = _sizes(graph, [-1, heads.shape[1]], merged, 1, [])
+    return graph.new("Reshape", [merged, target], shape=[*heads.shape[:2], *merged.shape[1:]])
+
+
+def _sizes(graph: Graph, before: list[int], tensor: gs.Tensor, axis: int, after: list[int]) -> gs.Tensor:
+    """These numbers and, between them, the sizes of `tensor` from `axis` on: those of its last axes that `after` gives excepted."""
+    end = rank(tensor) - len(after)
+    known = [static_dim(tensor, each) for each in range(axis, end)]
+    if None not in known:
+        return graph.int64([*before, *known, *after])
+    sizes = graph.new("Shape", [tensor], {"start": axis, "end": end}, dtype=np.int64, shape=[end - axis])
+    parts = [graph.int64(before), sizes, *([graph.int64(after)] if after else [])]
+    return graph.new("Concat", parts, {"axis": 0}, dtype=np.int64, shape=[len(before) + end - axis + len(after)])
 
 
 def _factor(graph: Graph, node: gs.Node) -> tuple[gs.Tensor, float] | None:
@@ -241,12 +267,15 @@ def _untransposed(graph: Graph, key_T: gs.Tensor) -> gs.Tensor | None:
             return node.inputs[0]
         return graph.new("Transpose", [node.inputs[0]], {"perm": swapped}, shape=_swapped(key_T))
     reshape = producer(key_T, "Reshape")  # [B, heads, T, D] → [B·heads, T, D] → [B·heads, D, T] → [B, heads, D, T]
-    transpose = producer(reshape.inputs[0], "Transpose") if reshape is not None else None
-    flatten = producer(transpose.inputs[0], "Reshape") if transpose is not None else None
-    if flatten is None or list(transpose.attrs["perm"]) != [0, 2, 1] or rank(flatten.outputs[0]) != 3:
+    if reshape is None or not _same_matrices(reshape.inputs[0], key_T):
         return None
-    key = flatten.inputs[0]
-    return key if rank(key) == 4 and key.shape[2:] == list(flatten.outputs[0].shape[1:]) else None
+    transpose = producer(reshape.inputs[0], "Transpose")
+    if transpose is None or list(transpose.attrs["perm"]) != [0, 2, 1]:
+        return None
+    key = _unmerged(transpose.inputs[0])
+    if rank(key) == 4:
+        return key
+    return _split(graph, key, key_T) if isinstance(key_T.shape[1], int) else None
 
 
 def _swapped(key_T: gs.Tensor) -> list | None:

@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from surgery.files import sort
-from surgery.graph import Graph
+from surgery.graph import Graph, is_weight_file
 
 RANDOM = {
     "RandomNormal",
@@ -30,9 +30,11 @@ def run(graph: Graph) -> int:
 
 
 def _share_constants(graph: Graph) -> None:
+    """Constants that lie in the graph itself. Weights beside it are left alone: that two are equal today (zero biases,
+    norms of ones, a checkpoint not yet filled) says nothing of the bytes that their files will hold."""
     seen: dict[tuple, gs.Constant] = {}
     for tensor in graph.gs.tensors(check_duplicates=False).values():
-        values = graph.constant(tensor)
+        values = None if is_weight_file(tensor) else graph.constant(tensor)
         if values is None:
             continue
         key = (str(values.dtype), values.shape, hashlib.sha256(values.tobytes()).digest())

@@ -93,8 +93,11 @@ def _cancel(graph: Graph, reshape: gs.Node) -> bool:
     if same and not graph.is_output(result):
         graph.redirect(result, source)
         return True
-    target = graph.constant(reshape.inputs[1])
-    if target is not None and (target == 0).any():
-        return False  # a zero copies a dimension of what comes in
+    target = reshape.inputs[1]
+    concat = producer(target, "Concat")
+    for part in concat.inputs if concat is not None else [target]:
+        numbers = graph.constant(part)
+        if numbers is not None and (numbers == 0).any():
+            return False  # a zero copies a dimension of what comes in
     reshape.inputs[0] = source
     return True

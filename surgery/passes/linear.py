@@ -27,7 +27,7 @@ def _fuse(graph: Graph, product: gs.Node) -> bool:
     if not (quantised or isinstance(weight, gs.Constant)) or rank(weight) != 2 or None in sizes:
         return False
     need(transpose is None or list(transpose.attrs.get("perm", [1, 0])) == [1, 0], "the weight is not a plain transpose")
-    need(rank(x) in (2, 3), f"x has rank {rank(x)}, not [batch, sequence, features]")
+    need(rank(x), "the rank of x is not known")
     op, attrs = ("Gemm", {}) if transpose is None else ("Gemm", {"transB": 1})
     if quantised and transpose is None:
         op = "MatMul"
@@ -53,8 +53,11 @@ def _is_bias(tensor: gs.Tensor, outputs: int, dtype: int) -> bool:
 
 
 def rows_by(graph: Graph, x: gs.Tensor, features: int) -> gs.Tensor:
-    """The shape [B, S, features], with x's own B and S: int64 [3]."""
-    tokens = graph.input(graph.signature.tokens) if graph.signature.tokens else x
-    source = tokens if x.shape is not None and list(x.shape[:2]) == list(tokens.shape) else x
-    rows = graph.new("Shape", [source], {"start": 0, "end": 2}, dtype=np.int64, shape=[2])
-    return graph.new("Concat", [rows, graph.int64([features])], {"axis": 0}, dtype=np.int64, shape=[3])
+    """The shape [B, S, features], with x's own B and S (and whatever else precedes its last axis): int64 [rank of x]."""
+    leading = rank(x) - 1
+    if all(static_dim(x, axis) is not None for axis in range(leading)):
+        return graph.int64([*(static_dim(x, axis) for axis in range(leading)), features])
+    tokens = next((tensor for tensor in graph.gs.inputs if tensor.name == graph.signature.tokens), x)
+    source = tokens if leading == 2 and list(x.shape[:2]) == list(tokens.shape) else x
+    rows = graph.new("Shape", [source], {"start": 0, "end": leading}, dtype=np.int64, shape=[leading])
+    return graph.new("Concat", [rows, graph.int64([features])], {"axis": 0}, dtype=np.int64, shape=[leading + 1])

@@ -9,6 +9,7 @@ from collections import Counter
 
 import onnx_graphsurgeon as gs
 
+from surgery.files import PRODUCER
 from surgery.graph import Graph
 
 WHOLE_MODULES = ("Gemm", "MatMul", "RMSNormalization", "LayerNormalization")  # the one node that their module became
@@ -16,12 +17,17 @@ ROLES = {"Attention": "attention", "TRT_Attention": "attention"}
 
 
 def run(graph: Graph) -> int:
-    names = [_name(node) for node in graph.gs.nodes]
+    named = graph.gs.producer_name == PRODUCER  # by an earlier run, which knew modules that these names no longer say
+    names = [node.name if named and node.name and not _has_role(node) else _name(node) for node in graph.gs.nodes]
     total, seen = Counter(names), Counter()
     for node, name in zip(graph.gs.nodes, names):
         seen[name] += 1
         node.name = name if total[name] == 1 else f"{name}_{seen[name]}"
     return len(names)
+
+
+def _has_role(node: gs.Node) -> bool:
+    return node.op in ROLES or node.op == "TensorScatter"
 
 
 def _name(node: gs.Node) -> str:

@@ -13,10 +13,10 @@ import onnx_graphsurgeon as gs
 
 from surgery.files import sort
 from surgery.graph import Graph, onnx_type, rank
-from surgery.sizes import INT64, Entry, Product, Sizes
+from surgery.sizes import INT64, Entry, Sizes
 
 SIZE_OPS = ("Shape", "Gather", "Slice", "Concat", "Where", "Squeeze", "Unsqueeze", "Reshape", "ConstantOfShape", "Expand",
-            "Add", "Mul", "Div", "Cast")  # fmt: skip
+            "Add", "Sub", "Mul", "Div", "Cast")  # fmt: skip
 
 
 def run(graph: Graph) -> int:
@@ -50,8 +50,9 @@ def _fill(graph: Graph, reshape: gs.Node, sizes: Sizes, made: dict[tuple, gs.Ten
     target, filled = sizes.entries(reshape.inputs[1]), sizes.filled(reshape)
     if target is None:
         return False
-    entries = [new if isinstance(new, int) else old for old, new in zip(target, filled)]
-    if entries == target or not all(map(_readable, entries)):
+    copied = [isinstance(old, int) and old == 0 for old in target]
+    entries = [new if isinstance(new, int) or copy else old for old, new, copy in zip(target, filled, copied)]
+    if entries == target or not all(_readable(entry, sizes) for entry in entries):
         return False
     key = (False, *entries)
     if key not in made:
@@ -64,10 +65,10 @@ def _rewrite(graph: Graph, node: gs.Node, sizes: Sizes, made: dict[tuple, gs.Ten
     """Puts the one form in place of a node whose entries are known."""
     output = node.outputs[0]
     entries = sizes.values.get(id(output)) if node.op in SIZE_OPS and len(node.outputs) == 1 else None
-    if not entries or onnx_type(output) != INT64 or graph.is_output(output) or not all(map(_readable, entries)):
+    if not entries or onnx_type(output) != INT64 or graph.is_output(output):
         return False
-    if any(isinstance(entry, Product) and entry.axes[0].source == id(output) for entry in entries):
-        return False  # it is where they come from
+    if not all(_readable(entry, sizes, but_from=output) for entry in entries):
+        return False
     key = (rank(output) == 0, *entries)
     if key not in made and _in_form(node, sizes):
         made[key] = output
@@ -79,16 +80,25 @@ def _rewrite(graph: Graph, node: gs.Node, sizes: Sizes, made: dict[tuple, gs.Ten
     return True
 
 
-def _readable(entry: Entry) -> bool:
-    """Whether one tensor holds the entry; products of several sizes stay as they are computed."""
-    return isinstance(entry, int) or (entry.number == 1 and len(entry.axes) == 1)
+def _readable(entry: Entry, sizes: Sizes, but_from: gs.Tensor | None = None) -> bool:
+    """Whether it is a number, an axis of a tensor, or held by another tensor than `but_from`."""
+    if isinstance(entry, int) or (entry.axis is not None and entry.axis.axis >= 0):
+        return True
+    holder = _holder(entry, sizes)
+    return holder is not None and holder[0] is not but_from
+
+
+def _holder(entry: Entry, sizes: Sizes) -> tuple[gs.Tensor, int] | None:
+    if entry in sizes.holders:
+        return sizes.holders[entry]
+    return None if entry.axis is None else (sizes.tensors[entry.axis.source], entry.axis.index)
 
 
 def _in_form(node: gs.Node, sizes: Sizes) -> bool:
     entries = sizes.values[id(node.outputs[0])]
     if node.op == "Shape":
-        x = id(node.inputs[0])
-        return all(not isinstance(e, int) and e.axes[0].source == x and e.axes[0].axis is not None for e in entries)
+        x = sizes.numbers.get(id(node.inputs[0]))
+        return all(not isinstance(e, int) and e.axis is not None and (e.axis.source, e.axis.axis >= 0) == (x, True) for e in entries)
     above = [tensor.inputs[0] if tensor.inputs else None for tensor in node.inputs]
     if node.op == "Squeeze":
         return above[0] is not None and above[0].op == "Shape" and _in_form(above[0], sizes)
@@ -126,22 +136,22 @@ def _runs(entries: list[Entry]) -> list[list[Entry]]:
 def _follows(last: Entry, entry: Entry) -> bool:
     if isinstance(last, int) or isinstance(entry, int):
         return isinstance(last, int) and isinstance(entry, int)
-    one, other = last.axes[0], entry.axes[0]
-    return one.axis is not None and other.axis == one.axis + 1 and one.source == other.source
+    one, other = last.axis, entry.axis
+    return None not in (one, other) and one.axis >= 0 and one.source == other.source and other.axis == one.axis + 1
 
 
 def _part(graph: Graph, entries: list[Entry], sizes: Sizes) -> gs.Tensor:
     if isinstance(entries[0], int):
         return graph.int64(entries)
-    axis = entries[0].axes[0]
-    source = sizes.tensors[axis.source]
-    if axis.axis is not None:
-        attrs = {"start": axis.axis, "end": axis.axis + len(entries)}
+    axis = entries[0].axis
+    if axis is not None and axis.axis >= 0:
+        source, attrs = sizes.tensors[axis.source], {"start": axis.axis, "end": axis.axis + len(entries)}
         part = graph.new("Shape", [source], attrs, dtype=np.int64, shape=[len(entries)])
         sizes.values[id(part)] = entries
         return part
+    source, index = _holder(entries[0], sizes)
     if rank(source) == 0:
         return graph.new("Unsqueeze", [source, graph.int64([0])], shape=[1])
     if rank(source) == 1 and source.shape[0] == 1:
         return source
-    return graph.new("Gather", [source, graph.int64([axis.index])], {"axis": 0}, shape=[1])
+    return graph.new("Gather", [source, graph.int64([index])], {"axis": 0}, shape=[1])

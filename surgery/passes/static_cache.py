@@ -74,7 +74,7 @@ def _growing(graph: Graph, concat: gs.Node, masks: dict[int, Mask | str]) -> lis
     need(present.name == caches[past.name].present, f"the grown cache is not the output {caches[past.name].present}")
     for axis in (1, 3):
         joined, cached = static_dim(concat.inputs[1], axis), static_dim(past, axis)
-        need(joined in (None, cached), f"what is joined to the cache has {joined} on axis {axis}, the cache {cached}")
+        need(None in (joined, cached) or joined == cached, f"what is joined to the cache has {joined} on axis {axis}, the cache {cached}")
     others = [node.op for node in past.outputs if node is not concat and node.op != "Shape"]
     need(not others, f"the cache is also read by {', '.join(others)}")
     attentions = consumers(present, "Attention")

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 FOLDER = Path(__file__).parent
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
+PACKED = "packed"
 LARGE = 48  # elements; smaller ones may be tables, such as rotary frequencies
 
 
@@ -22,6 +23,8 @@ def save(model: onnx.ModelProto, name: str) -> None:
             bare = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
             bare.doc_string = f"{values.mean():.4g} {values.std():.4g}"
             tensor.CopyFrom(bare)
+        elif tensor.data_type == TensorProto.UINT8:  # packed numbers of few bits
+            tensor.CopyFrom(TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, doc_string=PACKED))
     for node in model.graph.node:
         node.doc_string = ""
         scopes = [entry for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"]
@@ -37,9 +40,11 @@ def load(name: str) -> onnx.ModelProto:
     model = onnx.load_model_from_string(gzip.decompress((FOLDER / f"{name}.onnx.gz").read_bytes()))
     for tensor in model.graph.initializer:
         if tensor.doc_string:
-            mean, deviation = map(float, tensor.doc_string.split())
             random = np.random.default_rng(zlib.crc32(tensor.name.encode()))
-            values = random.normal(mean, deviation, list(tensor.dims))
+            if tensor.doc_string == PACKED:
+                values = random.integers(0, 256, list(tensor.dims))
+            else:
+                values = random.normal(*map(float, tensor.doc_string.split()), list(tensor.dims))
             values = values.astype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     return model
