@@ -88,7 +88,9 @@ def _run(stage: str, arguments: list[str], out: Path) -> Outcome:
     status = subprocess.run([sys.executable, "-P", "-m", stage, *arguments], env=_environment()).returncode
     seconds = time.monotonic() - started
     if status < 0:
-        print(f"pipeline: {stage} was killed by {signal.Signals(-status).name}; run the same command to carry on", file=sys.stderr)
+        print(
+            f"pipeline: {stage} was killed by {signal.Signals(-status).name}; run the same command to carry on", file=sys.stderr
+        )
         return Outcome(stage, UNUSABLE_INPUT, seconds, f"killed by {signal.Signals(-status).name}")
     return Outcome(stage, status, seconds, _result(stage, status, out))
 

@@ -24,6 +24,7 @@ def repeat(model: onnx.ModelProto, nodes: int) -> onnx.ModelProto:
     leaving = dict(zip(entering, _entering(after, made[1])))  # the tensor that stands in `entering`'s place one layer on
     weights = {tensor.name: tensor for tensor in graph.initializer}
     own = {name for node in body for name in node.input if name in weights and f".{LAYER}." in name}
+    pasts = {name for node in body for name in node.input if name.startswith("past_key_values.")}
     values = {value.name for value in (*graph.input, *graph.output)}
     shapes = [value for value in graph.value_info if value.name in {name for node in body for name in node.output}]
     last = leaving  # of the newest copy
@@ -34,8 +35,7 @@ def repeat(model: onnx.ModelProto, nodes: int) -> onnx.ModelProto:
         names = {old: last[old] for old in entering}
         for node in body:
             names |= {name: _renamed(name, layer, name in values) for name in node.output}
-        names |= {name: _renamed(name, layer, True) for name in own}
-        names |= {name: _renamed(name, layer, True) for node in body for name in node.input if name.startswith("past_key_values.")}
+        names |= {name: _renamed(name, layer, True) for name in own | pasts}
         for node in body:
             copy = onnx.NodeProto()
             copy.CopyFrom(node)

@@ -5,13 +5,14 @@
     python benchmarks/surgery.py --curve             # time of surgery against nodes, up to 100,000
     python benchmarks/surgery.py --model MODEL.onnx  # your graph
 
-The peers are in benchmarks/requirements.txt. What they do differs: all remove what is unused and fold constants, only
+The peers are in requirements-bench.txt. What they do differs: all remove what is unused and fold constants, only
 Suture and onnxruntime's optimizer fuse, only Suture changes the cache. What is compared is what a graph costs to touch.
 """
 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -54,7 +55,7 @@ def onnxslim(model: Path, out: Path) -> list[str]:
 
 def polygraphy(model: Path, out: Path) -> list[str]:
     options = ["--fold-constants", "--save-external-data", "model.data", "-o", str(out / "model.onnx")]
-    return ["-m", "polygraphy", "surgeon", "sanitize", str(model), *options]
+    return [str(Path(sys.executable).with_name("polygraphy")), "surgeon", "sanitize", str(model), *options]
 
 
 def graph_surgeon(model: Path, out: Path) -> list[str]:
@@ -89,12 +90,12 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=CURVE[-1], metavar="NODES", help="where the curve ends (%(default)s)")
     parser.add_argument("--work", type=Path, default=Path("out/benchmarks"), help="graphs and results go here (%(default)s)")
     options = parser.parse_args()
-    work = options.work.resolve()
+    work, console = options.work.resolve(), Console(width=128)
     if options.curve:
-        Console().print(curve(tiny(work), options.most, work))
+        console.print(curve(tiny(work), options.most, work))
     else:
         model = options.model.resolve() if options.model else {"tiny": tiny, "full": full}[options.size](work)
-        Console().print(compare(model, work))
+        console.print(compare(model, work))
 
 
 def compare(model: Path, work: Path) -> Table:
@@ -106,7 +107,7 @@ def compare(model: Path, work: Path) -> Table:
     ours = runs[OURS]
     for name, run in runs.items():
         ratios = f"{run.seconds / ours.seconds:.1f}", f"{run.peak / ours.peak:.1f}"
-        table.add_row(name, f"{run.seconds:.2f}", f"{run.cpu_seconds:.2f}", _size(run.peak), *ratios, run.failure or "")
+        table.add_row(name, f"{run.seconds:.2f}", f"{run.cpu_seconds:.2f}", _size(run.peak), *ratios, (run.failure or "")[:120])
     return table
 
 
@@ -117,7 +118,8 @@ def curve(model: Path, most: int, work: Path) -> Table:
         grown = work / f"nodes-{nodes}" / "model.onnx"
         if not grown.is_file():
             grown.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run([sys.executable, __file__.replace("surgery.py", "repeat_layer.py"), model, grown, str(nodes)], check=True)
+            repeat = Path(__file__).with_name("repeat_layer.py")
+            subprocess.run([sys.executable, repeat, model, grown, str(nodes)], check=True)
         run = _run(suture(grown, _empty(work / "result")))
         count = _nodes(grown)
         table.add_row(f"{count:,}", run.failure or f"{run.seconds:.2f}", f"{run.cpu_seconds:.2f}",
@@ -156,7 +158,11 @@ def _run(arguments: list[str]) -> Run:
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.monotonic() - started
-    failure = (errors.strip().splitlines() or [f"exit status {child.returncode}"])[-1] if child.returncode else None
+    failure = None
+    if child.returncode == -signal.SIGKILL:
+        failure = "killed: out of memory"
+    elif child.returncode:
+        failure = (errors.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
     return Run(seconds, usage.ru_utime + usage.ru_stime, 1024 * usage.ru_maxrss, failure)
 
 

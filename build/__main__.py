@@ -10,10 +10,10 @@ import onnx
 
 from build import flavour
 from build.audit import Finding, audit_bound_weights, audit_graph, stop_on_errors
-from build.cost import add_cost, describe_graph, most_kernels_a_layer, over_floor
+from build.cost import add_cost, describe_graph, kernels_a_layer, over_floor
 from build.memory import Estimate, estimate, refuse_what_cannot_fit
 from build.process import build
-from build.profiles import SPLIT_BELOW, Profile, dynamic_inputs, make_profiles
+from build.profiles import dynamic_inputs, make_profiles
 from build.weights import bindable, constant_bytes, weight_files
 from build.worker import Job
 from contracts.command import Parser, run
@@ -23,6 +23,7 @@ from contracts.signature import Signature, find_signature
 from contracts.weights import load_graph, weights_root
 
 ENGINE = "model.engine"
+HELD_TWICE = 100_000_000  # bytes; less may be kernels' code
 COST = ("kernels", "kernels_by_layer", "kernels_outside_layers", "decode_bytes", "copied_bytes", "floor_bytes")
 
 
@@ -34,9 +35,8 @@ def add_options(parser: argparse.ArgumentParser, weights: str = "--weights") -> 
                         help=f"GPUs to build for, rtx only (default: {' '.join(flavour.RTX_DEFAULT)})")  # fmt: skip
     parser.add_argument(weights, choices=["constant", "input"], default="constant",
                         help="weights inside the engine, or as inputs that are bound from their own files")  # fmt: skip
-    parser.add_argument("--profiles", choices=["auto", "two", "one"], default="auto",
-                        help="two: one for decoding and one for prompts, which may hold constant weights twice; "
-                        "one: both in one; auto: two below 1 GB of constant weights")  # fmt: skip
+    parser.add_argument("--profiles", choices=["two", "one"], default="two",
+                        help="two: one for decoding and one for prompts; one: both in one (default: two)")  # fmt: skip
     parser.add_argument("--max-batch", type=_positive, default=4, metavar="N", help="sequences (default: 4)")
     parser.add_argument("--max-prompt", type=_positive, metavar="N",
                         help="tokens of one step (default: 512, or the cache's capacity if less)")  # fmt: skip
@@ -52,10 +52,8 @@ def main(args: argparse.Namespace) -> None:
     signature = _signature(proto, args.model)
     bound = bindable(proto, args.model) if args.weights == "input" else []
     constant = constant_bytes(proto) - sum(weight.bytes for weight in bound)
-    two = constant < SPLIT_BELOW if args.profiles == "auto" else args.profiles == "two"
-    profiles = make_profiles(
-        proto, signature, split=two, batch=args.max_batch, prompt=args.max_prompt, past=args.max_past
-    )
+    two, limits = args.profiles == "two", {"batch": args.max_batch, "prompt": args.max_prompt, "past": args.max_past}
+    profiles = make_profiles(proto, signature, split=two, **limits)
     options = {"tensorrt": kind, "compute_capability": capabilities, "weights": args.weights}
     options["profiles"] = [asdict(profile) for profile in profiles]
     stage = Stage("build", args.out, inputs=[args.model, *weight_files(proto, root)], options=options)
@@ -69,7 +67,6 @@ def main(args: argparse.Namespace) -> None:
     stop_on_errors(args.model, findings)
     needed = estimate(proto, signature, profiles, constant, sum(weight.bytes for weight in bound))
     refuse_what_cannot_fit(args.model, args.out, needed, as_inputs=bool(bound))
-    _say_profiles(profiles, constant)
     _say_memory(needed)
     with stage.writing() as folder:
         names = frozenset(weight.name for weight in bound)
@@ -77,14 +74,19 @@ def main(args: argparse.Namespace) -> None:
         result = build(job)
         kernels, graph = result["kernels"], describe_graph(proto, signature, names)
         findings += result["findings"] + [finding for listed in kernels for finding in add_cost(listed, graph)]
+        findings += held_twice(job.engine.stat().st_size, constant, two)
         description = {
             "tensorrt": {"flavour": kind, "version": result["version"]},
             "compute_capabilities": capabilities,
             "signature": asdict(signature) if signature else None,
-            "inputs": _with_roles(result["inputs"], signature, names),
-            "outputs": _with_roles(result["outputs"], signature, names),
+            "inputs": with_roles(result["inputs"], signature, names),
+            "outputs": with_roles(result["outputs"], signature, names),
             "profiles": [
-                {**asdict(profile), **{key: listed[key] for key in COST}} for profile, listed in zip(profiles, kernels)
+                {
+                    **(asdict(profile) if profile else {"name": listed["profile"], "shapes": {}}),
+                    **{key: listed[key] for key in COST},
+                }
+                for profile, listed in zip(profiles or [None], kernels)
             ],
             "memory": {"estimated": asdict(needed), "activations": result["activation_bytes"]},
             "layers": result["layers"],
@@ -117,7 +119,7 @@ def _signature(proto: onnx.ModelProto, model: Path) -> Signature | None:
         return None
 
 
-def _with_roles(tensors: list[dict], signature: Signature | None, weights: frozenset[str]) -> list[dict]:
+def with_roles(tensors: list[dict], signature: Signature | None, weights: frozenset[str]) -> list[dict]:
     """Adds what each tensor is for; a static cache's two ends are one buffer, named by `same_buffer_as`."""
     roles: dict[str | None, dict] = {name: {"role": "weight"} for name in weights}
     if signature:
@@ -129,14 +131,13 @@ def _with_roles(tensors: list[dict], signature: Signature | None, weights: froze
     return [{**tensor, **roles.get(tensor["name"], {"role": "other"})} for tensor in tensors]
 
 
-def _say_profiles(profiles: tuple[Profile, ...], constant: int) -> None:
-    names = " and ".join(profile.name for profile in profiles)
-    if len(profiles) == 2:
-        print(
-            f"build: profiles {names}; what they fuse differently of {constant / 1e6:,.1f} MB of weights is held twice"
-        )
-    elif profiles:
-        print(f"build: one profile for prompts and decoding, so that {constant / 1e6:,.1f} MB of weights are held once")
+def held_twice(engine: int, constant: int, two: bool) -> list[Finding]:
+    """What two profiles fuse differently of constant weights, an engine holds twice. Sizes in bytes."""
+    more = engine - constant
+    if not two or more < max(0.2 * constant, HELD_TWICE):
+        return []
+    what = f"is {more / 1e6:,.1f} MB more than its weights: its two profiles hold some of them twice"
+    return [Finding("warning", ENGINE, what, "take --weights input, which share them, or --profiles one")]
 
 
 def _say_memory(needed: Estimate) -> None:
@@ -158,11 +159,10 @@ def _say_result(description: dict, findings: list[Finding], kernels: list[dict])
 
 def _cost(listed: dict) -> str:
     """What a decode step costs in one profile."""
-    layer, floor = most_kernels_a_layer(listed), over_floor(listed)
-    return (
-        f"{listed['profile']} {listed['kernels']} kernels"
-        + (f" (at most {layer} a layer" + (f", a token moves {floor:.2f} × the floor)" if floor else ")") if layer else "")
-    )
+    details = [f"{kernels_a_layer(listed)} a layer"] if listed["kernels_by_layer"] else []
+    if floor := over_floor(listed):
+        details.append(f"a token moves {floor:.2f} × the floor")
+    return f"{listed['profile']} {listed['kernels']} kernels" + f" ({', '.join(details)})" * bool(details)
 
 
 def _write_json(path: Path, value: dict) -> None:

@@ -97,9 +97,7 @@ def audit_bound_weights(proto: onnx.ModelProto, bound: list[Weight]) -> list[Fin
     """Matrices that stay constants of the engine though weights were to be its inputs."""
     names = {weight.name for weight in bound}
     return [
-        Finding(
-            "warning", f"weight {tensor.name}", "stays a constant: no Gemm, MatMul or Gather takes it directly", LOWER
-        )
+        Finding("warning", f"weight {tensor.name}", "stays a constant: no Gemm, MatMul or Gather takes it directly", LOWER)
         for tensor, _ in references(proto)
         if len(tensor.dims) >= 2 and tensor.name not in names
     ]

@@ -108,8 +108,10 @@ def over_floor(profile: dict) -> float | None:
     return sum(moved.values()) / floor if moved and floor else None
 
 
-def most_kernels_a_layer(profile: dict) -> int:
-    return max(profile["kernels_by_layer"].values(), default=0)
+def kernels_a_layer(profile: dict) -> str:
+    """ "9", or "9 to 11": the first layer's and the last one's kernels also do what comes before and after all layers."""
+    counts = profile["kernels_by_layer"].values()
+    return " to ".join(str(count) for count in sorted({min(counts, default=0), max(counts, default=0)}))
 
 
 class Sizes:
@@ -164,7 +166,9 @@ def _copied(entry: dict, sizes: Sizes, graph: Graph) -> list[dict]:
     and caches: a kernel that reads one of them whole and writes as much has moved it."""
     outputs = [tensor for tensor in entry["outputs"] if tensor["name"] not in _in_place(entry, graph)]
     written = max((sizes.of(tensor) / BYTES[tensor["dtype"]] for tensor in outputs), default=0)
-    sources = [tensor for tensor in entry["inputs"] if tensor["name"] in graph.caches and tensor["name"] not in _in_place(entry, graph)]
+    sources = [
+        tensor for tensor in entry["inputs"] if tensor["name"] in graph.caches and tensor["name"] not in _in_place(entry, graph)
+    ]
     if not GATHERS.search(entry["name"]):
         sources += [*entry["constants"], *(tensor for tensor in entry["inputs"] if tensor["name"] in graph.weights)]
     unique = {tensor["name"]: tensor for tensor in sources}.values()
@@ -175,7 +179,9 @@ def _finding(profile: str, what: str, found: list[tuple[dict, dict]]) -> Finding
     entry, tensor = found[0]
     size = sum(_elements(tensor) * BYTES[tensor["dtype"]] for _, tensor in found) / 1e6
     nodes = ", ".join(entry["onnx_nodes"][:2]) or "no ONNX node"
-    said = f"{len(found)} kernels copy {what}s, {size:,.1f} MB a step; the first is {entry['name']} ({nodes}) of {tensor['name']}"
+    said = (
+        f"{len(found)} kernels copy {what}s, {size:,.1f} MB a step; the first is {entry['name']} ({nodes}) of {tensor['name']}"
+    )
     way_out = {
         "weight": "take --weights constant",
         "prompt": "decoding has a profile of its own without them",

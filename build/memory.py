@@ -4,7 +4,7 @@ The builder's peak is a fit to measured builds (anonymous memory; float16 on two
 
     0.35 GB          TensorRT itself
     8 MB a layer     its graph (32 layers with weights as inputs: 0.6 GB)
-    1.15 × weights   for each profile; Qwen-7B, its products merged: 18.3 GB for 15.4 GB
+    1.15 × weights   Qwen-7B, its products merged: 18.3 GB for 15.4 GB; one profile or two
     siblings         copies of the weights of products that share an input, which TensorRT merges into one product
 """
 
@@ -46,12 +46,12 @@ def estimate(
     proto: onnx.ModelProto, signature: Signature | None, profiles: tuple[Profile, ...], constant: int, bound: int
 ) -> Estimate:
     """`constant`: bytes of weights inside the engine; `bound`: of those that are its inputs."""
-    copies, layers = max(len(profiles), 1), signature.layers if signature else 0
+    layers = signature.layers if signature else 0
     siblings = _sibling_bytes(proto) if constant >= bound else 0
-    peak = TENSORRT + A_LAYER * layers + copies * (WEIGHTS * constant + siblings)
-    engine = copies * (constant + KERNELS_A_LAYER * max(layers, 1))
+    peak = TENSORRT + A_LAYER * layers + WEIGHTS * constant + siblings
+    engine = constant + KERNELS_A_LAYER * max(layers, 1) * max(len(profiles), 1)
     caches, activations, logits = _at_run_time(proto, signature, profiles) if signature else (0, 0, 0)
-    return Estimate(math.ceil(peak), engine, copies * constant + bound, caches, activations, logits)
+    return Estimate(math.ceil(peak), engine, constant + bound, caches, activations, logits)
 
 
 def refuse_what_cannot_fit(model: Path, out: Path, needed: Estimate, as_inputs: bool) -> None:
@@ -64,7 +64,9 @@ def refuse_what_cannot_fit(model: Path, out: Path, needed: Estimate, as_inputs: 
     place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(place).free
     if needed.engine > free:
-        raise UserError(out, f"the engine needs about {_gb(needed.engine)}, and {_gb(free)} are free", f"free space, or {smaller}")
+        raise UserError(
+            out, f"the engine needs about {_gb(needed.engine)}, and {_gb(free)} are free", f"free space, or {smaller}"
+        )
 
 
 def available_memory() -> int | None:
@@ -92,7 +94,9 @@ def _at_run_time(proto: onnx.ModelProto, signature: Signature, profiles: tuple[P
     largest = {name: [max(profile.shapes[name][2][axis] for profile in profiles) for axis in range(len(shapes[2]))]
                for profile in profiles[:1] for name, shapes in profile.shapes.items()}  # fmt: skip
     tokens = math.prod(largest.get(signature.tokens) or _shape(values[signature.tokens]))
-    pasts = [(largest.get(cache.past) or _shape(values[cache.past]), values[cache.past].elem_type) for cache in signature.caches]
+    pasts = [
+        (largest.get(cache.past) or _shape(values[cache.past]), values[cache.past].elem_type) for cache in signature.caches
+    ]
     caches = sum(math.prod(shape) * _size(dtype) for shape, dtype in pasts)
     logits = values[signature.logits]
     vocabulary = logits.shape.dim[-1].dim_value

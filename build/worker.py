@@ -21,9 +21,7 @@ from build.weights import as_inputs
 from contracts.errors import UserError
 from contracts.signature import Signature
 
-LAST_PHASE = (
-    "Building engine from subgraph"  # weights are written after it, which can take half of the time, unreported
-)
+LAST_PHASE = "Building engine from subgraph"  # weights are written after it, which can take half of the time, unreported
 ACTIVATIONS = "Total Activation Memory: "  # then bytes, once a profile
 DTYPES = {"HALF": "float16", "FLOAT": "float32", "BF16": "bfloat16"}  # others are called as in numpy
 

@@ -129,9 +129,7 @@ def _is_cache(value: onnx.ValueInfoProto, pattern: str | None) -> bool:
     return floating and len(tensor.shape.dim) == 4 and not re.search(r"mask|bias", value.name)
 
 
-def _pair(
-    name: object, model: onnx.ModelProto, pasts: list[str], presents: list[str]
-) -> tuple[list[Cache], list[Cache]]:
+def _pair(name: object, model: onnx.ModelProto, pasts: list[str], presents: list[str]) -> tuple[list[Cache], list[Cache]]:
     """Caches that grow with the outputs that they become, by name or, where names do not say, by what joins new slots to
     them; and an encoder's, which need no output."""
     fixed = [past for past in pasts if _place(past)[1].startswith("encoder.")]

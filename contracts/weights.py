@@ -15,6 +15,7 @@ from contracts.errors import UserError
 from contracts.head_sizes import write_head_sizes
 from contracts.manifest import read_manifest
 
+COPIED_BELOW = 1_000_000_000  # bytes of weights that each stage's folder may hold again
 ORT_ROOT_OPTION = "session.model_external_initializers_file_folder_path"
 
 
@@ -70,35 +71,22 @@ def references(proto: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, dict[
 def place_weights(proto: onnx.ModelProto, model: Path, folder: Path, out: Path, beside: bool = False) -> str:
     """Makes the weights of the graph in file `model` reachable for a graph written into `folder` (which becomes `out`).
 
-    Weights beside the graph are hard-linked, so that the new graph stands alone at no cost; weights elsewhere, or on
-    another file system, stay where they are, unless `beside` says that others will join them in `folder`, which all of a
-    graph's weights must then share: those that cannot be linked are copied. Returns the `weights_root` for the new
-    manifest, relative to `out`.
+    Small weights beside the graph are copied, so that the new graph stands alone; large ones, and those of a checkpoint,
+    stay where they are, unless `beside` says that others will join them in `folder`, which all of a graph's weights must
+    then share. Never linked: onnx refuses to read a file with two names, the source's own included. Returns the
+    `weights_root` for the new manifest, relative to `out`.
     """
     root = weights_root(model)
     locations = {reference["location"] for _, reference in references(proto)}
-    if beside or root == Path(os.path.normpath(model.parent)):
-        try:
-            for location in locations:
-                (folder / location).parent.mkdir(parents=True, exist_ok=True)
-                if not (folder / location).exists():
-                    _link(root / location, folder / location, or_copy=beside)
-            return "."
-        except OSError:  # another file system, or one without hard links
-            if beside:
-                raise
-            for location in locations:
-                (folder / location).unlink(missing_ok=True)
-    return os.path.relpath(root, out)
-
-
-def _link(source: Path, target: Path, or_copy: bool) -> None:
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        if not or_copy:
-            raise
-        shutil.copyfile(source, target)
+    size = sum((root / location).stat().st_size for location in locations)
+    stands_alone = root == Path(os.path.normpath(model.parent)) and size < COPIED_BELOW
+    if not (beside or stands_alone):
+        return os.path.relpath(root, out)
+    for location in locations:
+        (folder / location).parent.mkdir(parents=True, exist_ok=True)
+        if not (folder / location).exists():
+            shutil.copyfile(root / location, folder / location)
+    return "."
 
 
 def _checked_file(root: Path, location: str, model: Path) -> Path:

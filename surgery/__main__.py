@@ -2,7 +2,7 @@
 
 import argparse
 import json
-import os
+import shutil
 from pathlib import Path
 
 import onnx
@@ -14,7 +14,7 @@ from contracts.manifest import Stage
 from contracts.weights import load_graph, place_weights
 from surgery import files, picture, verify
 from surgery.contrib import repacks
-from surgery.contrib.weights import FILE as REPACKED
+from surgery.contrib.weights import new_file
 from surgery.runner import make_plan, operate
 
 OPTIONS = ("cache", "capacity", "logits", "skip", "own", "verify", "bisect", "past")
@@ -62,11 +62,11 @@ def surgery(options: argparse.Namespace) -> int:
             root = place_weights(source, options.model, partial, options.out, beside=repacks(source))
             stage.extra["weights_root"] = root
             if root == ".":
-                graph.root = graph.weights_folder = partial
+                graph.root, graph.weights_file = partial, new_file(partial)
             try:
                 portable, lowered, report = operate(graph, plan, *([verifier] if verifier else []))
             except verify.Difference as found:  # here, where the weights that passes added still are
-                _leave(found if not options.bisect else verify.narrow(found, plan), source, options, partial)
+                _leave(found if not options.bisect else verify.narrow(found, plan), source, options, graph.weights_file)
                 raise
             pictures["after.svg"] = picture.draw_layer(portable, PICTURED, f"Layer {PICTURED} after surgery")
             for name in [name for name in pictures if all(pictures.values())]:
@@ -84,15 +84,15 @@ def surgery(options: argparse.Namespace) -> int:
     return 0
 
 
-def _leave(found: verify.Difference, source: onnx.ModelProto, options: argparse.Namespace, weights: Path) -> None:
+def _leave(found: verify.Difference, source: onnx.ModelProto, options: argparse.Namespace, added: Path | None) -> None:
     """Puts the graphs before and after the difference on disk, where onnxruntime and validate can open them, with the
-    weights that passes added to the folder `weights`."""
+    weights that passes added in the file `added`."""
     folder = options.out / "difference"
     stage = Stage("surgery", folder, [options.model], {"difference": str(found)})
     with stage.writing() as partial:
         stage.extra["weights_root"] = place_weights(source, options.model, partial, folder, beside=repacks(source))
-        if (weights / REPACKED).exists():
-            os.link(weights / REPACKED, partial / REPACKED)
+        if added is not None and added.exists():
+            shutil.copyfile(added, partial / added.name)
         verify.save(found, partial)
     print(f"surgery: {found}")
     print(f"surgery: both graphs are in {folder}: before.onnx, after.onnx")

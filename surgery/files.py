@@ -78,7 +78,7 @@ def _known(tensor: gs.Variable) -> bool:
 def reread(graph: Graph) -> Graph:
     """The same graph again, with shapes inferred anew."""
     fresh = Graph(infer_shapes(to_model(graph)), graph.signature, graph.root)
-    fresh.weights_folder = graph.weights_folder
+    fresh.weights_file = graph.weights_file
     return fresh
 
 

@@ -56,7 +56,7 @@ class Graph:
         self.gs = gs.import_onnx(model)
         self.signature = signature
         self.root = root  # where external weights lie
-        self.weights_folder: Path | None = None  # `root` if it is ours, so that passes may add weight files to it
+        self.weights_file: Path | None = None  # in `root`, if that is ours: where passes may append weights of their own
         self.metadata = {entry.key: entry.value for entry in model.metadata_props}
         self.near_misses: list[NearMiss] = []
         self.matched: list[str] = []  # names of the nodes that the current pass has matched, in that order
@@ -181,7 +181,7 @@ def is_weight_file(tensor: gs.Tensor) -> bool:
 
 
 def _inline(tensor: TensorProto, root: Path) -> TensorProto:
-    """The same tensor with its bytes in it. onnx's own reader refuses hard links, which place_weights makes."""
+    """The same tensor with its bytes in it. onnx's own reader refuses files with hard links and roots elsewhere."""
     place = ExternalDataInfo(tensor)
     with open(root / place.location, "rb") as file:
         file.seek(place.offset or 0)

@@ -1,19 +1,18 @@
 """One layer of a graph as a picture (SVG): a box for each node, in the order of computation from top to bottom.
 
-Placed by igraph's Sugiyama layout; an edge over several rows gets a place of its own in each, so that it runs around boxes.
+Placed by a Sugiyama layout, in which an arrow over several rows has a place of its own in each: it runs around boxes.
 """
 
 import re
-from collections import defaultdict
 from dataclasses import dataclass, field
 from html import escape
 
-import igraph
 import onnx_graphsurgeon as gs
+from fast_sugiyama import from_edges
 
 from surgery.graph import Graph
 
-COLUMN, ROW, WIDTH, HEIGHT, MARGIN, HEAD, LEGEND = 128, 46, 116, 28, 24, 48, 34  # pixels
+COLUMN, NARROW, ROW, WIDTH, HEIGHT, MARGIN, HEAD, LEGEND, LEAST_WIDTH = 128, 24, 46, 116, 28, 24, 48, 34, 560  # pixels
 MOST_NODES = 400  # a picture of more says nothing
 SHAPES_AND_TABLES = ("Shape", "Size", "Squeeze", "Unsqueeze", "Concat", "Gather", "Constant", "Range")
 KINDS = {  # what a node does: its colour, and ops that say so
@@ -51,7 +50,8 @@ def draw_layer(graph: Graph, layer: int, title: str) -> str | None:
     nodes = _closed(graph, [node for node in graph.gs.nodes if layer_of(node.name) == layer])
     if not 3 <= len(nodes) <= MOST_NODES:
         return None
-    return _svg(_diagram(graph, nodes), f"{title}: {len(nodes)} nodes")
+    diagram = _diagram(graph, nodes)
+    return _svg(diagram, f"{title}: {len(nodes)} nodes") if diagram.arrows else None
 
 
 def layer_of(name: str) -> int | None:
@@ -127,37 +127,10 @@ def _from_weight(tensor: gs.Tensor) -> bool:
     return bool(tensor.inputs) and tensor.inputs[0].op == "Transpose" and isinstance(tensor.inputs[0].inputs[0], gs.Constant)
 
 
-def _rows(diagram: Diagram) -> list[int]:
-    """The row of each box: below all that it reads, and as low as what reads it allows for those that read nothing."""
-    above, below = defaultdict(set), defaultdict(set)
-    for start, end in diagram.arrows:
-        above[end].add(start)
-        below[start].add(end)
-    rows = [0] * len(diagram.boxes)
-    graph = igraph.Graph(n=len(rows), edges=list(set(diagram.arrows)), directed=True)
-    order = graph.topological_sorting()
-    for box in order:
-        rows[box] = max((rows[each] + 1 for each in above[box]), default=0)
-    for box in reversed(order):
-        if not above[box] and below[box]:
-            rows[box] = min(rows[each] for each in below[box]) - 1
-    lowest = min(rows)
-    return [row - lowest for row in rows]
-
-
 def _svg(diagram: Diagram, title: str) -> str:
-    rows = _rows(diagram)
-    paths: list[list[int]] = []
-    for start, end in dict.fromkeys(diagram.arrows):
-        between = range(rows[start] + 1, rows[end])
-        paths.append([start, *range(len(rows), len(rows) + len(between)), end])
-        rows = [*rows, *between]
-    steps = [step for path in paths for step in zip(path, path[1:])]
-    layout = igraph.Graph(n=len(rows), edges=steps, directed=True).layout_sugiyama(layers=rows, maxiter=1000)
-    left = min(x for x, _ in layout.coords)
-    places = [(MARGIN + WIDTH / 2 + (x - left) * COLUMN, HEAD + HEIGHT / 2 + row * ROW) for (x, _), row in zip(layout.coords, rows)]
-    width = max(max(x for x, _ in places) + WIDTH / 2, 520) + MARGIN
-    height = max(y for _, y in places) + HEIGHT / 2 + MARGIN + LEGEND
+    places, paths = _layout(diagram)
+    width = max(max(x for x, _ in places.values()) + WIDTH / 2 + MARGIN, LEAST_WIDTH)
+    height = max(y for _, y in places.values()) + HEIGHT / 2 + MARGIN + LEGEND
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
         f'height="{height:.0f}" font-family="system-ui, sans-serif" font-size="11">',
@@ -165,9 +138,26 @@ def _svg(diagram: Diagram, title: str) -> str:
         f'<text x="{MARGIN}" y="28" font-size="15" font-weight="600" fill="#222831">{escape(title)}</text>',
     ]
     parts += [_curve([places[each] for each in path]) for path in paths]
-    parts += [_box(box, *place) for box, place in zip(diagram.boxes, places)]
+    parts += [_box(box, *places[index]) for index, box in enumerate(diagram.boxes) if index in places]
     parts += _legend(diagram, height)
     return "\n".join([*parts, "</svg>\n"])
+
+
+def _layout(diagram: Diagram) -> tuple[dict[int, tuple[float, float]], list[list[int]]]:
+    """Where the boxes' middles lie, in pixels, and each arrow's way from box to box by the places that it passes."""
+    layouts = from_edges(dict.fromkeys(diagram.arrows), vertex_spacing=COLUMN, dummy_vertices=True, dummy_size=NARROW,
+                         ranking_type="minimize", crossing_minimization="barycenter")  # fmt: skip
+    places, paths, shift = {}, [], MARGIN + WIDTH / 2
+    for positions, width, height, edges in layouts:  # one for each connected part, side by side
+        places |= {each: (shift + x, HEAD + HEIGHT / 2 + (height - y) / COLUMN * ROW) for each, (x, y) in positions}
+        shift += width + COLUMN
+        onward = {start: end for start, end in edges if start >= len(diagram.boxes)}
+        for start, end in edges:
+            if start < len(diagram.boxes):
+                paths.append([start, end])
+                while paths[-1][-1] in onward:
+                    paths[-1].append(onward[paths[-1][-1]])
+    return places, paths
 
 
 def _curve(points: list[tuple[float, float]]) -> str:
@@ -197,7 +187,7 @@ def _legend(diagram: Diagram, height: float) -> list[str]:
     kinds = [kind for kind in KINDS if any(box.kind == kind for box in diagram.boxes)]
     parts = []
     for index, kind in enumerate(kinds):
-        x = MARGIN + index * 74
+        x = MARGIN + index * 84
         parts.append(f'<rect x="{x}" y="{height - 30:.0f}" width="10" height="10" rx="2" fill="{KINDS[kind][0]}"/>')
         parts.append(f'<text x="{x + 14}" y="{height - 21:.0f}" fill="#4b5563">{kind}</text>')
     return parts

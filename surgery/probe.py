@@ -93,9 +93,7 @@ def _ancestors(tensors: list[gs.Tensor]) -> list[gs.Node] | None:
 
 
 def _is_weight(tensor: gs.Constant) -> bool:
-    external = (
-        isinstance(tensor._values, LazyValues) and tensor._values.tensor.data_location == onnx.TensorProto.EXTERNAL
-    )
+    external = isinstance(tensor._values, LazyValues) and tensor._values.tensor.data_location == onnx.TensorProto.EXTERNAL
     return external or np.prod(tensor.shape, dtype=np.int64) > 16 * SMALL
 
 

@@ -31,9 +31,6 @@ class Plan:
     portable: tuple[Pass, ...]
     lowering: tuple[Pass, ...]
 
-    def named(self, name: str) -> Pass:
-        return next(each for each in (*self.portable, *self.lowering) if each.name == name)
-
 
 def make_plan(cache: str, capacity: int, logits: str, skip: Sequence[str] = (), own: Sequence[str] = ()) -> Plan:
     """The plan for these options of the command line. `own`: FILE.py[@PASS], which runs after PASS, or after all passes

@@ -4,50 +4,18 @@ onnx's own inference forgets a symbol where it meets a Reshape, so that heads, b
 further on. This follows the operators that language models are made of, one node after the other.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from surgery.entries import Axis, Entry, Sum, add, broadcast, combined, counts, multiply, quotient
 from surgery.graph import Graph, last_axis, onnx_type, rank
 
 INT64 = 7
 MOST_ENTRIES = 16  # of a tensor that is taken for sizes
 FIRST_INPUT_ALONE = ("RMSNormalization", "LayerNormalization", "RotaryEmbedding", "Softmax", "CumSum", "Pow")
 ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Pow", "Where", "And", "Or", "Not", "Equal", "LessOrEqual", "Less", "Greater",
-               "GreaterOrEqual", "Max", "Min", "Cast", "Identity", "Neg", "Sqrt", "Reciprocal", "Erf", "Tanh", "Sigmoid", "Swish",
-               "Gelu", "Relu", "Cos", "Sin", "IsNaN", "Mod")  # fmt: skip
-
-
-@dataclass(frozen=True, order=True)
-class Axis:
-    """The size of one axis of a tensor; with axis -1, an entry of a computed tensor."""
-
-    source: int  # number of the tensor, in the order in which they were met
-    axis: int
-    index: int = 0
-    counts: bool = True  # false if it may be negative
-
-
-@dataclass(frozen=True)
-class Sum:
-    """A sum of products of sizes: by their axes, the number that multiplies them. No axes: a number alone."""
-
-    terms: tuple[tuple[tuple[Axis, ...], int], ...]
-
-    @property
-    def counts(self) -> bool:
-        """Whether it cannot be negative."""
-        return all(number >= 0 and all(axis.counts for axis in axes) for axes, number in self.terms)
-
-    @property
-    def axis(self) -> Axis | None:
-        """The axis whose size this is, if it is nothing else."""
-        (axes, number), *others = self.terms
-        return axes[0] if number == 1 and len(axes) == 1 and not others else None
-
-
-Entry = int | bool | Sum
+               "GreaterOrEqual", "Max", "Min", "Cast", "Identity", "Neg", "Sqrt", "Reciprocal", "Erf", "Tanh", "Sigmoid",
+               "Swish", "Gelu", "Relu", "Cos", "Sin", "IsNaN", "Mod")  # fmt: skip
 
 
 class Sizes:
@@ -183,7 +151,7 @@ class Sizes:
             if not all(len(entries) in (1, length) for entries in inputs):
                 return None
             rows = zip(*(entries * (length // len(entries)) for entries in inputs))
-            found = [_combined(node.op, row) for row in rows]
+            found = [combined(node.op, row) for row in rows]
             return None if None in found else found
         return None
 
@@ -193,8 +161,8 @@ class Sizes:
         """The outputs' shapes, None where unknown."""
         if node.op == "Range":
             start, end, step = (self.entries(tensor) for tensor in node.inputs)
-            counts = start == [0] and step == [1] and end is not None
-            return [end if counts and _counts(end[0]) else None]
+            from_zero = start == [0] and step == [1] and end is not None
+            return [end if from_zero and counts(end[0]) else None]
         inputs = [None if tensor.is_empty() else self.shape(tensor) for tensor in node.inputs]
         x = inputs[0] if inputs else None
         if x is None:
@@ -275,81 +243,3 @@ class Sizes:
                 others.remove(size)
         missing = quotient(multiply(left), multiply(others))
         return target if missing is None else [missing if size == -1 else size for size in target]
-
-
-def _combined(op: str, row: tuple[Entry, ...]) -> Entry | None:
-    """What an operator makes of one entry of each input; None where that depends on sizes."""
-    if op == "Where":
-        return (row[1] if row[0] else row[2]) if isinstance(row[0], int) else None
-    if op == "Equal":
-        if row[0] == row[1] or all(isinstance(entry, int) for entry in row):
-            return row[0] == row[1]
-        return False if any(isinstance(a, int) and a < 0 and _counts(b) for a, b in (row, row[::-1])) else None
-    if op == "Add":
-        return add(row)
-    if op == "Sub":
-        return add([row[0], multiply([row[1], -1])])
-    return multiply(row) if op == "Mul" else quotient(*row)
-
-
-def _terms(entry: Entry) -> dict[tuple[Axis, ...], int]:
-    return dict(entry.terms) if isinstance(entry, Sum) else {(): int(entry)}
-
-
-def _entry(terms: dict[tuple[Axis, ...], int]) -> Entry:
-    terms = {axes: number for axes, number in terms.items() if number}
-    return Sum(tuple(sorted(terms.items()))) if set(terms) - {()} else terms.get((), 0)
-
-
-def add(entries: list[Entry] | tuple[Entry, ...]) -> Entry:
-    total: dict[tuple[Axis, ...], int] = {}
-    for entry in entries:
-        for axes, number in _terms(entry).items():
-            total[axes] = total.get(axes, 0) + number
-    return _entry(total)
-
-
-def multiply(entries: list[Entry] | tuple[Entry, ...]) -> Entry:
-    result: dict[tuple[Axis, ...], int] = {(): 1}
-    for entry in entries:
-        product: dict[tuple[Axis, ...], int] = {}
-        for axes, number in result.items():
-            for others, factor in _terms(entry).items():
-                key = tuple(sorted((*axes, *others)))
-                product[key] = product.get(key, 0) + number * factor
-        result = product
-    return _entry(result)
-
-
-def quotient(total: Entry, part: Entry) -> Entry | None:
-    """total / part, if part is one product and it comes out even."""
-    divisors = _terms(part)
-    if len(divisors) != 1 or not next(iter(divisors.values())):
-        return None
-    (divided, divisor), result = next(iter(divisors.items())), {}
-    for axes, number in _terms(total).items():
-        left = list(axes)
-        for axis in divided:
-            if axis not in left:
-                return None
-            left.remove(axis)
-        if number % divisor:
-            return None
-        result[tuple(left)] = number // divisor
-    return _entry(result)
-
-
-def broadcast(shapes: list[list[Entry]]) -> list[Entry | None]:
-    """The shape that these broadcast to, None for an axis where that depends on sizes."""
-    length = max(map(len, shapes))
-    padded = [[1] * (length - len(shape)) + shape for shape in shapes]
-    result = []
-    for sizes in zip(*padded):
-        sizes = {size for size in sizes if size != 1 or not isinstance(size, int)}
-        numbers = {size for size in sizes if isinstance(size, int)}
-        result.append(1 if not sizes else numbers.pop() if numbers else sizes.pop() if len(sizes) == 1 else None)
-    return result
-
-
-def _counts(entry: Entry) -> bool:
-    return entry >= 0 if isinstance(entry, int) else entry.counts

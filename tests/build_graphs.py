@@ -4,11 +4,17 @@ Hidden 128, 4 heads of 32, one or two layers, static cache of 64 slots, opset 24
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from build import flavour
+from build.__main__ import with_roles
+from build.profiles import make_profiles
+from contracts.signature import find_signature
 
 HIDDEN, HEADS, HEAD_DIM, FFN, VOCABULARY, CAPACITY = 128, 4, 32, 256, 512, 64
 DTYPES = {"float16": TensorProto.FLOAT16, "float32": TensorProto.FLOAT, "bfloat16": TensorProto.BFLOAT16}
@@ -79,9 +85,7 @@ def decoder(dtype: str = "float16", layers: int = 1, attention: str = "TRT_Atten
             options = {"TRT_decomposable": 1} if dtype == "float32" else {}
             mixed = graph.op("TRT_Attention", scaled, key, value, mask, name=f"attention_{layer}", **options)
         else:
-            mixed = graph.op(
-                "Attention", query, key, value, "", "", "", lengths, name=f"attention_{layer}", is_causal=1
-            )
+            mixed = graph.op("Attention", query, key, value, "", "", "", lengths, name=f"attention_{layer}", is_causal=1)
         merged = graph.op("Reshape", graph.op("Transpose", mixed, perm=[0, 2, 1, 3]), flat)
         projected = graph.op("Gemm", merged, graph.weight(f"{layer}.o.weight", HIDDEN, HIDDEN), transB=1)
         hidden = graph.op("Add", hidden, graph.op("Reshape", projected, graph.op("Shape", hidden)))
@@ -104,6 +108,35 @@ def decoder(dtype: str = "float16", layers: int = 1, attention: str = "TRT_Atten
     outputs = [helper.make_tensor_value_info("logits", graph.dtype, ["batch", "sequence", VOCABULARY])]
     outputs += [helper.make_tensor_value_info(f"present.{name}", graph.dtype, cache) for name in names]
     return model(graph.nodes, inputs, outputs, graph.initializers)
+
+
+def portable_decoder() -> onnx.ModelProto:
+    """The float32 decoder with ONNX's own Attention, which onnxruntime runs."""
+    return decoder("float32", attention="nonpad")
+
+
+def describe(proto: onnx.ModelProto) -> dict:
+    """What build's engine.json says of an engine of `proto`, as far as running it goes."""
+    signature = find_signature(proto)
+    profiles = make_profiles(proto, signature, split=True, batch=4, prompt=None, past=64)
+
+    def tensors(values) -> list[dict]:
+        dtypes = {7: "int64", 1: "float32"}
+        return [
+            {"name": value.name, "dtype": dtypes[value.type.tensor_type.elem_type],
+             "shape": [dim.dim_value or -1 for dim in value.type.tensor_type.shape.dim]}
+            for value in values
+        ]  # fmt: skip
+
+    return {
+        "tensorrt": {"flavour": "rtx", "version": flavour.load("rtx").__version__},
+        "compute_capabilities": ["8.9"],
+        "signature": asdict(signature),
+        "inputs": with_roles(tensors(proto.graph.input), signature, frozenset()),
+        "outputs": with_roles(tensors(proto.graph.output), signature, frozenset()),
+        "profiles": [asdict(profile) for profile in profiles],
+        "weights": {"mode": "constant", "root": ".", "inputs": []},
+    }
 
 
 def _mask(graph: Graph, sequence: str) -> str:

@@ -25,7 +25,9 @@ class Steps:
     def __init__(self, model: onnx.ModelProto, rows: int, root: Path = Path("."), past: str | None = None):
         self.names: Signature = find_signature(model, past_pattern=past, need_caches=False)
         options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it takes some broken graphs for whole ones
+        options.graph_optimization_level = (
+            ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        )  # it takes some broken graphs for whole ones
         options.enable_mem_reuse = all(node.op_type != "MultiHeadAttention" for node in model.graph.node)  # dies in float16
         options.log_severity_level = 4
         options.intra_op_num_threads = 1
@@ -61,9 +63,17 @@ class Steps:
         outputs = [names.logits, *(cache.present for cache in names.caches)]
         logits, *others = self.session.run([*outputs, *self.also], feeds)
         presents, self.shown = others[: len(names.caches)], others[len(names.caches) :]
+        self._check(presents, steps)
         self.caches = {cache.past: present for cache, present in zip(names.caches, presents)}
         self.lengths = self.lengths + counts
         return logits
+
+    def _check(self, presents: list[np.ndarray], steps: int) -> None:
+        """Raises ValueError where a cache did not grow by the step's tokens: onnxruntime drops what is empty from a Concat."""
+        for past, present in zip(self.caches.values(), presents):
+            grown = steps * (not self.names.static)
+            if present.shape != (*past.shape[:2], past.shape[2] + grown, past.shape[3]):
+                raise ValueError(f"a cache of {past.shape} became {present.shape}")
 
     def _mask(self, slots: np.ndarray, rows: int, steps: int) -> np.ndarray:
         shape = self.inputs[self.names.mask].shape
@@ -121,7 +131,8 @@ def largest_error(reference: dict[str, np.ndarray], candidate: dict[str, np.ndar
     assert reference.keys() == candidate.keys()
     worst = 0.0
     for name, expected in reference.items():
-        assert np.isfinite(expected).all() and expected.shape == candidate[name].shape, name
+        assert np.isfinite(expected).all(), name
+        assert expected.shape == candidate[name].shape, name
         error = np.abs(candidate[name] - expected).max() / np.abs(expected).max()
         worst = max(worst, float("inf") if np.isnan(error) else float(error))
     return worst

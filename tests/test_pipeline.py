@@ -52,7 +52,18 @@ def pipeline(*arguments: object) -> subprocess.CompletedProcess:
 
 def test_all_stages_run_then_are_up_to_date(checkpoint, tmp_path):
     out = tmp_path / "out"
-    arguments = ["--checkpoint", checkpoint, "--out", out, "--capacity", 64, "--compute-capability", "8.9", "--dtype", "float16"]
+    arguments = [
+        "--checkpoint",
+        checkpoint,
+        "--out",
+        out,
+        "--capacity",
+        64,
+        "--compute-capability",
+        "8.9",
+        "--dtype",
+        "float16",
+    ]
     first = pipeline(*arguments)
     assert first.returncode == 0, first.stdout + first.stderr
     table = first.stdout[first.stdout.rindex("peak memory") :]

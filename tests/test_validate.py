@@ -91,17 +91,43 @@ class BatchLeak(GrowingDecoder):
         return super().step(tokens_BS, np.full_like(counts, counts.max()), alpha)
 
 
-def test_leaks_between_the_rows_of_a_batch_are_a_difference(growing):
-    class Leaking(Graph):
-        def decoder(self, batch):
-            decoder = super().decoder(batch)
-            return BatchLeak(decoder.forward, decoder.pasts)
+class Leaking(Graph):
+    def decoder(self, batch):
+        decoder = super().decoder(batch)
+        return BatchLeak(decoder.forward, decoder.pasts)
 
+
+def test_leaks_between_the_rows_of_a_batch_are_a_difference(growing):
     leaking = Leaking(**{**vars(growing), "name": "leaking"})
     scenarios = make_scenarios(random_tokens(VOCAB, 0), None, None)
     found = {scenario.name: scenario.status for scenario in compare(growing, leaking, scenarios).scenarios}
     assert found["decode"] == PASSED
     assert found["ragged batch"] == found["different speeds"] == DIFFERENT
+    assert compare(leaking, growing, scenarios).status == PASSED  # a reference runs its rows alone
+
+
+class Partial(Graph):
+    """Does not tell of its last cache."""
+
+    @property
+    def cache_names(self):
+        return super().cache_names[:-1]
+
+
+def test_an_output_that_one_side_lacks_is_a_difference(growing):
+    partial = Partial(**{**vars(growing), "name": "partial"})
+    scenarios = make_scenarios(random_tokens(VOCAB, 0), None, None)[:1]
+    for pair, problem in (((growing, partial), "missing"), ((partial, growing), "only the candidate has it")):
+        comparison = compare(*pair, scenarios)
+        assert comparison.status == DIFFERENT
+        assert (comparison.worst.output, comparison.worst.problem) == ("present.1.value", problem)
+
+
+def test_a_static_cache_begins_full_of_noise(static):
+    for cache in static.decoder(2).caches():
+        assert cache.shape == (2, 2, CAPACITY, 8)
+        assert np.abs(cache).mean() > 0.5
+        assert not np.array_equal(cache[0], cache[1])
 
 
 def test_a_step_that_fails_is_a_difference_and_says_where(growing):

@@ -1,4 +1,4 @@
-"""python -m validate DIR | REFERENCE.onnx CANDIDATE.onnx | --network MODEL.onnx [--out DIR]"""
+"""python -m validate DIR [--import RESULTS.npz] | REFERENCE.onnx CANDIDATE.onnx | --network MODEL.onnx | --bundle DIR [--out DIR]"""
 
 import argparse
 import json
@@ -15,9 +15,10 @@ from contracts.command import FOUND_DIFFERENCE, Parser, run
 from contracts.errors import UserError
 from contracts.manifest import MANIFEST, Stage
 from contracts.weights import load_graph, references, weights_root
+from validate.bundle import write_bundle
 from validate.compare import DIFFERENT, NOT_RUN, PASSED
 from validate.graphs import open_graph
-from validate.levels import Level, compare_graphs, find_pipeline, run_levels
+from validate.levels import Level, compare_graphs, find_pipeline, run_levels, scenarios_for
 from validate.network.command import check_network
 from validate.report import make_report, verdict, write_report
 
@@ -40,6 +41,10 @@ def main() -> int:
     parser.add_argument("--force", action="store_true", help="run even if the results are up to date")
     parser.add_argument("--network", action="store_true", help="compare what TensorRT's parser made of one graph with "
                         "onnxruntime on it")  # fmt: skip
+    parser.add_argument("--bundle", action="store_true", help="write DIR/bundle (or --out), to run its engine on a machine "
+                        "with a GPU")  # fmt: skip
+    parser.add_argument("--import", metavar="RESULTS.npz", dest="results", type=Path, help="what the bundle's run.py wrote "
+                        "there: level 4 of DIR's report")  # fmt: skip
     parser.add_argument("--reference", metavar="PORTABLE.onnx", type=Path, help="with --network: the graph that "
                         "onnxruntime runs instead (for one with TensorRT's own ops)")  # fmt: skip
     parser.add_argument("--inputs", metavar="FILE.npz", type=Path, help="with --network: inputs by name")
@@ -52,12 +57,36 @@ def main() -> int:
         return validate_graphs(*options.what, options)
     if len(options.what) > 2:
         parser.error("give one folder or two graphs")
+    if options.bundle:
+        return bundle_pipeline(options.what[0], options)
     return validate_pipeline(options.what[0], options)
+
+
+def bundle_pipeline(folder: Path, options: argparse.Namespace) -> int:
+    """Writes what a machine with a GPU needs to run the pipeline's engine, and says what to do with it."""
+    pipeline = find_pipeline(folder, options.text)
+    for stage, path in (("surgery", pipeline.portable), ("surgery", pipeline.lowered), ("build", pipeline.engine)):
+        if path is None:
+            raise UserError(folder / stage, "has no results", f"run python -m {stage} first")
+    out = options.out or folder / "bundle"
+    with _progress() as tell:
+        tell("writing the bundle")
+        bundle = write_bundle(pipeline.portable, pipeline.lowered, pipeline.engine, out,
+                              lambda graph: scenarios_for(pipeline, graph, options.seed), options.tolerance)  # fmt: skip
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    for each in bundle["left_out"]:
+        console.print(f"validate: left out: {each}")
+    console.print(f"validate: {out}, {size / 1e6:,.1f} MB. Copy it to a machine with a GPU, run", highlight=False)
+    console.print("    python run.py", highlight=False)
+    console.print(
+        f"in it, and bring results.npz back to\n    python -m validate {folder} --import results.npz", highlight=False
+    )
+    return 0
 
 
 def validate_pipeline(folder: Path, options: argparse.Namespace) -> int:
     """Runs all levels on a pipeline's folder and writes folder/validate. Returns the exit status."""
-    pipeline = find_pipeline(folder, options.text)
+    pipeline = find_pipeline(folder, options.text, options.results)
     manifests = [path for name in ("export", "surgery", "build") if (path := folder / name / MANIFEST).is_file()]
     graphs = [path for path in (pipeline.exported, pipeline.portable) if path]
     stage = Stage(
@@ -128,7 +157,7 @@ def _progress() -> Iterator:
 def _show(levels: list[Level]) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in ("level", "", "result", "worst error"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for level in levels:
         status = f"[{COLORS[level.status]}]{level.status}[/]"
         details = "".join(f"\n[dim]{escape(detail)}[/]" for detail in _details(level))

@@ -13,12 +13,15 @@ from onnx import TensorProto
 from contracts.errors import UserError
 from contracts.manifest import read_manifest
 from models.tokenizer import Tokenizer, open_tokenizer
-from validate.compare import DIFFERENT, NOT_RUN, PASSED, TOLERANCES, Comparison, compare
+from validate.bundle import Results, read_results
+from validate.compare import DIFFERENT, NOT_RUN, PASSED, TOLERANCES, Comparison, ScenarioResult, compare
+from validate.engine import read_description, takes, why_not
+from validate.engine_decoder import open_engine
 from validate.graphs import Graph, open_graph
 from validate.network.decoder import open_network
 from validate.reference import open_reference
 from validate.runners import Model
-from validate.scenarios import make_scenarios, random_tokens, text_tokens
+from validate.scenarios import Scenario, make_scenarios, random_tokens, text_tokens
 from validate.tokens import TokenResult, compare_tokens
 
 TITLES = {
@@ -52,13 +55,15 @@ class Pipeline:
     engine: Path | None
     checkpoint: Path | None
     text: Path | None
+    results: Path | None  # of the bundle's run.py, from a machine with a GPU
 
     @property
     def files(self) -> list[Path]:
-        return [path for path in (self.exported, self.portable, self.lowered, self.engine, self.text) if path]
+        files = (self.exported, self.portable, self.lowered, self.engine, self.text, self.results)
+        return [path for path in files if path]
 
 
-def find_pipeline(folder: Path, text: Path | None) -> Pipeline:
+def find_pipeline(folder: Path, text: Path | None, results: Path | None = None) -> Pipeline:
     """Raises UserError where there is no exported graph, or `text` is no file."""
     exported = folder / "export" / "model.onnx"
     if not exported.is_file():
@@ -75,6 +80,7 @@ def find_pipeline(folder: Path, text: Path | None) -> Pipeline:
         engine=_existing(folder / "build" / "model.engine"),
         checkpoint=checkpoint,
         text=text or (_existing(heldout) if heldout else None),
+        results=results,
     )
 
 
@@ -92,11 +98,13 @@ def run_levels(
     source = text_tokens(ids, seed) if ids else random_tokens(exported.vocab, seed)
     scenarios = make_scenarios(source, portable.capacity if portable else None, exported.trained_length)
 
-    def run(number: int, reference: Model, candidate: Model, allowed: float | None = None) -> Level:
+    def run(
+        number: int, reference: Model, candidate: Model, allowed: float | None = None, asked: list[Scenario] = scenarios
+    ) -> Level:
         comparison = compare(
             reference,
             candidate,
-            scenarios,
+            asked,
             tolerance or allowed,
             save=lambda scenario: save(number, scenario),
             tell=lambda scenario: tell(f"level {number}: {scenario}"),
@@ -112,7 +120,7 @@ def run_levels(
         levels.append(_not_run(1, "the checkpoint that export/manifest.json names is not here"))
     levels.append(run(2, exported, portable) if portable else _not_run(2, "surgery has written no portable graph"))
     levels.append(_network_level(pipeline, portable, run, tell))
-    levels.append(_not_run(4, _why_no_engine(pipeline)))
+    levels.append(_engine_level(pipeline, portable, scenarios, run, tell))
     if not (pipeline.checkpoint and portable):
         levels.append(_not_run(5, "needs the checkpoint and the portable graph"))
     elif no_text:
@@ -156,6 +164,47 @@ def _network_level(pipeline: Pipeline, portable: Graph | None, run: Callable[...
     return run(3, portable, network, TOLERANCES[portable.dtype])  # the network computes bfloat16 as bfloat16
 
 
+def _engine_level(
+    pipeline: Pipeline,
+    portable: Graph | None,
+    scenarios: list[Scenario],
+    run: Callable[..., Level],
+    tell: Callable[[str], None],
+) -> Level:
+    if portable is None or pipeline.engine is None:
+        return _not_run(4, "no engine has been built")
+    allowed = TOLERANCES[portable.dtype]  # an engine computes bfloat16 as bfloat16
+    if pipeline.results:
+        if pipeline.lowered is None:
+            raise UserError(pipeline.results, "cannot be tied to a lowered graph, which is not here", "run surgery again")
+        results: Results = read_results(pipeline.results, pipeline.portable, pipeline.lowered)
+        level = run(4, portable, results, allowed, results.scenarios)
+        level.notes += results.notes
+        return level
+    description = read_description(pipeline.engine.with_name("engine.json"))
+    if reason := why_not(description):
+        return _not_run(4, f"{reason}; --bundle makes a folder to run where one is, and --import takes its results")
+    tell("level 4: loading the engine")
+    engine = open_engine(pipeline.engine)
+    fitting, others = [], []
+    for scenario in scenarios:
+        shapes = [step["tokens"].shape for step in scenario.steps]
+        (fitting if all(takes(description, *shape) for shape in shapes) else others).append(scenario)
+    level = run(4, portable, engine, allowed, fitting)
+    for scenario in others:
+        reason = "no profile of the engine allows its steps"
+        level.comparison.scenarios.append(ScenarioResult(scenario.name, scenario.what, NOT_RUN, reason))
+    engine.engine.save_runtime_cache()
+    return level
+
+
+def scenarios_for(pipeline: Pipeline, graph: Graph, seed: int) -> list[Scenario]:
+    """What a graph of the pipeline is asked: its text where there is one, else random tokens."""
+    _, ids, _ = _read_text(pipeline)
+    source = text_tokens(ids, seed) if ids else random_tokens(graph.vocab, seed)
+    return make_scenarios(source, graph.capacity, graph.trained_length)
+
+
 def _token_level(reference: Model, portable: Graph, tokenizer: Tokenizer, ids: list[int]) -> Level:
     tokens = compare_tokens(reference, portable, tokenizer, ids, portable.dtype)
     notes = [TWIN_NOTE] if portable.dtype == TensorProto.BFLOAT16 else []
@@ -176,12 +225,6 @@ def _read_text(pipeline: Pipeline) -> tuple[Tokenizer | None, list[int], str | N
     if len(ids) < 64:
         return tokenizer, [], f"the text is too short: {len(ids)} tokens"
     return tokenizer, ids, None
-
-
-def _why_no_engine(pipeline: Pipeline) -> str:
-    if pipeline.engine is None:
-        return "no engine has been built"
-    return "an engine runs only on a GPU that it was built for, and this version has no runner for it"
 
 
 def _not_run(number: int, reason: str) -> Level:

@@ -34,6 +34,7 @@ def make_report(title: str, levels: list[Level], versions: dict, started: float,
         "summary": _summary(levels),
         "stages": stages,
         "surgery": _read(folder / "surgery" / "report.json") if folder else None,
+        "engine": _engine(folder / "build" / "engine.json") if folder else None,
         "levels": [_level(level) for level in levels],
         "versions": versions,
     }
@@ -84,6 +85,22 @@ def _stage(folder: Path, name: str) -> dict | None:
         "name": name,
         **{key: manifest.get(key) for key in ("seconds", "peak_memory_bytes", "outputs", "options")},
     }
+
+
+def _engine(path: Path) -> dict | None:
+    """What build/ knows of an engine without running it; its profiles where their kernels were listed."""
+    described = _read(path)
+    if described is None or not all("decode_bytes" in profile for profile in described["profiles"]):
+        return None
+    kept = ("tensorrt", "compute_capabilities", "engine_bytes", "findings", "memory")
+    return {**{key: described[key] for key in kept}, "profiles": [_profile(each) for each in described["profiles"]]}
+
+
+def _profile(described: dict) -> dict:
+    """Also what a decoding step moves in total, and that as a multiple of the floor."""
+    moved, floor = described["decode_bytes"], described["floor_bytes"]
+    total = sum(moved.values()) if moved else None
+    return {**described, "shapes": None, "total_bytes": total, "over_floor": total / floor if total and floor else None}
 
 
 def _read(path: Path) -> dict | None:

@@ -1,13 +1,15 @@
 """Weights that a pass reads whole and writes anew, a slab at a time: repacked, never decoded, never in memory at once.
 
-A new weight goes into the graph where it is small, else at the end of the file repacked.data under graph.weights_folder.
-All weights of a graph lie under one root folder, so that folder must also hold what the graph already refers to: whoever
-sets `weights_folder` first links or copies the source's weight files into it (contracts.weights.place_weights with
-`beside`). Where there is no such folder, as in tests on small graphs, new weights stay in the graph.
+A new weight goes into the graph where it is small, else at the end of graph.weights_file. All weights of a graph lie under
+one root folder, so the file's folder must also hold what the graph already refers to: whoever sets `weights_file` first
+copies the source's weight files beside it (contracts.weights.place_weights with `beside`). Where there is no such
+file, as in tests on small graphs, new weights stay in the graph.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -17,11 +19,16 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from surgery.graph import Graph, is_external
 
-FILE = "repacked.data"
 INLINE = 1 << 16  # bytes; what is smaller stays in the graph
 SLAB = 1 << 22  # elements that a transposition holds at once
 ALIGNMENT = 4096
 BITS = {TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.INT8: 8, TensorProto.UINT8: 8}
+
+
+def new_file(folder: Path) -> Path:
+    """A name for a weights file that nothing in the folder has: what lies there came from the source."""
+    names = itertools.chain(["repacked.data"], (f"repacked_{number}.data" for number in itertools.count(2)))
+    return next(folder / name for name in names if not (folder / name).exists())
 
 
 def read_bytes(graph: Graph, constant: gs.Constant) -> np.ndarray:
@@ -46,17 +53,17 @@ def read_array(graph: Graph, constant: gs.Constant, dtype: int) -> np.ndarray:
 def add_weight(graph: Graph, name: str, dtype: int, shape: list[int], slabs: Iterator[np.ndarray]) -> gs.Constant:
     """A new constant of this ONNX type and shape whose bytes are those of the slabs, one after the other."""
     tensor = TensorProto(name=graph.unique(name), data_type=dtype, dims=shape)
-    if graph.weights_folder is None or math.prod(shape) * _bits(dtype) // 8 <= INLINE:
+    if graph.weights_file is None or math.prod(shape) * _bits(dtype) // 8 <= INLINE:
         tensor.raw_data = b"".join(slab.tobytes() for slab in slabs)
     else:
-        with open(graph.weights_folder / FILE, "ab") as file:
+        with open(graph.weights_file, "ab") as file:
             file.write(bytes(-file.tell() % ALIGNMENT))
             offset = file.tell()
             for slab in slabs:
                 slab.tofile(file)
             length = file.tell() - offset
         tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", FILE), ("offset", offset), ("length", length)):
+        for key, value in (("location", graph.weights_file.name), ("offset", offset), ("length", length)):
             tensor.external_data.add(key=key, value=str(value))
     return gs.Constant(tensor.name, LazyValues(tensor))
 

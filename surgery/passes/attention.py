@@ -96,8 +96,12 @@ def _put(graph: Graph, result: gs.Variable, inputs: list[gs.Tensor], attrs: dict
 
 
 def _over_tokens(graph: Graph, mask: gs.Tensor, query: gs.Tensor) -> gs.Tensor:
-    """A mask that is the same for all tokens, once for each: onnxruntime broadcasts it over batch and heads alone."""
-    if rank(mask) is None or rank(mask) < 2 or static_dim(mask, -2) != 1 or static_dim(query, 2) == 1:
+    """A mask that is the same for all tokens, once for each: onnxruntime broadcasts it over batch and heads alone, and
+    TensorRT takes none of three dimensions."""
+    need(rank(mask) is None or rank(mask) in (2, 3, 4), f"what is added to the scores has rank {rank(mask)}")
+    if rank(mask) == 3:
+        mask = graph.new("Unsqueeze", [mask, graph.int64([0])], shape=[1, *mask.shape])
+    if rank(mask) is None or static_dim(mask, -2) != 1 or static_dim(query, 2) == 1:
         return mask
     steps = graph.new("Shape", [query], {"start": 2, "end": 3}, dtype=np.int64, shape=[1])
     parts = [graph.int64([1] * (rank(mask) - 2)), steps, graph.int64([1])][rank(mask) == 2 :]
@@ -192,7 +196,7 @@ def _split(graph: Graph, merged: gs.Tensor, heads: gs.Tensor) -> gs.Variable:
 
 
 def _sizes(graph: Graph, before: list[int], tensor: gs.Tensor, axis: int, after: list[int]) -> gs.Tensor:
-    """These numbers and, between them, the sizes of `tensor` from `axis` on: those of its last axes that `after` gives excepted."""
+    """`before`, the sizes of `tensor` from `axis` up to those of its last axes that `after` replaces, and `after`: int64."""
     end = rank(tensor) - len(after)
     known = [static_dim(tensor, each) for each in range(axis, end)]
     if None not in known:

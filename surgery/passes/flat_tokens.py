@@ -49,9 +49,7 @@ def _move_below(graph: Graph, node: gs.Node) -> bool:
     if not all(flat is not None or free for flat, free in zip(flats, shared)) or rank(first) is None:
         return False
     shape = next(producer(tensor).inputs[1] for tensor, flat in zip(activations, flats) if flat is not None)
-    inputs = [tensor if flat is None else flat for tensor, flat in zip(activations, flats)] + node.inputs[
-        len(activations) :
-    ]
+    inputs = [tensor if flat is None else flat for tensor, flat in zip(activations, flats)] + node.inputs[len(activations) :]
     attrs = dict(node.attrs) | ({"axis": -1} if node.op in (*NORMS, "Split") else {})
     outputs = list(node.outputs)
     fresh = []

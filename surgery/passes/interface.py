@@ -63,6 +63,9 @@ def _name_axes(graph: Graph) -> None:
     for name, shape in rows.items():
         if name in inputs and len(inputs[name].shape) == 2:
             inputs[name].shape = shape
+    mask = inputs.get(signature.mask)
+    if mask is not None and len(mask.shape) == 4:  # over slots, as somebody else made it
+        mask.shape = ["batch", mask.shape[1], "sequence", past if signature.static else TOTAL]
     for cache in signature.caches:
         _, kv_heads, _, head_dim = inputs[cache.past].shape
         inputs[cache.past].shape = ["batch", kv_heads, past, head_dim]

@@ -168,11 +168,7 @@ def _first_half(graph: Graph, table: gs.Tensor) -> gs.Tensor:
 
 def _without_axis(graph: Graph, half: gs.Tensor, axis: int) -> gs.Tensor:
     node = producer(half, "Unsqueeze")
-    if (
-        node is not None
-        and (axes := graph.constant(node.inputs[1])) is not None
-        and axes.tolist() in ([axis], [axis - 4])
-    ):
+    if node is not None and (axes := graph.constant(node.inputs[1])) is not None and axes.tolist() in ([axis], [axis - 4]):
         return node.inputs[0]
     return graph.new("Squeeze", [half, graph.int64([axis])])
 

@@ -11,9 +11,10 @@ tensor has the shape that follows, where TorchScript hides it behind comparisons
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from surgery.entries import Entry
 from surgery.files import sort
 from surgery.graph import Graph, onnx_type, rank
-from surgery.sizes import INT64, Entry, Sizes
+from surgery.sizes import INT64, Sizes
 
 SIZE_OPS = ("Shape", "Gather", "Slice", "Concat", "Where", "Squeeze", "Unsqueeze", "Reshape", "ConstantOfShape", "Expand",
             "Add", "Sub", "Mul", "Div", "Cast")  # fmt: skip
@@ -98,14 +99,16 @@ def _in_form(node: gs.Node, sizes: Sizes) -> bool:
     entries = sizes.values[id(node.outputs[0])]
     if node.op == "Shape":
         x = sizes.numbers.get(id(node.inputs[0]))
-        return all(not isinstance(e, int) and e.axis is not None and (e.axis.source, e.axis.axis >= 0) == (x, True) for e in entries)
+        return all(
+            not isinstance(e, int) and e.axis is not None and (e.axis.source, e.axis.axis >= 0) == (x, True) for e in entries
+        )
     above = [tensor.inputs[0] if tensor.inputs else None for tensor in node.inputs]
     if node.op == "Squeeze":
         return above[0] is not None and above[0].op == "Shape" and _in_form(above[0], sizes)
-    return node.op == "Concat" and len(_runs(entries)) == len(above) and all(
-        part is None or (part.op == "Shape" and _in_form(part, sizes)) or part.op in ("Unsqueeze", "Gather") or part.op not in SIZE_OPS
-        for part in above
-    )  # fmt: skip
+    if node.op != "Concat" or len(_runs(entries)) != len(above):
+        return False
+    computed = [part for part in above if part is not None and part.op in SIZE_OPS and part.op not in ("Unsqueeze", "Gather")]
+    return all(part.op == "Shape" and _in_form(part, sizes) for part in computed)
 
 
 def _write(graph: Graph, entries: list[Entry], scalar: bool, sizes: Sizes) -> gs.Tensor:

@@ -49,9 +49,10 @@ def run(graph: Graph, capacity: int) -> int:
     graph.match(find, graph.nodes("Concat"))
     missing = [cache.past for cache in graph.signature.caches if cache.past not in {g.cache.past for g in growing}]
     if missing:
-        return graph.match(_refuse, [node for name in missing for node in graph.input(name).outputs[:1]])
+        readers = [node for name in missing for node in graph.input(name).outputs[:1]]
+        return graph.match(_refuse, [node for node in readers if not node.domain])  # others have said why they stay
     positions: list[Positions] = []
-    logits = [output for output in graph.gs.outputs if output.inputs][0].inputs[0]
+    logits = next(output for output in graph.gs.outputs if output.inputs).inputs[0]
     if not graph.match(lambda graph, node: _free_of_lengths(graph, growing, positions), [logits]):
         return 0
     _make_static(graph, growing, positions, capacity)
@@ -74,7 +75,10 @@ def _growing(graph: Graph, concat: gs.Node, masks: dict[int, Mask | str]) -> lis
     need(present.name == caches[past.name].present, f"the grown cache is not the output {caches[past.name].present}")
     for axis in (1, 3):
         joined, cached = static_dim(concat.inputs[1], axis), static_dim(past, axis)
-        need(None in (joined, cached) or joined == cached, f"what is joined to the cache has {joined} on axis {axis}, the cache {cached}")
+        need(
+            None in (joined, cached) or joined == cached,
+            f"what is joined to the cache has {joined} on axis {axis}, the cache {cached}",
+        )
     others = [node.op for node in past.outputs if node is not concat and node.op != "Shape"]
     need(not others, f"the cache is also read by {', '.join(others)}")
     attentions = consumers(present, "Attention")

@@ -1,6 +1,6 @@
 """Tiny models of other people's families, exported by torch as users export them: random weights, two layers.
 
-    python tests/graphs/export.py FAMILY EXPORTER OPSET DTYPE OUT.onnx        EXPORTER: dynamo | torchscript
+python tests/graphs/export.py FAMILY EXPORTER OPSET DTYPE OUT.onnx        EXPORTER: dynamo | torchscript
 """
 
 import logging
@@ -15,41 +15,42 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 LAYERS, HIDDEN, HEADS, VOCAB, LONGEST = 2, 64, 4, 128, 96
 BATCH, SEQUENCE, PAST, SOURCE = 2, 3, 5, 7
 
-SMALL = dict(vocab_size=VOCAB, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
-             intermediate_size=96, max_position_embeddings=LONGEST, tie_word_embeddings=False,
-             pad_token_id=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
-GPT = dict(vocab_size=VOCAB, n_embd=HIDDEN, n_layer=LAYERS, n_head=HEADS, n_positions=LONGEST, bos_token_id=1, eos_token_id=2)
+SMALL = {"vocab_size": VOCAB, "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+             "intermediate_size": 96, "max_position_embeddings": LONGEST, "tie_word_embeddings": False,
+             "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+# fmt: off
+GPT = {"vocab_size": VOCAB, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": LONGEST, "bos_token_id": 1, "eos_token_id": 2}
 
 # family -> model class, config class, its arguments, the inputs beside tokens and caches
 FAMILIES = {
-    "llama": ("LlamaForCausalLM", "LlamaConfig", SMALL | dict(num_key_value_heads=2), "mask positions"),
-    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", SMALL | dict(num_key_value_heads=2), "mask positions"),
-    "qwen2_bare": ("Qwen2ForCausalLM", "Qwen2Config", SMALL | dict(num_key_value_heads=2), ""),
-    "qwen2_mask": ("Qwen2ForCausalLM", "Qwen2Config", SMALL | dict(num_key_value_heads=2), "mask"),
-    "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", SMALL | dict(num_key_value_heads=2, head_dim=32), "mask positions"),
-    "phi3": ("Phi3ForCausalLM", "Phi3Config", SMALL | dict(num_key_value_heads=2), "mask positions"),
-    "gemma": ("GemmaForCausalLM", "GemmaConfig", SMALL | dict(num_key_value_heads=1, head_dim=32), "mask positions"),
-    "gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", SMALL | dict(num_key_value_heads=1, head_dim=32, sliding_window=16,
-               layer_types=["sliding_attention", "full_attention"]), "mask positions"),
+    "llama": ("LlamaForCausalLM", "LlamaConfig", SMALL | {"num_key_value_heads": 2}, "mask positions"),
+    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", SMALL | {"num_key_value_heads": 2}, "mask positions"),
+    "qwen2_bare": ("Qwen2ForCausalLM", "Qwen2Config", SMALL | {"num_key_value_heads": 2}, ""),
+    "qwen2_mask": ("Qwen2ForCausalLM", "Qwen2Config", SMALL | {"num_key_value_heads": 2}, "mask"),
+    "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", SMALL | {"num_key_value_heads": 2, "head_dim": 32}, "mask positions"),
+    "phi3": ("Phi3ForCausalLM", "Phi3Config", SMALL | {"num_key_value_heads": 2}, "mask positions"),
+    "gemma": ("GemmaForCausalLM", "GemmaConfig", SMALL | {"num_key_value_heads": 1, "head_dim": 32}, "mask positions"),
+    "gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", SMALL | {"num_key_value_heads": 1, "head_dim": 32, "sliding_window": 16,
+               "layer_types": ["sliding_attention", "full_attention"]}, "mask positions"),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT, "mask positions"),
     "gpt2_mask": ("GPT2LMHeadModel", "GPT2Config", GPT, "mask"),
-    "gptbigcode": ("GPTBigCodeForCausalLM", "GPTBigCodeConfig", GPT | dict(multi_query=True), "mask positions"),
-    "opt": ("OPTForCausalLM", "OPTConfig", SMALL | dict(ffn_dim=96, word_embed_proj_dim=HIDDEN), "mask"),
-    "gptneox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", SMALL | dict(rotary_pct=0.25), "mask positions"),
-    "gptj": ("GPTJForCausalLM", "GPTJConfig", GPT | dict(rotary_dim=8), "mask positions"),
-    "phi": ("PhiForCausalLM", "PhiConfig", SMALL | dict(partial_rotary_factor=0.5), "mask positions"),
-    "bloom": ("BloomForCausalLM", "BloomConfig", dict(vocab_size=VOCAB, hidden_size=HIDDEN, n_layer=LAYERS, n_head=HEADS), "mask"),
-    "mpt": ("MptForCausalLM", "MptConfig", dict(vocab_size=VOCAB, d_model=HIDDEN, n_layers=LAYERS, n_heads=HEADS,
-            max_seq_len=LONGEST), "mask"),
-    "whisper": ("WhisperForConditionalGeneration", "WhisperConfig", dict(
-        vocab_size=VOCAB, d_model=HIDDEN, encoder_layers=LAYERS, decoder_layers=LAYERS, encoder_attention_heads=HEADS,
-        decoder_attention_heads=HEADS, encoder_ffn_dim=96, decoder_ffn_dim=96, max_target_positions=LONGEST,
-        max_source_positions=SOURCE * 2, num_mel_bins=8, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        decoder_start_token_id=1, suppress_tokens=[], begin_suppress_tokens=[]), "cross"),
+    "gptbigcode": ("GPTBigCodeForCausalLM", "GPTBigCodeConfig", GPT | {"multi_query": True}, "mask positions"),
+    "opt": ("OPTForCausalLM", "OPTConfig", SMALL | {"ffn_dim": 96, "word_embed_proj_dim": HIDDEN}, "mask"),
+    "gptneox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", SMALL | {"rotary_pct": 0.25}, "mask positions"),
+    "gptj": ("GPTJForCausalLM", "GPTJConfig", GPT | {"rotary_dim": 8}, "mask positions"),
+    "phi": ("PhiForCausalLM", "PhiConfig", SMALL | {"partial_rotary_factor": 0.5}, "mask positions"),
+    "bloom": ("BloomForCausalLM", "BloomConfig", {"vocab_size": VOCAB, "hidden_size": HIDDEN, "n_layer": LAYERS, "n_head": HEADS}, "mask"),
+    "mpt": ("MptForCausalLM", "MptConfig", {"vocab_size": VOCAB, "d_model": HIDDEN, "n_layers": LAYERS, "n_heads": HEADS,
+            "max_seq_len": LONGEST}, "mask"),
+    "whisper": ("WhisperForConditionalGeneration", "WhisperConfig", {
+        "vocab_size": VOCAB, "d_model": HIDDEN, "encoder_layers": LAYERS, "decoder_layers": LAYERS, "encoder_attention_heads": HEADS,
+        "decoder_attention_heads": HEADS, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96, "max_target_positions": LONGEST,
+        "max_source_positions": SOURCE * 2, "num_mel_bins": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+        "decoder_start_token_id": 1, "suppress_tokens": [], "begin_suppress_tokens": []}, "cross"),
     "whisper_encoder": ("WhisperForConditionalGeneration", "WhisperConfig", None, "encoder"),
-    "sam_vision": ("SamVisionModel", "SamVisionConfig", dict(
-        hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS, image_size=64, patch_size=16,
-        output_channels=32, window_size=3, global_attn_indexes=[1], mlp_dim=96), "vision"),
+    "sam_vision": ("SamVisionModel", "SamVisionConfig", {
+        "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "image_size": 64, "patch_size": 16,
+        "output_channels": 32, "window_size": 3, "global_attn_indexes": [1], "mlp_dim": 96}, "vision"),
 }  # fmt: skip
 FAMILIES["whisper_encoder"] = (*FAMILIES["whisper"][:3], "encoder")
 

@@ -1,0 +1,223 @@
+"""Level 4 away from home: a folder that a machine with a GPU can run, and its results as a model to compare.
+
+bundle/run.py, engine.py      run with `python run.py`: numpy, torch and TensorRT are all they need
+bundle/engine.json            what build/ knows of the engine
+bundle/model.engine           the engine
+bundle/weights/               the lowered graph and its weights, for standard TensorRT to build there
+bundle/steps.npz              inputs of every scenario's steps, and the logits that onnxruntime expects
+bundle/bundle.json            the scenarios, the tolerance, and what ties the bundle to its pipeline
+"""
+
+import hashlib
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from contracts.errors import UserError
+from contracts.manifest import Stage, fingerprint
+from contracts.signature import Signature, find_signature
+from contracts.weights import load_graph, references, weights_root
+from validate.compare import default_tolerance
+from validate.decoders import Decoder, StaticDecoder
+from validate.engine import read_description, takes
+from validate.engine_decoder import signature_of
+from validate.graphs import Graph, open_graph
+from validate.runners import valid_logits
+from validate.scenarios import Scenario
+
+SENT = {"run.py": "bundle_run.py", "engine.py": "engine.py"}
+MOST_BYTES = 500_000_000  # of one scenario's logits and caches
+FEED = ("tokens", "counts", "alpha")
+
+
+def write_bundle(
+    portable: Path,
+    lowered: Path,
+    engine: Path,
+    out: Path,
+    scenarios: Callable[[Graph], list[Scenario]],
+    tolerance: float | None,
+) -> dict:
+    """Writes the bundle into `out` and returns what bundle.json holds. `scenarios` makes them for the opened graph."""
+    description = read_description(engine.with_name("engine.json"))
+    if description["signature"] is None or not signature_of(description).static:
+        raise UserError(engine, "its caches grow, and a bundle binds caches in place", "run surgery with --cache static")
+    graph = open_graph(portable, "portable")
+    stage = Stage("validate", out, inputs=[portable, lowered, engine], options={"bundle": True})
+    with stage.writing() as folder:
+        kept, left_out = _selected(scenarios(graph), graph, description)
+        arrays = {}
+        for number, scenario in enumerate(kept):
+            arrays |= _expected(graph, scenario, number)
+        np.savez(folder / "steps.npz", **arrays)
+        for name, source in SENT.items():
+            shutil.copyfile(Path(__file__).with_name(source), folder / name)
+        shutil.copyfile(engine, folder / "model.engine")
+        _send_weights(lowered, folder / "weights")
+        description["weights"]["root"] = "weights"
+        _write(folder / "engine.json", description)
+        bundle = {
+            "identity": identity(portable, lowered),
+            "tolerance": tolerance or default_tolerance(graph, graph),
+            "scenarios": [{"name": each.name, "what": each.what, "steps": len(each.steps)} for each in kept],
+            "left_out": left_out,
+        }
+        _write(folder / "bundle.json", bundle)
+    return bundle
+
+
+def identity(portable: Path, lowered: Path) -> str:
+    """What ties results to the graphs that they were made from."""
+    weights = {reference["location"] for _, reference in references(load_graph(portable))}
+    prints = [fingerprint(path) for path in (portable, lowered)]
+    prints += [fingerprint(weights_root(portable) / name) for name in sorted(weights)]
+    for each in prints:
+        each.pop("mtime_ns", None)
+    return hashlib.sha256(json.dumps(prints).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Results:
+    """What run.py brought back, as a validate.runners.Model: it replays the logits and caches of known steps."""
+
+    name: str
+    signature: Signature
+    vocab: int
+    scenarios: list[Scenario]
+    notes: list[str]
+    arrays: dict[str, np.ndarray] = field(repr=False)
+
+    @property
+    def dtype(self) -> int:
+        return self.signature.dtype
+
+    @property
+    def capacity(self) -> int:
+        return self.signature.capacity
+
+    @property
+    def trained_length(self) -> int | None:
+        return self.signature.ntk_trained_length
+
+    @property
+    def last_only(self) -> bool:
+        return self.signature.sequence_lengths is not None
+
+    @property
+    def cache_names(self) -> list[tuple[int, str]]:
+        return [(cache.layer, cache.role) for cache in self.signature.caches]
+
+    def decoder(self, batch: int) -> Decoder:
+        return _Replay(self, batch)
+
+
+class _Replay:
+    def __init__(self, results: Results, batch: int):
+        self.results, self.lengths = results, np.zeros(batch, np.int64)
+        self.scenario, self.at = None, 0
+
+    def step(self, tokens_BS: np.ndarray, counts: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+        if self.scenario is None:
+            self.scenario = self._beginning_with(tokens_BS, counts)
+        logits = self.results.arrays[f"{self.scenario}/{self.at}/logits"]
+        self.lengths, self.at = self.lengths + counts, self.at + 1
+        return logits
+
+    def caches(self) -> list[np.ndarray]:
+        return [self.results.arrays[f"{self.scenario}/{cache.past}"] for cache in self.results.signature.caches]
+
+    def _beginning_with(self, tokens_BS: np.ndarray, counts: np.ndarray) -> int:
+        for number, scenario in enumerate(self.results.scenarios):
+            first = scenario.steps[0]
+            if np.array_equal(first["counts"], counts) and np.array_equal(first["tokens"], tokens_BS):
+                return number
+        raise ValueError("the results have no scenario that begins with these tokens")
+
+
+def read_results(path: Path, portable: Path, lowered: Path) -> Results:
+    """Raises UserError for a file that run.py did not write, or wrote for other graphs."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+            about = json.loads(str(arrays.pop("about")))
+    except FileNotFoundError:
+        raise UserError(path, "no such file", "name the results.npz that the bundle's run.py wrote") from None
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile):
+        raise UserError(path, "is no result of a bundle", "name the results.npz that the bundle's run.py wrote") from None
+    if about["identity"] != identity(portable, lowered):
+        raise UserError(path, "comes from other graphs than this folder's", "make the bundle again and run it")
+    scenarios = [
+        Scenario(each["name"], each["what"], [_step(arrays, number, step, each["steps"]) for step in range(each["steps"])])
+        for number, each in enumerate(about["scenarios"])
+    ]
+    notes = [f"Ran on {about['gpu']} with {about['tensorrt']}"]
+    if about.get("decode_seconds"):
+        notes.append(f"A decoding step took {1000 * about['decode_seconds']:.2f} ms (median, one sequence, copies included)")
+    notes += [f"Left out of the bundle: {each}" for each in about["left_out"]]
+    signature = find_signature(load_graph(portable), portable)
+    return Results("engine", signature, arrays["0/0/logits"].shape[-1], scenarios, notes, arrays)
+
+
+def _step(arrays: dict, number: int, step: int, steps: int) -> dict[str, np.ndarray]:
+    found = {name: arrays[f"{number}/{step}/{name}"] for name in FEED}
+    return {**found, "final": np.array(step == steps - 1)}
+
+
+def _selected(scenarios: list[Scenario], graph: Graph, description: dict) -> tuple[list[Scenario], list[str]]:
+    kept, left_out = [], []
+    slot_bytes = sum(4 * kv_heads * head_dim for kv_heads, _, head_dim in graph.cache_shapes)
+    for scenario in scenarios:
+        shapes = {step["tokens"].shape for step in scenario.steps}
+        size = sum(batch * width for batch, width in (step["tokens"].shape for step in scenario.steps)) * graph.vocab * 4
+        size += next(iter(shapes))[0] * scenario.slots * slot_bytes
+        if scenario.slots > graph.capacity:
+            left_out.append(f"{scenario.name}, which needs {scenario.slots} cache slots")
+        elif not all(takes(description, batch, int(width)) for batch, width in shapes):
+            left_out.append(f"{scenario.name}, whose steps no profile of the engine allows")
+        elif size > MOST_BYTES:
+            left_out.append(f"{scenario.name}, whose outputs take {size / 1e9:.1f} GB")
+        else:
+            kept.append(scenario)
+    if not kept:
+        raise UserError("bundle", f"no scenario fits the engine: {'; '.join(left_out)}", "build with a larger --max-batch")
+    return kept, left_out
+
+
+def _expected(graph: Graph, scenario: Scenario, number: int) -> dict[str, np.ndarray]:
+    """What the engine is fed at each step, what scenario it belongs to, and the valid tokens' logits."""
+    arrays = {}
+    decoder = graph.decoder(len(scenario.steps[0]["tokens"]))
+    forward = decoder.forward
+    for index, step in enumerate(scenario.steps):
+        given = {}
+
+        def recorded(feeds, buffers, given=given):
+            given.update(feeds)
+            return forward(feeds, buffers)
+
+        assert isinstance(decoder, StaticDecoder)
+        decoder.forward = recorded
+        logits = decoder.step(*(step[name] for name in FEED))
+        place = f"{number}/{index}"
+        arrays |= {f"{place}/{name}": step[name] for name in FEED}
+        arrays |= {f"{place}/feed/{name}": np.array(value) for name, value in given.items()}
+        arrays[f"{place}/expected"] = valid_logits(logits, step["counts"], graph.last_only)
+    return arrays
+
+
+def _send_weights(lowered: Path, folder: Path) -> None:
+    proto, root = load_graph(lowered), weights_root(lowered)
+    folder.mkdir()
+    shutil.copyfile(lowered, folder / lowered.name)
+    for location in {reference["location"] for _, reference in references(proto)}:
+        (folder / location).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(root / location, folder / location)
+
+
+def _write(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n")

@@ -1,0 +1,236 @@
+"""Runs an engine that build/ wrote, on a GPU: weights and caches stay there, a cache is one buffer for both its ends.
+
+Needs numpy, torch and TensorRT and nothing of Suture, because `python -m validate --bundle` sends this file along. What
+it knows of an engine is engine.json: names, shapes, roles, profiles, and where weights lie that are the engine's inputs.
+
+A decoding step (one token a row) is captured as a CUDA graph at its second call and replayed from then on.
+"""
+
+import contextlib
+import importlib
+import json
+import math
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+
+MODULES = {"standard": "tensorrt", "rtx": "tensorrt_rtx"}
+RUNTIME_CACHE = "runtime.cache"  # kernels that TensorRT-RTX compiled for this GPU
+FEEDS = ("tokens", "positions", "write_indices", "sequence_lengths", "ntk_alpha")  # roles of what a step is given
+
+
+def why_not(description: dict) -> str | None:
+    """Why the engine that `description` (engine.json) tells of cannot be run here; None if it can."""
+    if not all(tensor["same_buffer_as"] for tensor in _by_role(description, "cache").values()):
+        return "its caches grow, and the engine's runner binds caches of fixed capacity in place"
+    if not torch.cuda.is_available():
+        return "there is no GPU that torch can use"
+    capability = ".".join(map(str, torch.cuda.get_device_capability()))
+    if capability not in description["compute_capabilities"]:
+        return f"this GPU has compute capability {capability}, and the engine is for {', '.join(description['compute_capabilities'])}"
+    flavour, version = description["tensorrt"]["flavour"], description["tensorrt"]["version"]
+    try:
+        found = importlib.import_module(MODULES[flavour]).__version__
+    except (ImportError, OSError):
+        return f"{MODULES[flavour]} cannot be imported"
+    if found != version:
+        return f"it was built with {MODULES[flavour]} {version}, and {found} is installed"
+    return None
+
+
+class Engine:
+    """An engine on the GPU. Raises RuntimeError where TensorRT refuses it."""
+
+    def __init__(self, path: Path, description: dict, weights_root: Path, engine=None, device: str = "cuda"):
+        """`engine`: a deserialised one, if it is not to be read from the file `path`."""
+        self.description, self.device = description, device
+        self.cache_file = path.parent / RUNTIME_CACHE
+        self.trt = importlib.import_module(MODULES[description["tensorrt"]["flavour"]])
+        self.engine = engine or _deserialise(self.trt, path)
+        self.weights = {
+            weight["name"]: read_weight(weight, weights_root).to(device) for weight in description["weights"]["inputs"]
+        }
+        self.contexts: dict[int, object] = {}
+        self.runtime_cache = None
+
+    def context(self, profile: int, stream: int):
+        """One for each profile, so that a captured graph's memory and shapes stay as they were."""
+        if profile not in self.contexts:
+            made = self._create_context()
+            if made is None:
+                raise RuntimeError("TensorRT cannot make an execution context: the GPU's memory may be too small")
+            made.set_optimization_profile_async(profile, stream)
+            for name, weight in self.weights.items():
+                made.set_tensor_address(name, weight.data_ptr())
+            self.contexts[profile] = made
+        return self.contexts[profile]
+
+    def save_runtime_cache(self) -> None:
+        if self.runtime_cache is not None:
+            self.cache_file.write_bytes(bytes(self.runtime_cache.serialize()))
+
+    def _create_context(self):
+        if not hasattr(self.engine, "create_runtime_config") or not hasattr(self.trt, "IRuntimeCache"):
+            return self.engine.create_execution_context()
+        config = self.engine.create_runtime_config()
+        if self.runtime_cache is None:
+            self.runtime_cache = config.create_runtime_cache()
+            if self.cache_file.is_file():
+                self.runtime_cache.deserialize(self.cache_file.read_bytes())
+        config.set_runtime_cache(self.runtime_cache)
+        return self.engine.create_execution_context(config)
+
+
+class Session:
+    """A batch of `batch` sequences with caches of their own, bound in place."""
+
+    def __init__(self, engine: Engine, batch: int, graphs: bool = True):
+        self.engine, self.batch = engine, batch
+        self.on_gpu = engine.device != "cpu"
+        self.stream = torch.cuda.Stream() if self.on_gpu else None
+        self.graphs = graphs and self.on_gpu
+        self.caches = {
+            name: torch.zeros((batch, *tensor["shape"][1:]), dtype=getattr(torch, tensor["dtype"]), device=engine.device)
+            for name, tensor in _by_role(engine.description, "cache").items()
+            if tensor["is_input"]
+        }
+        self.steps: dict[int, Step] = {}
+
+    def fill(self, values: dict[str, np.ndarray]) -> None:
+        """Writes whole caches, by the name of the input."""
+        for name, value in values.items():
+            self.caches[name].copy_(torch.from_numpy(np.ascontiguousarray(value)))
+
+    def run(self, feeds: dict[str, np.ndarray]) -> np.ndarray:
+        """One step: the engine's inputs by name, without caches and weights. Returns the logits, float16 or float32;
+        the caches hold the step's tokens afterwards. Raises ValueError where no profile allows the shapes."""
+        tokens = next(iter(_by_role(self.engine.description, "tokens")))
+        width = feeds[tokens].shape[1]
+        if width not in self.steps:
+            self.steps[width] = Step(self, {name: value.shape for name, value in feeds.items()}, width)
+        with torch.cuda.stream(self.stream) if self.on_gpu else contextlib.nullcontext():
+            logits = self.steps[width].run(feeds)
+        if self.on_gpu:
+            self.stream.synchronize()
+        return to_numpy(logits)
+
+
+class Step:
+    """Buffers for the inputs and logits of steps of one width, which keep their addresses from step to step."""
+
+    def __init__(self, session: Session, shapes: dict[str, tuple[int, ...]], width: int):
+        description, device = session.engine.description, session.engine.device
+        self.session, self.width, self.shapes = session, width, shapes
+        self.profile = choose_profile(description, {**shapes, **{name: tuple(t.shape) for name, t in session.caches.items()}})
+        inputs = {tensor["name"]: tensor for tensor in description["inputs"]}
+        self.buffers = {
+            name: torch.empty(shape, dtype=getattr(torch, inputs[name]["dtype"]), device=device)
+            for name, shape in shapes.items()
+        }
+        ((self.logits_name, logits),) = _by_role(description, "logits").items()
+        rows = 1 if any(tensor["role"] == "sequence_lengths" for tensor in description["inputs"]) else width
+        shape = (session.batch, rows, logits["shape"][-1])
+        self.logits = torch.empty(shape, dtype=getattr(torch, logits["dtype"]), device=device)
+        self.runs, self.graph = 0, None
+
+    def run(self, feeds: dict[str, np.ndarray]) -> torch.Tensor:
+        for name, buffer in self.buffers.items():
+            buffer.copy_(torch.from_numpy(np.ascontiguousarray(feeds[name])))
+        stream = self.session.stream.cuda_stream if self.session.on_gpu else 0
+        if self.graph is None:
+            context = self._bound_context(stream)
+            if self.runs and self.width == 1 and self.session.graphs and _capturable(context, stream):
+                self.graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self.graph, stream=self.session.stream):  # records, and does not run
+                    _execute(context, stream)
+            else:
+                _execute(context, stream)
+        if self.graph is not None:
+            self.graph.replay()
+        self.runs += 1
+        return self.logits
+
+    def _bound_context(self, stream: int):
+        """The profile's context with every tensor bound. A cache's two ends have one address."""
+        context = self.session.engine.context(self.profile, stream)
+        for name, buffer in (*self.buffers.items(), *self.session.caches.items()):
+            context.set_input_shape(name, tuple(buffer.shape))
+            context.set_tensor_address(name, buffer.data_ptr())
+        for name, tensor in _by_role(self.session.engine.description, "cache").items():
+            if not tensor["is_input"]:
+                context.set_tensor_address(name, self.session.caches[tensor["same_buffer_as"]].data_ptr())
+        context.set_tensor_address(self.logits_name, self.logits.data_ptr())
+        return context
+
+
+def choose_profile(description: dict, shapes: dict[str, tuple[int, ...]]) -> int:
+    """The first profile that allows the inputs' shapes: decode comes before prompt. Raises ValueError where none does."""
+    for index, profile in enumerate(description["profiles"]):
+        if all(
+            all(low <= size <= high for low, size, high in zip(smallest, shapes[name], largest, strict=True))
+            for name, (smallest, _, largest) in profile["shapes"].items()
+        ):
+            return index
+    raise ValueError(f"no profile of the engine allows {', '.join(f'{name} {shape}' for name, shape in shapes.items())}")
+
+
+def takes(description: dict, batch: int, width: int) -> bool:
+    """Whether a step of `width` tokens for each of `batch` sequences is in some profile."""
+    tokens = next(iter(_by_role(description, "tokens")))
+    return any(
+        tokens not in profile["shapes"]
+        or all(
+            low <= size <= high
+            for low, size, high in zip(profile["shapes"][tokens][0], (batch, width), profile["shapes"][tokens][2])
+        )
+        for profile in description["profiles"]
+    )
+
+
+def read_weight(weight: dict, root: Path) -> torch.Tensor:
+    """A weight that is an input of the engine, from its place in a checkpoint's file: engine.json's weights.inputs."""
+    mapped = np.memmap(root / weight["file"], np.uint8, "r", offset=weight["offset"], shape=(weight["bytes"],))
+    tensor = torch.from_numpy(np.array(mapped)).view(getattr(torch, weight["dtype"]))
+    if tensor.numel() != math.prod(weight["shape"]):
+        raise ValueError(f"weight {weight['name']}: {tensor.numel()} values in {weight['file']}, not {weight['shape']}")
+    return tensor.reshape(weight["shape"])
+
+
+def read_description(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """A copy; bfloat16, which numpy has not, as float32."""
+    tensor = tensor.detach().to("cpu", copy=True)
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _by_role(description: dict, role: str) -> dict[str, dict]:
+    """Inputs, then outputs, that have a role, by name; each says `is_input`, and a cache the other end of its buffer."""
+    return {
+        tensor["name"]: {"same_buffer_as": None, **tensor, "is_input": is_input}
+        for is_input, tensors in ((True, description["inputs"]), (False, description["outputs"]))
+        for tensor in tensors
+        if tensor["role"] == role
+    }
+
+
+def _deserialise(trt: ModuleType, path: Path):
+    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        raise RuntimeError(f"{path}: TensorRT cannot read this engine here")
+    return engine
+
+
+def _capturable(context, stream: int) -> bool:
+    """TensorRT-RTX compiles kernels at first use, which cannot be recorded; it says when that is over."""
+    return context.is_stream_capturable(stream) if hasattr(context, "is_stream_capturable") else True
+
+
+def _execute(context, stream: int) -> None:
+    if not context.execute_async_v3(stream):
+        raise RuntimeError("TensorRT could not run a step; its log says why")
