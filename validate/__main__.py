@@ -59,7 +59,7 @@ def main() -> int:
         parser.error("give one folder or two graphs")
     if options.bundle:
         return bundle_pipeline(options.what[0], options)
-    return validate_pipeline(options.what[0], options)
+    return validate_pipeline(options.what[0], options, options.results)
 
 
 def bundle_pipeline(folder: Path, options: argparse.Namespace) -> int:
@@ -84,9 +84,11 @@ def bundle_pipeline(folder: Path, options: argparse.Namespace) -> int:
     return 0
 
 
-def validate_pipeline(folder: Path, options: argparse.Namespace) -> int:
-    """Runs all levels on a pipeline's folder and writes folder/validate. Returns the exit status."""
-    pipeline = find_pipeline(folder, options.text, options.results)
+def validate_pipeline(folder: Path, options: argparse.Namespace, results: Path | None = None) -> int:
+    """Runs all levels on a pipeline's folder and writes folder/validate. Returns the exit status.
+
+    `results`: of the folder's bundle, from a machine with a GPU."""
+    pipeline = find_pipeline(folder, options.text, results)
     manifests = [path for name in ("export", "surgery", "build") if (path := folder / name / MANIFEST).is_file()]
     graphs = [path for path in (pipeline.exported, pipeline.portable) if path]
     stage = Stage(
