@@ -43,6 +43,17 @@ def main(arguments: list[str] | None = None) -> int:
     return surgery(parser.parse_args(arguments))
 
 
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    """A graph is one large cycle of nodes and tensors: the collector would walk all of it, over and over, for nothing."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@collection_paused()
 def surgery(options: argparse.Namespace) -> int:
     """Writes the portable and the lowered graph into options.out. Returns the exit status."""
     if options.capacity < 1:

@@ -9,6 +9,8 @@ tokens       two decoders on real text: KL divergence, perplexity, greedy agreem
 levels       which comparisons a pipeline's folder allows, and their verdicts
 report       the verdicts as JSON and HTML
 network      what TensorRT's parser understood, evaluated without a GPU
+engine       an engine on a GPU: caches bound in place, CUDA graphs; engine_decoder: the same as a decoder to compare
+bundle       a folder that a machine with a GPU runs (bundle_run is its run.py), and the results that it brings back
 """
 
 import os
