@@ -293,7 +293,7 @@ def test_no_space_left(tmp_path):
 
 
 def test_interrupted_build_leaves_nothing(tmp_path):
-    model = saved(build_graphs.decoder(layers=8), tmp_path)
+    model = saved(build_graphs.decoder(layers=48), tmp_path)
     command = [sys.executable, "-m", "build", str(model), "--out", str(tmp_path / "out")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)

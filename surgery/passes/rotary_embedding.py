@@ -63,7 +63,11 @@ def _fuse(graph: Graph, concat: gs.Node, tables: dict[tuple, gs.Tensor]) -> bool
 
 def _rotated(graph: Graph, concat: gs.Node) -> gs.Tensor | None:
     """x, if `concat` is concat(-x2, x1); None if it is some other concatenation."""
-    if len(concat.inputs) != 2 or (negated := producer(concat.inputs[0], "Neg")) is None:
+    if len(concat.inputs) != 2:
+        return None
+    paired = producer(concat.inputs[0], "Unsqueeze")
+    need(paired is None or producer(paired.inputs[0], "Neg") is None, "it turns neighbours, not halves")
+    if (negated := producer(concat.inputs[0], "Neg")) is None:
         return None
     second, first = negated.inputs[0], concat.inputs[1]
     x = _halved(graph, first, second)
