@@ -3,8 +3,8 @@
 The copies stand one after another, have caches of their own, and share the layer's weights in the file.
 """
 
-import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -102,4 +102,4 @@ if __name__ == "__main__":
     onnx.save(repeat(onnx.load(source, load_external_data=False), count), out)
     for weights in source.parent.glob("*.safetensors"):
         if not (out.parent / weights.name).exists():
-            os.link(weights, out.parent / weights.name)
+            shutil.copyfile(weights, out.parent / weights.name)
