@@ -23,7 +23,7 @@ from contracts.manifest import Stage, fingerprint
 from contracts.signature import Signature, find_signature
 from contracts.weights import load_graph, references, weights_root
 from validate.compare import default_tolerance
-from validate.decoders import Decoder, StaticDecoder
+from validate.decoders import Decoder, OfSignature, StaticDecoder
 from validate.engine import read_description, takes
 from validate.engine_decoder import signature_of
 from validate.graphs import Graph, open_graph
@@ -82,7 +82,7 @@ def identity(portable: Path, lowered: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Results:
+class Results(OfSignature):
     """What run.py brought back, as a validate.runners.Model: it replays the logits and caches of known steps."""
 
     name: str
@@ -91,26 +91,6 @@ class Results:
     scenarios: list[Scenario]
     notes: list[str]
     arrays: dict[str, np.ndarray] = field(repr=False)
-
-    @property
-    def dtype(self) -> int:
-        return self.signature.dtype
-
-    @property
-    def capacity(self) -> int:
-        return self.signature.capacity
-
-    @property
-    def trained_length(self) -> int | None:
-        return self.signature.ntk_trained_length
-
-    @property
-    def last_only(self) -> bool:
-        return self.signature.sequence_lengths is not None
-
-    @property
-    def cache_names(self) -> list[tuple[int, str]]:
-        return [(cache.layer, cache.role) for cache in self.signature.caches]
 
     def decoder(self, batch: int) -> Decoder:
         return _Replay(self, batch)

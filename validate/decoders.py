@@ -20,6 +20,32 @@ NOISE_SEED = 20  # for the slots of a static cache that nothing has been written
 NOISE_PERIOD = 65537  # a prime, so that no two heads or slots have the same noise
 
 
+class OfSignature:
+    """The part of a validate.runners.Model that its signature says."""
+
+    signature: Signature
+
+    @property
+    def dtype(self) -> int:
+        return self.signature.dtype
+
+    @property
+    def capacity(self) -> int | None:
+        return self.signature.capacity
+
+    @property
+    def trained_length(self) -> int | None:
+        return self.signature.ntk_trained_length
+
+    @property
+    def last_only(self) -> bool:
+        return self.signature.sequence_lengths is not None
+
+    @property
+    def cache_names(self) -> list[tuple[int, str]]:
+        return [(cache.layer, cache.role) for cache in self.signature.caches]
+
+
 class Decoder(Protocol):
     lengths: np.ndarray  # int64 [B]: valid tokens of each row so far
 

@@ -7,12 +7,12 @@ import numpy as np
 from onnx import TensorProto
 
 from contracts.signature import Cache, Signature
-from validate.decoders import StaticDecoder
+from validate.decoders import OfSignature, StaticDecoder
 from validate.engine import Engine, Session, read_description, to_numpy
 
 
 @dataclass(frozen=True)
-class EngineModel:
+class EngineModel(OfSignature):
     """An engine as a validate.runners.Model."""
 
     name: str
@@ -20,29 +20,9 @@ class EngineModel:
     engine: Engine = field(repr=False)
 
     @property
-    def dtype(self) -> int:
-        return self.signature.dtype
-
-    @property
     def vocab(self) -> int:
         (logits,) = (tensor for tensor in self.engine.description["outputs"] if tensor["role"] == "logits")
         return logits["shape"][-1]
-
-    @property
-    def capacity(self) -> int:
-        return self.signature.capacity
-
-    @property
-    def trained_length(self) -> int | None:
-        return self.signature.ntk_trained_length
-
-    @property
-    def last_only(self) -> bool:
-        return self.signature.sequence_lengths is not None
-
-    @property
-    def cache_names(self) -> list[tuple[int, str]]:
-        return [(cache.layer, cache.role) for cache in self.signature.caches]
 
     def decoder(self, batch: int) -> "EngineDecoder":
         return EngineDecoder(Session(self.engine, batch), self.signature)

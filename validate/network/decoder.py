@@ -9,7 +9,7 @@ import torch
 from contracts.errors import UserError
 from contracts.signature import Signature, find_signature
 from contracts.weights import load_graph
-from validate.decoders import NOISE_SEED, Decoder, GrowingDecoder, positions_of
+from validate.decoders import NOISE_SEED, Decoder, GrowingDecoder, OfSignature, positions_of
 from validate.network.dtypes import TORCH
 from validate.network.evaluate import Evaluator
 from validate.network.parse import parse
@@ -17,7 +17,7 @@ from validate.network.runner import to_numpy
 
 
 @dataclass(frozen=True)
-class NetworkModel:
+class NetworkModel(OfSignature):
     """What TensorRT's parser made of an ONNX file, as a validate.runners.Model. bfloat16 is computed as bfloat16."""
 
     name: str
@@ -25,28 +25,8 @@ class NetworkModel:
     evaluate: Evaluator = field(repr=False)
 
     @property
-    def dtype(self) -> int:
-        return self.signature.dtype
-
-    @property
     def vocab(self) -> int:
         return self.evaluate.network.tensors[self.signature.logits].shape[-1]
-
-    @property
-    def capacity(self) -> int | None:
-        return self.signature.capacity
-
-    @property
-    def trained_length(self) -> int | None:
-        return self.signature.ntk_trained_length
-
-    @property
-    def last_only(self) -> bool:
-        return self.signature.sequence_lengths is not None
-
-    @property
-    def cache_names(self) -> list[tuple[int, str]]:
-        return [(cache.layer, cache.role) for cache in self.signature.caches]
 
     def decoder(self, batch: int) -> Decoder:
         if self.signature.static:
