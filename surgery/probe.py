@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 import onnxruntime as ort
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
+from contracts.twin import float32_twin, has_bfloat16
 from surgery.graph import SMALL, Graph, onnx_type
 
 ort.set_default_logger_severity(4)
@@ -64,12 +65,19 @@ def evaluate(graph: Graph, tensors: list[gs.Tensor], probe: Probe) -> list[np.nd
     for node in model.graph.node:
         node.name = ""  # need not be unique here, and onnxruntime insists
     model.ir_version = 10
+    if has_bfloat16(model):
+        model = float32_twin(model)
+        feeds = {name: _widened(value) for name, value in feeds.items()}
     try:
         session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         computed = dict(zip([output.name for output in session.get_outputs()], session.run(None, feeds)))
     except Exception:  # onnxruntime raises classes of its own; whatever it was, the probe says nothing
         return None
     return [feeds[tensor.name] if tensor.name in feeds else computed[tensor.name] for tensor in tensors]
+
+
+def _widened(value: np.ndarray) -> np.ndarray:
+    return value.astype(np.float32) if value.dtype.name == "bfloat16" else value
 
 
 def _ancestors(tensors: list[gs.Tensor]) -> list[gs.Node] | None:

@@ -5,11 +5,15 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from onnx import TensorProto
+from onnx.numpy_helper import to_array
 
+from contracts.twin import DTYPE_ATTRIBUTES, float32_twin
 from surgery import files
 from surgery.runner import make_plan, operate
 from tests.decoding import decode, largest_error
@@ -103,6 +107,38 @@ def test_fuses_all_and_changes_nothing(name, tmp_path):
     assert report.unfused == []
     onnx.checker.check_model(portable, full_check=True)
     assert error_between(source, portable) < (2e-2 if name.endswith("float16") else 1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in EXPECTED if name.endswith("float16")])
+def test_bfloat16_fuses_as_float16_does(name, tmp_path):
+    """onnxruntime's CPU cannot compute in bfloat16: masks and numbers are those of float32 twins."""
+    source = as_bfloat16(weightless.load(name))
+    portable, report = operated(source, tmp_path)
+    assert counts(portable, FUSED) == EXPECTED[name]
+    assert counts(portable, DECOMPOSED) == {}
+    assert report.unfused == []
+    assert error_between(float32_twin(source), float32_twin(portable)) < 1e-4
+
+
+def as_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with bfloat16 in place of float16."""
+    half, brain = TensorProto.FLOAT16, TensorProto.BFLOAT16
+
+    def convert(tensor: TensorProto) -> None:
+        if tensor.data_type == half:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(to_array(tensor).astype(ml_dtypes.bfloat16), tensor.name))
+
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        if value.type.tensor_type.elem_type == half:
+            value.type.tensor_type.elem_type = brain
+    for tensor in model.graph.initializer:
+        convert(tensor)
+    for attribute in (attribute for node in model.graph.node for attribute in node.attribute):
+        if attribute.type == onnx.AttributeProto.TENSOR:
+            convert(attribute.t)
+        elif attribute.name in DTYPE_ATTRIBUTES and attribute.i == half:
+            attribute.i = brain
+    return model
 
 
 def test_keys_and_values_are_not_repeated(tmp_path):
