@@ -36,10 +36,21 @@ def float32_twin(model: onnx.ModelProto) -> onnx.ModelProto:
             for attribute in node.attribute:
                 _widen(attribute)
         casts = [cast for tensor in graph.initializer if (cast := _widen_weight(tensor))]
-        nodes = list(graph.node)
+        nodes = [each for node in graph.node for each in _gathered_narrow(node, {cast.output[0] for cast in casts})]
+        used = {name for node in nodes for name in node.input}
         del graph.node[:]
-        graph.node.extend([*casts, *nodes])
+        graph.node.extend([*(cast for cast in casts if cast.output[0] in used), *nodes])
     return twin
+
+
+def _gathered_narrow(node: onnx.NodeProto, weights: set[str]) -> list[onnx.NodeProto]:
+    """Rows of a table are widened when they have been looked up, so that the whole table never is."""
+    if node.op_type != "Gather" or node.input[0] not in weights:
+        return [node]
+    narrow = f"{node.output[0]}.bfloat16"
+    gather = onnx.NodeProto.FromString(node.SerializeToString())
+    gather.input[0], gather.output[0] = f"{node.input[0]}.bfloat16", narrow
+    return [gather, helper.make_node("Cast", [narrow], [node.output[0]], name=f"{narrow}.widened", to=FLOAT)]
 
 
 def _widen_weight(tensor: TensorProto) -> onnx.NodeProto | None:

@@ -20,6 +20,7 @@ from contracts.errors import UserError
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 FLOATS = {"F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2)}
+PIECE = 1 << 26  # bytes read at once
 HEADER_LIMIT = 100_000_000  # bytes; the format's own
 
 
@@ -72,6 +73,22 @@ class Checkpoint:
                 return file.get_tensor(name)
         except SafetensorError as error:
             raise UserError(path, f"is not a valid safetensors file ({error})", "download it again") from None
+
+    def load_float32(self, name: str, rounded_to: torch.dtype) -> torch.Tensor:
+        """The tensor as float32, its values those of `rounded_to`. Read in pieces: there is never a second copy."""
+        entry = self.entry(name)
+        stored = getattr(torch, entry.dtype)
+        whole = torch.empty(entry.shape, dtype=torch.float32)
+        flat, buffer = whole.view(-1), bytearray(PIECE)
+        with open(entry.file, "rb") as file:
+            file.seek(entry.offset)
+            for start in range(0, entry.length, PIECE):
+                piece = memoryview(buffer)[: min(PIECE, entry.length - start)]
+                file.readinto(piece)
+                values = torch.frombuffer(piece, dtype=stored)
+                first = start // stored.itemsize
+                flat[first : first + len(values)] = values.to(rounded_to)
+        return whole
 
 
 def open_checkpoint(folder: Path | str) -> Checkpoint:

@@ -13,6 +13,7 @@ from contracts.signature import Signature, find_signature
 from contracts.twin import float32_twin, has_bfloat16
 from contracts.weights import ORT_ROOT_OPTION, load_graph, weights_root
 from validate.decoders import Decoder, GrowingDecoder, StaticDecoder
+from validate.layerwise import LayerwiseSession, is_large, with_fewer_slots, with_products_by_rows
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Graph:
 
     name: str
     signature: Signature
-    session: ort.InferenceSession = field(repr=False)
+    session: ort.InferenceSession | LayerwiseSession = field(repr=False)
     cache_shapes: tuple[tuple[int, int, int], ...]  # of each past input: kv_heads, slots (0 where it grows), head_dim
     vocab: int
 
@@ -36,6 +37,11 @@ class Graph:
     @property
     def capacity(self) -> int | None:
         return self.signature.capacity
+
+    @property
+    def layerwise(self) -> bool:
+        """True if the graph is too large to be loaded at once."""
+        return isinstance(self.session, LayerwiseSession)
 
     @property
     def trained_length(self) -> int | None:
@@ -62,6 +68,13 @@ class Graph:
         return logits, presents
 
     def _forward_static(self, feeds: dict[str, np.ndarray], buffers: list[np.ndarray]) -> np.ndarray:
+        if self.layerwise:
+            pasts = {cache.past: buffer for cache, buffer in zip(self.signature.caches, buffers)}
+            presents = [cache.present for cache in self.signature.caches]
+            logits, *written = self.session.run([self.signature.logits, *presents], feeds | pasts)
+            for buffer, present in zip(buffers, written):
+                buffer[:] = present
+            return logits
         binding = self.session.io_binding()
         for name, value in feeds.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(value))
@@ -81,6 +94,8 @@ def open_graph(path: Path, name: str | None = None, past_pattern: str | None = N
 
 def graph_of(model: onnx.ModelProto, root: Path, name: str, past_pattern: str | None = None) -> Graph:
     """The same for a graph in memory whose external weights lie under `root`."""
+    if is_large(model):
+        model = with_fewer_slots(model)
     signature = find_signature(model, name, past_pattern)
     _refuse_unknown_inputs(model, signature, name)
     session = open_session(model, root, name)
@@ -97,9 +112,12 @@ def graph_of(model: onnx.ModelProto, root: Path, name: str, past_pattern: str | 
     return Graph(name, signature, session, tuple(cache_shapes), logits[-1])
 
 
-def open_session(model: onnx.ModelProto, root: Path, name: str) -> ort.InferenceSession:
+def open_session(model: onnx.ModelProto, root: Path, name: str) -> ort.InferenceSession | LayerwiseSession:
     """A CPU session that computes a graph as it is written: bfloat16 as float32, no fusion that changes numbers (above
-    the basic level onnxruntime quantises the activations of DequantizeLinear + MatMul)."""
+    the basic level onnxruntime quantises the activations of DequantizeLinear + MatMul). Large graphs run by layers."""
+    if is_large(model):
+        model = with_products_by_rows(model)
+        return LayerwiseSession(float32_twin(model) if has_bfloat16(model) else model, root)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.enable_mem_reuse = all(node.op_type != "MultiHeadAttention" for node in model.graph.node)  # dies in float16

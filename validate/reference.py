@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from onnx import TensorProto
+from torch import nn
 
-from models import load_model, open_checkpoint
+from models import Checkpoint, load_model, meta_model, open_checkpoint
 from validate.decoders import Decoder, GrowingDecoder
+from validate.layerwise import LARGE
 
 DTYPES = {
     TensorProto.FLOAT: torch.float32,
@@ -58,5 +60,35 @@ def open_reference(checkpoint: Path, weights: int = TensorProto.FLOAT) -> Refere
     """The checkpoint's model, its weights rounded to the onnx.TensorProto type `weights`, as a graph of that type has
     them, so that what differs is the graph."""
     dtype = DTYPES[weights]
-    module = load_model(open_checkpoint(checkpoint), dtype).float()
+    opened = open_checkpoint(checkpoint)
+    if sum(entry.length for entry in opened.tensors.values()) >= LARGE:
+        module = _reading_as_it_goes(opened, dtype)
+    else:
+        module = load_model(opened, dtype).float()
     return Reference(f"PyTorch, {str(dtype).removeprefix('torch.')} weights", weights, module)
+
+
+def _reading_as_it_goes(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+    """The checkpoint's model without weights: each module reads its own when it is called, and drops them after."""
+    model = meta_model(checkpoint)
+    for path, module in model.named_modules():
+        names = [name for name, _ in module.named_parameters(recurse=False)]
+        if names:
+            _read_when_called(module, {name: f"{path}.{name}" for name in names}, checkpoint, dtype)
+    return model.requires_grad_(False)
+
+
+def _read_when_called(module: nn.Module, names: dict[str, str], checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    absent = {name: getattr(module, name) for name in names}
+
+    def read(*_):
+        for name, tensor in names.items():
+            weight = checkpoint.load_float32(tensor, rounded_to=dtype)
+            setattr(module, name, nn.Parameter(weight, requires_grad=False))
+
+    def drop(*_):
+        for name, empty in absent.items():
+            setattr(module, name, empty)
+
+    module.register_forward_pre_hook(read)
+    module.register_forward_hook(drop)

@@ -27,9 +27,12 @@ class Scenario:
         return most
 
 
-def make_scenarios(tokens: Callable[[int], np.ndarray], capacity: int | None, trained_length: int | None) -> list[Scenario]:
+def make_scenarios(
+    tokens: Callable[[int], np.ndarray], capacity: int | None, trained_length: int | None, few_steps: bool = False
+) -> list[Scenario]:
     """`tokens(n)` gives n tokens to read. `capacity`: slots of the smaller static cache, where there is one.
-    `trained_length`: of a model with dynamic NTK, whose behaviour changes beyond it."""
+    `trained_length`: of a model with dynamic NTK, whose behaviour changes beyond it. `few_steps`: for models whose every
+    step takes long."""
 
     def scenario(name: str, what: str, prompt: list[list[int]], then: list[list[int]] | None = None) -> Scenario:
         """`prompt` and `then`: how many tokens each row adds at each step. alpha goes by the length of the prompt."""
@@ -39,6 +42,12 @@ def make_scenarios(tokens: Callable[[int], np.ndarray], capacity: int | None, tr
         alphas = [ntk_alpha(int(n), trained_length) if trained_length else 1.0 for n in lengths]
         return Scenario(name, what, _steps(rows, schedule, np.array(alphas, np.float32)))
 
+    if few_steps:
+        return [
+            scenario("prompt", "24 tokens at once", [[24]]),
+            scenario("ragged batch", "prompts of 17 and 16 tokens in chunks of different size, then decoding",
+                     [[16, 9], [1, 7]], [[1, 1]] * 2),
+        ]  # fmt: skip
     scenarios = [
         scenario("prompt", "24 tokens at once", [[24]]),
         scenario("chunked prompt", "39 tokens in chunks of 16, 16 and 7", [[16], [16], [7]]),
