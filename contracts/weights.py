@@ -68,24 +68,22 @@ def references(proto: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, dict[
             yield tensor, {entry.key: entry.value for entry in tensor.external_data}
 
 
-def place_weights(proto: onnx.ModelProto, model: Path, folder: Path, out: Path, beside: bool = False) -> str:
+def place_weights(proto: onnx.ModelProto, model: Path, folder: Path, out: Path) -> str:
     """Makes the weights of the graph in file `model` reachable for a graph written into `folder` (which becomes `out`).
 
     Small weights beside the graph are copied, so that the new graph stands alone; large ones, and those of a checkpoint,
-    stay where they are, unless `beside` says that others will join them in `folder`, which all of a graph's weights must
-    then share. Never linked: onnx refuses to read a file with two names, the source's own included. Returns the
-    `weights_root` for the new manifest, relative to `out`.
+    stay where they are. Never linked: onnx refuses to read a file with two names, the source's own included. Returns
+    the `weights_root` for the new manifest, relative to `out`.
     """
     root = weights_root(model)
     locations = {reference["location"] for _, reference in references(proto)}
     size = sum((root / location).stat().st_size for location in locations)
     stands_alone = root == Path(os.path.normpath(model.parent)) and size < COPIED_BELOW
-    if not (beside or stands_alone):
+    if not stands_alone:
         return os.path.relpath(root, out)
     for location in locations:
         (folder / location).parent.mkdir(parents=True, exist_ok=True)
-        if not (folder / location).exists():
-            shutil.copyfile(root / location, folder / location)
+        shutil.copyfile(root / location, folder / location)
     return "."
 
 

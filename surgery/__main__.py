@@ -3,7 +3,6 @@
 import argparse
 import gc
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +13,12 @@ from rich.console import Console
 from contracts.command import FOUND_DIFFERENCE, Parser, run
 from contracts.errors import UserError
 from contracts.manifest import Stage
-from contracts.weights import load_graph, place_weights
+from contracts.weights import load_graph
 from surgery import files, picture, verify
-from surgery.contrib import repacks
-from surgery.contrib.weights import new_file
 from surgery.runner import make_plan, operate
+from surgery.weights import new_file, settle
 
-OPTIONS = ("cache", "capacity", "logits", "skip", "own", "verify", "bisect", "past")
+OPTIONS = ("cache", "capacity", "logits", "merge", "skip", "own", "verify", "bisect", "past")
 
 PICTURED = 1  # the second layer: the first one also has what all layers share
 
@@ -29,6 +27,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", choices=("static", "growing"), default="static", help="the KV cache's form (%(default)s)")
     parser.add_argument("--capacity", type=int, default=2048, help="slots of a static cache (%(default)s)")
     parser.add_argument("--logits", choices=("all", "last"), default="all", help="of every token or the last (%(default)s)")
+    parser.add_argument("--merge", choices=("qkv", "gate-up"), nargs="+", default=[],
+                        help="merge these weights of each layer, in a new file that then holds all weights")  # fmt: skip
     parser.add_argument("--skip", metavar="PASS", action="append", default=[], help="leave out a pass; may be repeated")
     parser.add_argument("--pass", metavar="FILE.py[@PASS]", dest="own", action="append", default=[],
                         help="run your own pass, after PASS or before the cache becomes static; may be repeated")  # fmt: skip
@@ -61,7 +61,7 @@ def surgery(options: argparse.Namespace) -> int:
     """Writes the portable and the lowered graph into options.out. Returns the exit status."""
     if options.capacity < 1:
         raise UserError("--capacity", f"{options.capacity} slots hold nothing", "give at least 1")
-    plan = make_plan(options.cache, options.capacity, options.logits, options.skip, options.own)
+    plan = make_plan(options.cache, options.capacity, options.logits, options.skip, options.own, options.merge)
     own = [Path(argument.partition("@")[0]) for argument in options.own]
     stage = Stage("surgery", options.out, [options.model, *own], {name: getattr(options, name) for name in OPTIONS})
     if stage.up_to_date() and not options.force:
@@ -73,20 +73,19 @@ def surgery(options: argparse.Namespace) -> int:
     verifier = verify.Verifier(source, graph.signature, graph.root) if options.verify or options.bisect else None
     try:
         with stage.writing() as partial:
-            root = place_weights(source, options.model, partial, options.out, beside=repacks(source))
-            stage.extra["weights_root"] = root
-            if root == ".":
-                graph.root, graph.weights_file = partial, new_file(partial)
+            graph.weights_file = new_file(partial)
             try:
                 portable, lowered, report = operate(graph, plan, *([verifier] if verifier else []))
             except verify.Difference as found:  # here, where the weights that passes added still are
-                _leave(found if not options.bisect else verify.narrow(found, plan), source, options, graph.weights_file)
+                _leave(found if not options.bisect else verify.narrow(found, plan, partial), options)
                 raise
             pictures["after.svg"] = picture.draw_layer(portable, PICTURED, f"Layer {PICTURED} after surgery")
             for name in [name for name in pictures if all(pictures.values())]:
                 (partial / name).write_text(pictures[name])
-            files.write(portable, partial / "model.onnx")
-            files.write(lowered, partial / "model.trt.onnx")
+            models = [files.without_shapes(files.to_model(each)) for each in (portable, lowered)]
+            stage.extra["weights_root"] = settle(models, graph.root, options.model, partial, options.out)
+            for name, model in zip(("model.onnx", "model.trt.onnx"), models):
+                onnx.save(model, partial / name)
             (partial / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n")
     except verify.Difference:
         return FOUND_DIFFERENCE
@@ -98,16 +97,12 @@ def surgery(options: argparse.Namespace) -> int:
     return 0
 
 
-def _leave(found: verify.Difference, source: onnx.ModelProto, options: argparse.Namespace, added: Path | None) -> None:
-    """Puts the graphs before and after the difference on disk, where onnxruntime and validate can open them, with the
-    weights that passes added in the file `added`."""
+def _leave(found: verify.Difference, options: argparse.Namespace) -> None:
+    """Puts the graphs before and after the difference on disk, where onnxruntime and validate can open them."""
     folder = options.out / "difference"
     stage = Stage("surgery", folder, [options.model], {"difference": str(found)})
     with stage.writing() as partial:
-        stage.extra["weights_root"] = place_weights(source, options.model, partial, folder, beside=repacks(source))
-        if added is not None and added.exists():
-            shutil.copyfile(added, partial / added.name)
-        verify.save(found, partial)
+        stage.extra["weights_root"] = verify.save(found, options.model, partial, folder)
     print(f"surgery: {found}")
     print(f"surgery: both graphs are in {folder}: before.onnx, after.onnx")
 

@@ -37,9 +37,13 @@ def read(path: Path, past_pattern: str | None = None) -> Graph:
 
 def write(graph: Graph, path: Path) -> None:
     """Writes the graph, nodes in topological order, with the metadata it came with."""
-    model = to_model(graph)
+    onnx.save(without_shapes(to_model(graph)), path)
+
+
+def without_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without the shapes inside it, which whoever reads it infers again."""
     del model.graph.value_info[:]
-    onnx.save(model, path)
+    return model
 
 
 def to_model(graph: Graph) -> onnx.ModelProto:

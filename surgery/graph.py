@@ -56,7 +56,7 @@ class Graph:
         self.gs = gs.import_onnx(model)
         self.signature = signature
         self.root = root  # where external weights lie
-        self.weights_file: Path | None = None  # in `root`, if that is ours: where passes may append weights of their own
+        self.weights_file: Path | None = None  # where passes may append weights of their own
         self.metadata = {entry.key: entry.value for entry in model.metadata_props}
         self.near_misses: list[NearMiss] = []
         self.matched: list[str] = []  # names of the nodes that the current pass has matched, in that order

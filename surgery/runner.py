@@ -13,7 +13,7 @@ from surgery import files
 from surgery.contrib import CONTRIB
 from surgery.graph import Graph
 from surgery.lowering import LOWERING
-from surgery.passes import PORTABLE, duplicates, interface, last_token_logits, node_names, static_cache
+from surgery.passes import PORTABLE, duplicates, interface, last_token_logits, merged_weights, node_names, static_cache
 from surgery.report import PassReport, Report, Verdict
 
 
@@ -32,14 +32,16 @@ class Plan:
     lowering: tuple[Pass, ...]
 
 
-def make_plan(cache: str, capacity: int, logits: str, skip: Sequence[str] = (), own: Sequence[str] = ()) -> Plan:
+def make_plan(
+    cache: str, capacity: int, logits: str, skip: Sequence[str] = (), own: Sequence[str] = (), merge: Sequence[str] = ()
+) -> Plan:
     """The plan for these options of the command line. `own`: FILE.py[@PASS], which runs after PASS, or after all passes
     that leave the interface alone. Raises UserError for a pass that does not exist, or a file that is none."""
     static = _pass(static_cache, partial(static_cache.run, capacity=capacity))
-    last = _pass(last_token_logits)
-    ends = [_pass(module) for module in (duplicates, interface, node_names)]
+    last, merged = _pass(last_token_logits), _pass(merged_weights, partial(merged_weights.run, kinds=tuple(merge)))
+    ends = [_pass(duplicates), *[merged] * bool(merge), _pass(interface), _pass(node_names)]
     fusing, lowering = [_pass(module) for module in (*CONTRIB, *PORTABLE)], [_pass(module) for module in LOWERING]
-    names = {each.name for each in (*fusing, static, last, *ends, *lowering)}
+    names = {each.name for each in (*fusing, static, last, merged, *ends, *lowering)}
     for name in skip:
         if name not in names:
             raise UserError(f"--skip {name}", "no such pass", f"choose from {', '.join(sorted(names))}")

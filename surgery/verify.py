@@ -6,6 +6,7 @@ Also compares with the graph as it was read, so that errors which each pass keep
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from surgery.graph import Graph
 from surgery.report import Verdict
 from surgery.runner import Pass, Plan, apply
 from surgery.steps import LAST, STEPS, Runner, Step, Unrunnable
+from surgery.weights import new_file, settle, under_one_root
 
 TOLERANCE = {TensorProto.FLOAT16: 2e-2}  # of an output's largest value; a bfloat16 graph runs as its float32 twin
 FLOAT32_TOLERANCE = 1e-4
@@ -32,9 +34,7 @@ class State:
 
     @classmethod
     def of(cls, graph: Graph) -> "State":
-        model = files.to_model(graph)
-        del model.graph.value_info[:]
-        return cls(model, graph.signature, graph.root)
+        return cls(files.without_shapes(files.to_model(graph)), graph.signature, graph.root)
 
     @property
     def head_dim(self) -> int | None:
@@ -47,11 +47,16 @@ class State:
     @cached_property
     def outputs(self) -> dict[Step, dict[str, np.ndarray]]:
         """Of each step that fits. Raises Unrunnable."""
-        runner = Runner(self.model, self.signature, self.root)
+        runner = self.runner()
         steps = [step for step in STEPS if runner.fits(step) and (step.even or not self._packs())]
         if not steps:
             raise Unrunnable("its fixed sizes leave room for none of the steps")
         return {step: runner.read(step) for step in steps}
+
+    def runner(self, extra: tuple[str, ...] = ()) -> Runner:
+        """The graph in onnxruntime, with these tensors as outputs, too. Raises Unrunnable."""
+        model = onnx.ModelProto.FromString(self.model.SerializeToString())
+        return Runner(model, self.signature, under_one_root(model, self.root), extra)
 
     def _packs(self) -> bool:
         """GroupQueryAttention writes a row's tokens right after its valid ones, where Concat writes after padding."""
@@ -118,23 +123,23 @@ def compare(name: str, reference: State, before: State, after: State) -> float:
     return worst
 
 
-def narrow(found: Difference, plan: Plan) -> Difference:
-    """The same difference, down to the first match of the pass that makes it (by bisection over the number of matches)."""
+def narrow(found: Difference, plan: Plan, folder: Path) -> Difference:
+    """The same difference, down to the first match of the pass that makes it (by bisection over the number of matches).
+    Weights that the pass writes on the way go into files in `folder`."""
     each = next((each for each in (*plan.portable, *plan.lowering) if each.name == found.name), None)
     if each is None:
         return found
-    _, matched, _ = _limited(found.before, each, None)
+    _, matched, _ = _limited(found.before, each, None, folder)
     low, high = 0, len(matched)
-    if high == 0 or _differs(found, _limited(found.before, each, 0)[0]) is not None:
+    if high == 0 or _differs(found, _limited(found.before, each, 0, folder)[0]) is not None:
         return Difference(found.name, found.reference, found.before, found.after, found.what, "outside its matches")
     while high - low > 1:
         middle = (low + high) // 2
-        if _differs(found, _limited(found.before, each, middle)[0]) is None:
-            low = middle
-        else:
-            high = middle
-    before, _, changed = _limited(found.before, each, low)
-    after, _, _ = _limited(found.before, each, high)
+        with TemporaryDirectory(dir=folder) as trial:
+            differs = _differs(found, _limited(found.before, each, middle, Path(trial))[0]) is not None
+        low, high = (low, middle) if differs else (middle, high)
+    before, _, changed = _limited(found.before, each, low, folder)
+    after, _, _ = _limited(found.before, each, high, folder)
     what = _differs(found, after, before) or found.what
     if low > 0 and changed == 0:  # a pass that does nothing unless it can do all
         match = f"all {len(matched)} matches together"
@@ -143,9 +148,13 @@ def narrow(found: Difference, plan: Plan) -> Difference:
     return Difference(found.name, found.reference, before, after, what, match)
 
 
-def save(found: Difference, folder: Path) -> None:
-    onnx.save(found.before.model, folder / "before.onnx")
-    onnx.save(found.after.model, folder / "after.onnx")
+def save(found: Difference, source: Path, folder: Path, out: Path) -> str:
+    """Writes both graphs into `folder` (which becomes `out`). Returns their `weights_root`."""
+    models = [found.before.model, found.after.model]
+    root = settle(models, found.before.root, source, folder, out)
+    for name, model in zip(("before", "after"), models):
+        onnx.save(model, folder / f"{name}.onnx")
+    return root
 
 
 def tolerance_of(state: State) -> float:
@@ -163,10 +172,10 @@ def _differs(found: Difference, after: State, before: State | None = None) -> st
     return None
 
 
-def _limited(before: State, each: Pass, limit: int | None) -> tuple[State, list[str], int]:
+def _limited(before: State, each: Pass, limit: int | None, folder: Path) -> tuple[State, list[str], int]:
     """What the pass makes of `before` if it stops after `limit` matches, the nodes it matched, and how often it says so."""
     graph = Graph(files.infer_shapes(before.model), before.signature, before.root)
-    graph.match_limit = limit
+    graph.match_limit, graph.weights_file = limit, new_file(folder)
     matches = apply(graph, each)
     return State.of(graph), graph.matched, matches
 
@@ -178,7 +187,7 @@ def _where(before: State, after: State, step: Step, tolerance: float) -> str:
     ends = {value.name for value in after.model.graph.output}
     extra = tuple(name for name in nodes if name not in ends)
     try:
-        values = [Runner(state.model, state.signature, state.root, extra).run(step) for state in (before, after)]
+        values = [state.runner(extra).run(step) for state in (before, after)]
     except Unrunnable as reason:
         return f"where is not known: {reason}"
     for name, node in nodes.items():
@@ -208,5 +217,5 @@ def _error(expected: np.ndarray, found: np.ndarray) -> float:
     finite = np.isfinite(expected)
     if not np.array_equal(finite, np.isfinite(found)):
         return float("inf")
-    difference = np.abs(expected - found)[finite].max(initial=0.0)
+    difference = np.abs(expected[finite] - found[finite]).max(initial=0.0)
     return float(difference / (np.abs(expected)[finite].max(initial=0.0) or 1.0))

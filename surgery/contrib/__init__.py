@@ -6,8 +6,6 @@ of one, that the standard has no form for stays as it is, with the reason as a n
 
 from types import ModuleType
 
-import onnx
-
 from surgery.contrib import (
     block_gather,
     contrib_gelu,
@@ -33,10 +31,3 @@ CONTRIB: tuple[ModuleType, ...] = (
     grouped_query_attention,
     multi_head_attention,
 )
-REPACKED_OPS = ("MatMulNBits", "GatherBlockQuantized")
-
-
-def repacks(model: onnx.ModelProto) -> bool:
-    """Whether these passes will write weights of their own for this graph."""
-    unsigned = any(tensor.data_type == onnx.TensorProto.UINT4 for tensor in model.graph.initializer)
-    return unsigned or any(node.op_type in REPACKED_OPS for node in model.graph.node)

@@ -15,8 +15,8 @@ from onnx import TensorProto
 
 from surgery.contrib.nbits_matmul import SIGNED
 from surgery.contrib.nodes import contrib_nodes, optional
-from surgery.contrib.weights import SLAB, add_weight, nibbles, read_bytes
 from surgery.graph import Graph, need, onnx_type, producer
+from surgery.weights import SLAB, add_weight, nibbles, read_bytes
 
 UNSIGNED = {TensorProto.UINT8, TensorProto.UINT4}
 

@@ -18,9 +18,9 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from surgery.contrib.nodes import contrib_nodes, optional, refuse_inputs
-from surgery.contrib.weights import SLAB, add_weight, nibbles, packed_nibbles, read_array, read_bytes, transposed
 from surgery.graph import Graph, need, onnx_type, rank
 from surgery.passes.linear import rows_by
+from surgery.weights import SLAB, add_weight, nibbles, packed_nibbles, read_array, read_bytes, transposed
 
 SIGNED = {4: TensorProto.INT4, 8: TensorProto.INT8}
 

@@ -13,8 +13,8 @@ from onnx import TensorProto
 
 from surgery.contrib.nbits_matmul import write_product
 from surgery.contrib.nodes import optional
-from surgery.contrib.weights import SLAB, add_weight, nibbles, read_array, read_bytes
 from surgery.graph import Graph, need, onnx_type, rank
+from surgery.weights import SLAB, add_weight, nibbles, read_array, read_bytes
 
 MIDDLE = 8
 TOP_BITS = 0x88

@@ -1,0 +1,154 @@
+"""Weights that a pass reads whole and writes anew, a slab at a time: repacked, never decoded, never in memory at once.
+
+A new weight goes into the graph where it is small, else at the end of graph.weights_file, whose absolute path it then names
+as its location. All weights of a finished graph lie under one root folder: `settle` copies what the graph still refers to
+elsewhere into the same file. Where there is no such file, as in tests on small graphs, new weights stay in the graph.
+"""
+
+import itertools
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import TensorProto
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
+from contracts.weights import place_weights, references
+from surgery.graph import Graph, is_external
+
+INLINE = 1 << 16  # bytes; what is smaller stays in the graph
+SLAB = 1 << 22  # elements that a transposition holds at once, bytes that a copy does
+ALIGNMENT = 4096
+BITS = {TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.INT8: 8, TensorProto.UINT8: 8}
+
+
+def new_file(folder: Path) -> Path:
+    """A name for a weights file that nothing in the folder has: what lies there came from the source."""
+    names = itertools.chain(["repacked.data"], (f"repacked_{number}.data" for number in itertools.count(2)))
+    return next(folder / name for name in names if not (folder / name).exists())
+
+
+def read_bytes(graph: Graph, constant: gs.Constant) -> np.ndarray:
+    """A constant's bytes, uint8 [bytes], mapped from its file where it lies outside the graph."""
+    if not isinstance(constant._values, LazyValues):
+        return np.frombuffer(np.ascontiguousarray(constant.values).tobytes(), np.uint8)
+    tensor = constant._values.tensor
+    if is_external(tensor):
+        path, offset, length = _place(graph.root, tensor)
+        return np.memmap(path, np.uint8, "r", offset, (length,))
+    raw = tensor.raw_data or onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)).raw_data
+    return np.frombuffer(raw, np.uint8)
+
+
+def read_array(graph: Graph, constant: gs.Constant, dtype: int) -> np.ndarray:
+    """A constant's values, of a type of at least a byte, mapped from its file where it lies outside the graph."""
+    values = read_bytes(graph, constant).view(onnx.helper.tensor_dtype_to_np_dtype(dtype))
+    return values.reshape([int(size) for size in constant.shape])
+
+
+def add_weight(graph: Graph, name: str, dtype: int, shape: list[int], slabs: Iterator[np.ndarray]) -> gs.Constant:
+    """A new constant of this ONNX type and shape whose bytes are those of the slabs, one after the other."""
+    tensor = TensorProto(name=graph.unique(name), data_type=dtype, dims=shape)
+    if graph.weights_file is None or math.prod(shape) * _bits(dtype) // 8 <= INLINE:
+        tensor.raw_data = b"".join(slab.tobytes() for slab in slabs)
+    else:
+        offset, length = _append(graph.weights_file, slabs)
+        _refer(tensor, str(graph.weights_file.absolute()), offset, length)
+    return gs.Constant(tensor.name, LazyValues(tensor))
+
+
+def settle(models: list[onnx.ModelProto], root: Path, source: Path, folder: Path, out: Path) -> str:
+    """Makes the weights of `models`, made from the graph in file `source`, whose weights lie under `root`, reachable for
+    graphs written into `folder` (which becomes `out`). Returns the `weights_root` for the manifest, relative to `out`.
+
+    Where passes added weights, all others are copied behind them, each once, in the order in which the graphs name them.
+    """
+    added = {location for location in _locations(models) if os.path.isabs(location)}
+    if not added:
+        return place_weights(models[0], source, folder, out)
+    inside = [location for location in added if Path(location).parent == folder.absolute()]
+    file = Path(inside[0]) if inside else new_file(folder)
+    placed: dict[tuple[Path, int, int], int] = {}
+    for model in models:
+        for tensor, _ in references(model):
+            path, offset, length = place = _place(root, tensor)
+            if path != file:
+                if place not in placed:
+                    placed[place], _ = _append(file, _slabs(path, offset, length))
+                offset = placed[place]
+            _refer(tensor, file.name, offset, length)
+    return "."
+
+
+def under_one_root(model: onnx.ModelProto, root: Path) -> Path:
+    """The folder above all weights of the model, to which its references, absolute or under `root`, become relative."""
+    locations = _locations([model])
+    if not any(os.path.isabs(location) for location in locations):
+        return root
+    paths = {location: os.path.abspath(root / location) for location in locations}
+    common = Path(os.path.commonpath([os.path.dirname(path) for path in paths.values()]))
+    for tensor, reference in references(model):
+        _, offset, length = _place(root, tensor)
+        _refer(tensor, os.path.relpath(paths[reference["location"]], common), offset, length)
+    return common
+
+
+def _locations(models: list[onnx.ModelProto]) -> set[str]:
+    return {reference["location"] for model in models for _, reference in references(model)}
+
+
+def _place(root: Path, tensor: TensorProto) -> tuple[Path, int, int]:
+    """File, offset and length of a weight's bytes."""
+    place = onnx.external_data_helper.ExternalDataInfo(tensor)
+    length = place.length or (math.prod(tensor.dims) * _bits(tensor.data_type) + 7) // 8
+    return root / place.location, place.offset or 0, length
+
+
+def _refer(tensor: TensorProto, location: str, offset: int, length: int) -> None:
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.ClearField("external_data")
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def _append(path: Path, slabs: Iterator[np.ndarray]) -> tuple[int, int]:
+    """Writes the slabs at the end of a file; returns their offset and length."""
+    with open(path, "ab") as file:
+        file.write(bytes(-file.tell() % ALIGNMENT))
+        offset = file.tell()
+        for slab in slabs:
+            slab.tofile(file)
+        return offset, file.tell() - offset
+
+
+def _slabs(path: Path, offset: int, length: int) -> Iterator[np.ndarray]:
+    with open(path, "rb") as file:
+        file.seek(offset)
+        for start in range(0, length, SLAB):
+            yield np.frombuffer(file.read(min(SLAB, length - start)), np.uint8)
+
+
+def transposed(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """[N, M] as slabs of [M, N]."""
+    step = max(SLAB // len(rows), 1)
+    for start in range(0, rows.shape[1], step):
+        yield np.ascontiguousarray(rows[:, start : start + step].T)
+
+
+def nibbles(packed: np.ndarray) -> np.ndarray:
+    """Bytes [..., M] as the two numbers that each holds, the low one first: [..., 2 M]."""
+    return np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
+
+
+def packed_nibbles(values: np.ndarray) -> np.ndarray:
+    """Numbers of 4 bits, an even count of them, two to a byte: uint8 [count / 2]."""
+    flat = values.reshape(-1)
+    return flat[0::2] | (flat[1::2] << 4)
+
+
+def _bits(dtype: int) -> int:
+    return BITS.get(dtype) or onnx.helper.tensor_dtype_to_np_dtype(dtype).itemsize * 8

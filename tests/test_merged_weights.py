@@ -1,0 +1,218 @@
+"""--merge: the products of query, key and value, of gate and up, as one, over weights merged in a file of their own."""
+
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from contracts.manifest import read_manifest
+from contracts.weights import ORT_ROOT_OPTION, references
+from surgery import files
+from surgery.__main__ import main
+from surgery.runner import make_plan, operate
+from tests.decoding import decode, largest_error
+from tests.graphs import weightless
+
+ROOT = Path(__file__).parents[1]
+BOTH = ("qkv", "gate-up")
+# Gemms before and after merging both; Phi-3's checkpoint has them packed, OPT and Whisper have no gate, a cross-attention's
+# keys and values belong to the encoder, GPT-NeoX's MLP reads the same rows as its packed attention
+GEMMS = {
+    "torch213_torchscript_qwen2_op17_float32": (15, 9),
+    "llama-dynamo-24-float16": (15, 9),
+    "qwen3-dynamo-23-float32": (15, 9),
+    "gemma-dynamo-18-float32": (15, 9),
+    "opt-torchscript-17-float32": (13, 9),
+    "whisper-dynamo-18-float32": (17, 13),
+    "phi3-dynamo-18-float32": (9, 9),
+    "gptneox-torchscript-17-float32": (9, 9),
+}
+
+
+def operated(source: onnx.ModelProto, folder: Path, merge: tuple[str, ...]):
+    """The portable graph with these weights merged, and what the pass said."""
+    onnx.save(source, folder / "source.onnx")
+    portable, lowered, report = operate(files.read(folder / "source.onnx"), make_plan("static", 32, "all", merge=merge))
+    said = [each for each in report.passes if each.name == "merged_weights"]
+    return files.to_model(portable), files.to_model(lowered), said
+
+
+def ops(model: onnx.ModelProto) -> Counter:
+    return Counter(node.op_type for node in model.graph.node)
+
+
+@pytest.mark.parametrize("name", GEMMS)
+def test_merging_changes_no_number(name, tmp_path):
+    source = weightless.load(name)
+    (apart, _, none), (merged, lowered, (said,)) = (operated(source, tmp_path, merge) for merge in ((), BOTH))
+    assert none == []
+    assert said.near_misses == []
+    before, after = GEMMS[name]
+    assert (ops(apart)["Gemm"], ops(merged)["Gemm"]) == (before, after)
+    assert ops(merged)["Split"] - ops(apart)["Split"] == said.matches
+    assert ops(lowered)["TRT_Attention"] == ops(merged)["Attention"]
+    onnx.checker.check_model(merged, full_check=True)
+    expected, got = (decode(model, alone=False) for model in (apart, merged))
+    assert largest_error(expected, got) < (1e-3 if name.endswith("float16") else 1e-6)
+    named = [node.name for node in merged.graph.node if re.fullmatch(r"layers\.\d/.*\.(qkv|gate_up)", node.name)]
+    assert len(named) == said.matches
+    unused = {tensor.name for tensor in merged.graph.initializer} - {each for node in merged.graph.node for each in node.input}
+    assert not unused
+
+
+@pytest.mark.parametrize(("kind", "gemms", "rotations"), [("qkv", 11, 2), ("gate-up", 13, 4)])
+def test_each_on_its_own(kind, gemms, rotations, tmp_path):
+    """Merged projections are rotated together in the lowered graph, as packed ones are."""
+    merged, lowered, _ = operated(weightless.load("torch213_torchscript_qwen2_op17_float32"), tmp_path, (kind,))
+    assert ops(merged)["Gemm"] == gemms
+    assert ops(lowered)["RotaryEmbedding"] == rotations
+
+
+def test_quantised_weights_stay_apart_and_say_so(tmp_path):
+    source = weightless.load("genai/llama-int4-asymmetric")
+    apart, merged = (operated(source, tmp_path, merge) for merge in ((), BOTH))
+    assert ops(apart[0]) == ops(merged[0])
+    assert [miss.reason.endswith("is quantised") for miss in merged[2][0].near_misses] == [True] * 4
+
+
+# --- weights in files --------------------------------------------------------------------------------------------------
+
+
+def sharded(model: onnx.ModelProto, folder: Path, shards: int) -> Path:
+    """Saves the graph as export does: matrices in `shards` files of a checkpoint elsewhere, as a manifest says."""
+    checkpoint, graph = folder / "checkpoint", folder / "export"
+    for path in (checkpoint, graph):
+        path.mkdir()
+    matrices = [tensor for tensor in model.graph.initializer if len(tensor.dims) == 2]
+    for index, tensor in enumerate(matrices):
+        location = f"model-{index % shards + 1:05}-of-{shards:05}.safetensors"
+        raw = tensor.raw_data
+        with open(checkpoint / location, "ab") as file:
+            offset = file.write(b"8 bytes!") if file.tell() == 0 else file.tell()
+            file.write(raw)
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", location), ("offset", offset), ("length", len(raw))):
+            tensor.external_data.add(key=key, value=str(value))
+    onnx.save(model, graph / "model.onnx")
+    manifest = {"weights_root": "../checkpoint", "outputs": {"model.onnx": 0}}
+    (graph / "manifest.json").write_text(json.dumps(manifest))
+    return graph / "model.onnx"
+
+
+def in_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph over weights and caches in bfloat16, which onnxruntime runs as its twin."""
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            values = numpy_helper.to_array(tensor)
+            bare = helper.make_tensor(tensor.name, TensorProto.BFLOAT16, tensor.dims, values.ravel())
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bare), tensor.name))
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = TensorProto.BFLOAT16
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+                attribute.i = TensorProto.BFLOAT16
+            elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == TensorProto.FLOAT:
+                values = numpy_helper.to_array(attribute.t)
+                attribute.t.CopyFrom(helper.make_tensor("", TensorProto.BFLOAT16, values.shape, values.ravel()))
+    return model
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_merged_weights_go_to_one_new_file_with_all_others(dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr("surgery.weights.INLINE", 1 << 10)
+    monkeypatch.setattr("surgery.weights.SLAB", 1000)  # many slabs, none of which ends with a row
+    name = "llama-dynamo-24-float16" if dtype == "float16" else "torch213_torchscript_qwen2_op17_float32"
+    source = weightless.load(name)
+    expected = decode(source, alone=True)
+    path = sharded(in_bfloat16(source) if dtype == "bfloat16" else source, tmp_path, 8)
+    before = {each: each.stat().st_size for each in tmp_path.rglob("*") if each.is_file()}
+    out = tmp_path / "out"
+    assert main([str(path), "--out", str(out), "--capacity", "32", "--merge", *BOTH, "--verify"]) == 0
+    assert {each: each.stat().st_size for each in before} == before
+    assert read_manifest(out)["weights_root"] == "."
+    assert sorted(each.suffix for each in out.iterdir() if each.suffix not in (".json", ".svg")) == [".data", ".onnx", ".onnx"]
+    portable, lowered = (onnx.load(out / f"{stem}.onnx", load_external_data=False) for stem in ("model", "model.trt"))
+    assert ops(portable)["Gemm"] == ops(lowered)["Gemm"] == 9
+    shared = [{tensor.name: tuple(place.values()) for tensor, place in references(model)} for model in (portable, lowered)]
+    assert shared[0] == shared[1]
+    matrices = sum(int(length) for _, _, length in set(shared[0].values()))
+    assert (out / "repacked.data").stat().st_size < matrices + 4096 * len(shared[0])  # nothing twice
+    if dtype != "bfloat16":
+        got = decode(portable, alone=False, root=out)
+        assert largest_error(expected, got) < (2e-2 if dtype == "float16" else 1e-4)
+    options = ort.SessionOptions()
+    options.add_session_config_entry(ORT_ROOT_OPTION, str(out))
+    if dtype == "float32":
+        ort.InferenceSession(out / "model.onnx", options)
+
+
+def test_a_difference_leaves_merged_weights_in_a_file_too(tmp_path, monkeypatch, capsys):
+    """A pass that goes wrong behind the merging, bisected: both graphs run, and hold no weights themselves."""
+    monkeypatch.setattr("surgery.weights.INLINE", 1 << 10)
+    path = sharded(weightless.load("torch213_torchscript_qwen2_op17_float32"), tmp_path, 2)
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(
+        '"""Swish(x) → Swish(x) with another alpha"""\n'
+        "def run(graph):\n"
+        "    return graph.match(lambda graph, node: node.attrs.update(alpha=2.0) or True, graph.nodes('Swish'))\n"
+    )
+    out = tmp_path / "out"
+    arguments = [str(path), "--out", str(out), "--capacity", "32", "--merge", *BOTH, "--bisect", "--pass"]
+    assert main([*arguments, f"{wrong}@merged_weights"]) == 1
+    assert "wrong, match 1 of 2, at " in capsys.readouterr().out
+    assert [each.name for each in out.iterdir()] == ["difference"]
+    models = [onnx.load(out / "difference" / f"{name}.onnx", load_external_data=False) for name in ("before", "after")]
+    assert all(model.ByteSize() < 40_000 for model in models)
+    before, after = (decode(model, alone=False, root=out / "difference") for model in models)
+    assert largest_error(before, after) > 1e-4
+
+
+def test_memory_does_not_grow_with_merged_weights(tmp_path):
+    """Query, key and value of 128 MB each, as holes in files: copied, they would be memory."""
+    features, outputs = 8192, 4096
+    nodes = []
+    for name in "qkv":
+        nodes += [
+            helper.make_node("MatMul", ["x", name], [f"{name}_rows"]),
+            helper.make_node("Reshape", [f"{name}_rows", "heads"], [f"{name}_heads"]),
+            helper.make_node("Transpose", [f"{name}_heads"], [f"{name}_first"], perm=[0, 2, 1, 3]),
+        ]
+    nodes += [
+        helper.make_node("Attention", ["q_first", "k_first", "v_first"], ["attended"]),
+        helper.make_node("Reshape", ["attended", "rows"], ["logits"]),
+    ]
+    of, shapes = helper.make_tensor_value_info, {"heads": [1, -1, 32, 128], "rows": [1, -1, 4096]}
+    graph = helper.make_graph(
+        nodes, "encoder", [of("x", TensorProto.FLOAT, ["tokens", features])],
+        [of("logits", TensorProto.FLOAT, [1, "tokens", outputs])],
+        [numpy_helper.from_array(np.array(shape), name) for name, shape in shapes.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
+    for name in "qkv":
+        tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[features, outputs])
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", f"{name}.bin"), ("offset", 0), ("length", 4 * features * outputs)):
+            tensor.external_data.add(key=key, value=str(value))
+        model.graph.initializer.append(tensor)
+        with open(tmp_path / f"{name}.bin", "wb") as file:
+            file.truncate(4 * features * outputs)
+    onnx.save(model, tmp_path / "model.onnx")
+    code = (
+        "import re; from surgery.__main__ import main\n"
+        f"assert main([{str(tmp_path / 'model.onnx')!r}, '--out', {str(tmp_path / 'out')!r}, '--merge', 'qkv']) == 0\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert (tmp_path / "out" / "repacked.data").stat().st_size == 3 * 4 * features * outputs
+    assert int(result.stdout.split()[-1]) * 1024 < 0.3e9
