@@ -115,6 +115,9 @@ def _unused(proto: onnx.ModelProto) -> Iterator[Finding]:
 
 
 def _causal_alignment(node: onnx.NodeProto, producers: dict, pasts: set[str]) -> Iterator[Finding]:
+    if node.op_type == "TRT_Attention" and any(attribute.name == "causal_kind" for attribute in node.attribute):
+        what = "its valid slots are given as lengths: some GPUs refuse it, some attend beyond them and say nothing"
+        yield Finding("warning", f"Attention {node.name}", what, "lower the graph with surgery --attention mask")
     if node.op_type != "Attention":
         return
     if len(node.input) > NONPAD_KV_SEQLEN and node.input[NONPAD_KV_SEQLEN]:

@@ -25,8 +25,10 @@ SEQUENCE_LENGTHS = "sequence_lengths"
 NTK_ALPHA = "ntk_alpha"
 LOGITS = "logits"
 CACHE_WORDS = r"past|cache|(^|[._])(key|value|k|v)s?([._\d]|$)"
+FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 SIDES = {"encoder": "encoder.", "cross": "encoder.", "decoder": "decoder."}
 NTK_TRAINED_LENGTH = "suture.ntk_trained_length"  # metadata of a graph that takes ntk_alpha: the config's seq_length
+KNOWN_POSITIONS = "suture.known_positions"  # metadata of a graph whose tables of positions end there
 
 
 def past_name(layer: int, role: str) -> str:
@@ -91,6 +93,8 @@ def find_signature(
     without any cache (an encoder)."""
     initializers = {tensor.name for tensor in model.graph.initializer}
     inputs = {value.name: value for value in model.graph.input if value.name not in initializers}
+    if past_pattern is None:
+        _refuse_other_caches(name, inputs)
     outputs = {value.name: value for value in model.graph.output}
     pasts = [n for n, value in inputs.items() if _is_cache(value, past_pattern)]
     presents = [n for n, value in outputs.items() if _is_cache(value, None) and n != LOGITS]
@@ -121,12 +125,20 @@ def find_signature(
     )
 
 
+def _refuse_other_caches(name: object, inputs: dict[str, onnx.ValueInfoProto]) -> None:
+    """Raises UserError for a cache that says so by its name and has other axes: layers stacked, or heads and rows merged."""
+    for past, value in inputs.items():
+        tensor = value.type.tensor_type
+        if re.search(r"past|cache", past) and tensor.elem_type in FLOATS and len(tensor.shape.dim) not in (0, 4):
+            wrong = f"the cache {past} has {len(tensor.shape.dim)} dimensions, not [batch, heads, slots, head size]"
+            raise UserError(name, wrong, "export with one such tensor for each layer's keys, and one for its values")
+
+
 def _is_cache(value: onnx.ValueInfoProto, pattern: str | None) -> bool:
     tensor = value.type.tensor_type
-    floating = tensor.elem_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
     if pattern is not None:
         return bool(re.search(pattern, value.name))
-    return floating and len(tensor.shape.dim) == 4 and not re.search(r"mask|bias", value.name)
+    return tensor.elem_type in FLOATS and len(tensor.shape.dim) == 4 and not re.search(r"mask|bias", value.name)
 
 
 def _pair(name: object, model: onnx.ModelProto, pasts: list[str], presents: list[str]) -> tuple[list[Cache], list[Cache]]:

@@ -18,7 +18,7 @@ from surgery import files, picture, verify
 from surgery.runner import make_plan, operate
 from surgery.weights import new_file, settle
 
-OPTIONS = ("cache", "capacity", "logits", "merge", "skip", "own", "verify", "bisect", "past")
+OPTIONS = ("cache", "capacity", "logits", "merge", "attention", "skip", "own", "verify", "bisect", "past")
 
 PICTURED = 1  # the second layer: the first one also has what all layers share
 
@@ -29,6 +29,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--logits", choices=("all", "last"), default="all", help="of every token or the last (%(default)s)")
     parser.add_argument("--merge", choices=("qkv", "gate-up"), nargs="+", default=[],
                         help="merge these weights of each layer, in a new file that then holds all weights")  # fmt: skip
+    parser.add_argument("--attention", choices=("mask", "lengths"), default="mask",
+                        help="what hides the rest of a static cache in the lowered graph (%(default)s); "
+                        "lengths is silently wrong on some GPUs")  # fmt: skip
     parser.add_argument("--skip", metavar="PASS", action="append", default=[], help="leave out a pass; may be repeated")
     parser.add_argument("--pass", metavar="FILE.py[@PASS]", dest="own", action="append", default=[],
                         help="run your own pass, after PASS or before the cache becomes static; may be repeated")  # fmt: skip
@@ -61,7 +64,9 @@ def surgery(options: argparse.Namespace) -> int:
     """Writes the portable and the lowered graph into options.out. Returns the exit status."""
     if options.capacity < 1:
         raise UserError("--capacity", f"{options.capacity} slots hold nothing", "give at least 1")
-    plan = make_plan(options.cache, options.capacity, options.logits, options.skip, options.own, options.merge)
+    plan = make_plan(
+        options.cache, options.capacity, options.logits, options.skip, options.own, options.merge, options.attention
+    )
     own = [Path(argument.partition("@")[0]) for argument in options.own]
     stage = Stage("surgery", options.out, [options.model, *own], {name: getattr(options, name) for name in OPTIONS})
     if stage.up_to_date() and not options.force:
@@ -105,6 +110,8 @@ def _leave(found: verify.Difference, options: argparse.Namespace) -> None:
         stage.extra["weights_root"] = verify.save(found, options.model, partial, folder)
     print(f"surgery: {found}")
     print(f"surgery: both graphs are in {folder}: before.onnx, after.onnx")
+    if (options.out / "model.onnx").exists():
+        print(f"surgery: {options.out}/model.onnx is an earlier run's, which this one has left as it was")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 from contracts.command import Parser, run
 from contracts.errors import UserError
 from contracts.manifest import Stage, read_manifest
+from contracts.signature import KNOWN_POSITIONS
 from contracts.weights import load_graph, place_weights
 from surgery import files
 from surgery.graph import Graph
@@ -34,7 +35,9 @@ def change_capacity(options: Namespace) -> None:
     if options.capacity < 1:
         raise UserError("--capacity", f"{options.capacity} slots hold nothing", "give at least 1")
     path = options.model / "model.onnx" if options.model.is_dir() else options.model
-    stage = Stage("surgery", options.out, [path], {"capacity": options.capacity})
+    made_with = (read_manifest(path.parent) or {}).get("options", {})
+    kept = {name: made_with[name] for name in ("skip", "own", "attention") if name in made_with}
+    stage = Stage("surgery", options.out, [path], {"capacity": options.capacity, **kept})
     if stage.up_to_date() and not options.force:
         print(f"surgery.capacity: up to date ({options.out})")
         return
@@ -45,8 +48,10 @@ def change_capacity(options: Namespace) -> None:
     before = portable.signature.capacity
     if before is None:
         raise UserError(path, "its cache grows, or it has none", "run surgery on it first")
-    made_with = (read_manifest(path.parent) or {}).get("options", {})
-    plan = make_plan("static", options.capacity, "all", made_with.get("skip", ()), made_with.get("own", ()))
+    plan = make_plan("static", options.capacity, "all", **kept)
+    known = int(portable.metadata.get(KNOWN_POSITIONS, options.capacity))
+    if options.capacity > known:
+        raise UserError(f"--capacity {options.capacity}", f"the model knows {known:,} positions", "give at most that many")
     report = Report()
     report.count("before", portable)
     with stage.writing() as partial:

@@ -59,6 +59,7 @@ class Graph:
         self.weights_file: Path | None = None  # where passes may append weights of their own
         self.metadata = {entry.key: entry.value for entry in model.metadata_props}
         self.near_misses: list[NearMiss] = []
+        self.notes: list[str] = []  # what passes have decided that whoever runs the graph must know
         self.matched: list[str] = []  # names of the nodes that the current pass has matched, in that order
         self.match_limit: int | None = None  # of the current pass; how a bisection stops half-way
         self._module = ""  # the module path of the node being matched, which new nodes inherit

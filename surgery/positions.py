@@ -1,11 +1,12 @@
 """Where a graph works out positions itself, from the cache's length or from the attention mask, found by probing."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from surgery.graph import Graph, need, onnx_type, rank
+from surgery.graph import Graph, need, onnx_type, rank, static_dim
 from surgery.probe import Probe, evaluate, probes
 
 INTEGERS = (6, 7)  # int32, int64
@@ -39,6 +40,29 @@ def find_positions(graph: Graph, sources: list[gs.Node], live: set[int]) -> list
         if users:
             result.append(Positions(tensor, offset, axis, users))
     return result
+
+
+def known_positions(graph: Graph) -> tuple[int, str] | None:
+    """How many positions the graph has a row for, and the node that looks them up: the least of its tables of learned
+    positions and of rotary angles. None where it has no such table."""
+    limits, places = [], {}
+    for node, table, index in _lookups(graph):
+        if isinstance(table, gs.Constant) and rank(table) > 1 and onnx_type(index) in INTEGERS and rank(index) in (2, 3, 4):
+            if id(index) not in places:
+                places[id(index)] = _positions(graph, index)
+            if (place := places[id(index)]) is not None:
+                limits.append((static_dim(table, 0) - place[0], node.name))
+    return min(limits, default=None)
+
+
+def _lookups(graph: Graph) -> Iterator[tuple[gs.Node, gs.Tensor, gs.Tensor]]:
+    """Each node that takes rows of a table, with the table and what says which rows."""
+    for node in graph.nodes("Gather"):
+        if not node.attrs.get("axis", 0):
+            yield node, node.inputs[0], node.inputs[1]
+    for node in graph.nodes("RotaryEmbedding"):
+        if len(node.inputs) > 3:
+            yield node, node.inputs[1], node.inputs[3]
 
 
 def _below(sources: list[gs.Node], live: set[int]) -> list[gs.Variable]:

@@ -45,6 +45,7 @@ class Report:
     nodes: dict[str, int] = field(default_factory=dict)
     unfused: list[dict[str, str]] = field(default_factory=list)
     signature: dict[str, list[dict]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def count(self, stage: str, graph: Graph) -> None:
         ops = Counter(f"{node.domain}::{node.op}" if node.domain else node.op for node in graph.gs.nodes)
@@ -79,7 +80,8 @@ class Report:
         return asdict(self)
 
     def lines(self) -> Iterator[str]:
-        """What stayed unfused, alike cases together."""
+        """What to know of the graph, and what stayed unfused, alike cases together."""
+        yield from self.notes
         together: dict[tuple[str, str, str], list[str]] = {}
         for each in self.unfused:
             together.setdefault((each["op"], each["pass"], each["reason"]), []).append(each["node"])

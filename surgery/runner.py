@@ -12,7 +12,7 @@ from contracts.errors import UserError
 from surgery import files
 from surgery.contrib import CONTRIB
 from surgery.graph import Graph
-from surgery.lowering import LOWERING
+from surgery.lowering import LOWERING, attention_mask
 from surgery.passes import PORTABLE, duplicates, interface, last_token_logits, merged_weights, node_names, static_cache
 from surgery.report import PassReport, Report, Verdict
 
@@ -33,14 +33,21 @@ class Plan:
 
 
 def make_plan(
-    cache: str, capacity: int, logits: str, skip: Sequence[str] = (), own: Sequence[str] = (), merge: Sequence[str] = ()
+    cache: str,
+    capacity: int,
+    logits: str,
+    skip: Sequence[str] = (),
+    own: Sequence[str] = (),
+    merge: Sequence[str] = (),
+    attention: str = "mask",
 ) -> Plan:
     """The plan for these options of the command line. `own`: FILE.py[@PASS], which runs after PASS, or after all passes
     that leave the interface alone. Raises UserError for a pass that does not exist, or a file that is none."""
     static = _pass(static_cache, partial(static_cache.run, capacity=capacity))
     last, merged = _pass(last_token_logits), _pass(merged_weights, partial(merged_weights.run, kinds=tuple(merge)))
     ends = [_pass(duplicates), *[merged] * bool(merge), _pass(interface), _pass(node_names)]
-    fusing, lowering = [_pass(module) for module in (*CONTRIB, *PORTABLE)], [_pass(module) for module in LOWERING]
+    fusing, forms = [_pass(module) for module in (*CONTRIB, *PORTABLE)], {attention_mask: {"lengths": attention == "lengths"}}
+    lowering = [_pass(module, partial(module.run, **forms.get(module, {}))) for module in LOWERING]
     names = {each.name for each in (*fusing, static, last, merged, *ends, *lowering)}
     for name in skip:
         if name not in names:
@@ -87,6 +94,7 @@ def operate(
         _run(graph, each, report, verify)
     report.count("portable", graph)
     report.list_unfused(graph, source)
+    report.notes = graph.notes
     return graph, lower(graph, plan, report, verify), report
 
 

@@ -22,6 +22,7 @@ ANY_VOCABULARY = 8
 ALPHAS = (1.0, 3.0)  # two scales of dynamic NTK, row by row
 HIDDEN = -1e4  # an additive mask's value for a slot that does not count; float16 holds it
 LAST = "logits of each row's last token"
+LENGTHS = 5  # kv_lengths among the inputs of TRT_Attention; Attention's nonpad_kv_seqlen comes one later
 
 
 class Unrunnable(Exception):
@@ -204,9 +205,11 @@ def _standard(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in copy.graph.node:
         if node.op_type == "TRT_Attention":
             node.op_type = "Attention"
-            kept = [each for each in node.attribute if not each.name.startswith("TRT_")]
             node.ClearField("attribute")
-            node.attribute.extend([*kept, helper.make_attribute("scale", 1.0)])
+            node.attribute.append(helper.make_attribute("scale", 1.0))
+            if len(node.input) > LENGTHS:
+                node.input.insert(LENGTHS, "")
+                node.attribute.append(helper.make_attribute("is_causal", 1))
         elif node.op_type.startswith("TRT_"):
             raise Unrunnable(f"onnxruntime has no {node.op_type}")
         elif node.op_type == "MatMulNBits":

@@ -20,6 +20,7 @@ from surgery.__main__ import main
 from surgery.runner import make_plan, operate
 from tests.decoding import decode, largest_error
 from tests.graphs import weightless
+from tests.graphs.retype import retyped
 
 ROOT = Path(__file__).parents[1]
 BOTH = ("qkv", "gate-up")
@@ -108,26 +109,6 @@ def sharded(model: onnx.ModelProto, folder: Path, shards: int) -> Path:
     return graph / "model.onnx"
 
 
-def in_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph over weights and caches in bfloat16, which onnxruntime runs as its twin."""
-    for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
-            values = numpy_helper.to_array(tensor)
-            bare = helper.make_tensor(tensor.name, TensorProto.BFLOAT16, tensor.dims, values.ravel())
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bare), tensor.name))
-    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
-        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
-            value.type.tensor_type.elem_type = TensorProto.BFLOAT16
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
-                attribute.i = TensorProto.BFLOAT16
-            elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == TensorProto.FLOAT:
-                values = numpy_helper.to_array(attribute.t)
-                attribute.t.CopyFrom(helper.make_tensor("", TensorProto.BFLOAT16, values.shape, values.ravel()))
-    return model
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_merged_weights_go_to_one_new_file_with_all_others(dtype, tmp_path, monkeypatch):
     monkeypatch.setattr("surgery.weights.INLINE", 1 << 10)
@@ -135,7 +116,7 @@ def test_merged_weights_go_to_one_new_file_with_all_others(dtype, tmp_path, monk
     name = "llama-dynamo-24-float16" if dtype == "float16" else "torch213_torchscript_qwen2_op17_float32"
     source = weightless.load(name)
     expected = decode(source, alone=True)
-    path = sharded(in_bfloat16(source) if dtype == "bfloat16" else source, tmp_path, 8)
+    path = sharded(retyped(source, TensorProto.BFLOAT16) if dtype == "bfloat16" else source, tmp_path, 8)
     before = {each: each.stat().st_size for each in tmp_path.rglob("*") if each.is_file()}
     out = tmp_path / "out"
     assert main([str(path), "--out", str(out), "--capacity", "32", "--merge", *BOTH, "--verify"]) == 0

@@ -25,14 +25,22 @@ GRAPHS = (
 )  # fmt: skip
 
 
-def disturb(model: onnx.ModelProto, seed: int) -> tuple[onnx.ModelProto, str]:
-    """One random disturbance of the graph, and what it is."""
+EXCHANGED = ("Mul", "Add", "Sub", "Div", "MatMul", "Concat")
+MASKING = ("LessOrEqual", "Less", "Greater", "GreaterOrEqual", "Equal", "And", "Or", "Not", "Trilu", "Range")
+
+
+def disturb(model: onnx.ModelProto, seed: int, masks: bool = False) -> tuple[onnx.ModelProto, str]:
+    """One random disturbance of the graph, and what it is. With `masks`, of a node that masks are made of."""
     choose = random.Random(seed)
     model = copy.deepcopy(model)
     del model.graph.value_info[:]  # it may no longer be true
     kind = choose.choice(("take out", "exchange", "constant", "attribute"))
     nodes = [node for node in model.graph.node if node.op_type != "Constant"]
-    node = choose.choice([node for node in nodes if _suits(node, kind, model)])
+    suitable = [node for node in nodes if _suits(node, kind, model)]
+    if masks:
+        kind = choose.choice(("take out", "exchange"))
+        suitable = [node for node in nodes if node.op_type in MASKING and _suits(node, kind, model)]
+    node = choose.choice(suitable)
     what = f"{kind}: {node.op_type} {node.name}"
     if kind == "take out":
         source, gone = choose.choice([name for name in node.input if name]), node.output[0]
@@ -56,7 +64,7 @@ def _suits(node: onnx.NodeProto, kind: str, model: onnx.ModelProto) -> bool:
     if kind == "take out":
         return len(node.output) == 1 and node.output[0] not in outputs and len(node.input) > 0
     if kind == "exchange":
-        return node.op_type in ("Mul", "Add", "Sub", "Div", "MatMul", "LessOrEqual", "And", "Concat") and len(node.input) == 2
+        return node.op_type in (*EXCHANGED, *MASKING) and len(node.input) == 2
     if kind == "constant":
         return any(_small_constants(model, node))
     return any(each.name in ("axis", "epsilon", "keepdims") for each in node.attribute)
@@ -95,9 +103,9 @@ def _is_value(model: onnx.ModelProto, name: str, tensor: onnx.TensorProto) -> bo
     ) or any(name in node.output and node.op_type == "Constant" and node.attribute[0].t == tensor for node in model.graph.node)
 
 
-def check(name: str, seed: int, folder) -> str:
+def check(name: str, seed: int, folder, masks: bool = False) -> str:
     """Raises AssertionError where surgery makes something else of the disturbed graph. Returns what was found."""
-    disturbed, what = disturb(weightless.load(name), seed)
+    disturbed, what = disturb(weightless.load(name), seed, masks)
     try:
         expected = decode(disturbed, alone=True)
     except Exception:  # onnxruntime's errors have no base; a graph that does not run says nothing
@@ -133,15 +141,17 @@ def _is_empty(model: onnx.ModelProto) -> bool:
 
 
 def _shown(model: onnx.ModelProto, op: str, which: Callable[[onnx.NodeProto], str]) -> list[np.ndarray]:
-    """A tensor of each node of the op, at a prompt's second step."""
+    """A tensor of each node of the op, at both steps of a prompt."""
     shown = copy.deepcopy(model)
     names = sorted({which(node) for node in model.graph.node if node.op_type == op})
     shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     steps = Steps(shown, rows=1)
     steps.also = names
+    values = []
     for count in (7, 4):
         steps.step(np.full((1, count), 5), np.array([count]))
-    return steps.shown
+        values += steps.shown
+    return values
 
 
 def _sensitivity(model: onnx.ModelProto, expected: dict[str, np.ndarray]) -> float:
@@ -159,3 +169,9 @@ def _sensitivity(model: onnx.ModelProto, expected: dict[str, np.ndarray]) -> flo
 @given(name=st.sampled_from(GRAPHS), seed=st.integers(0, 10_000))
 def test_a_disturbed_graph_is_never_fused_into_something_else(name, seed, tmp_path_factory):
     assume(check(name, seed, tmp_path_factory.mktemp("disturbed")) != "does not run")
+
+
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(name=st.sampled_from(GRAPHS), seed=st.integers(0, 10_000))
+def test_a_disturbed_mask_is_never_taken_for_another(name, seed, tmp_path_factory):
+    assume(check(name, seed, tmp_path_factory.mktemp("disturbed"), masks=True) != "does not run")

@@ -7,7 +7,11 @@
 TensorRT's parser drops nonpad_kv_seqlen without a word and would attend over the whole cache; its is_causal counts from
 the cache's first slot. Its importer multiplies query and keys by sqrt(scale), which reads and writes the whole key cache
 at each step; TRT_Attention adds no scale. The mask is additive, since a boolean one that two layers share does not build
-for a short sequence. Its alternative, kv_lengths with causal_kind lower_right, is silently wrong on some GPUs.
+for a short sequence.
+
+On request, the lengths form, which reads no slot beyond a row's last, and is silently wrong on some GPUs:
+
+        →  TRT_Attention(query * scale, keys, values, "", "", kv_lengths = nonpad_kv_seqlen, causal_kind = lower_right)
 """
 
 import numpy as np
@@ -19,28 +23,28 @@ from surgery.graph import Graph, is_half, need, onnx_type, producer, static_dim
 HIDDEN = {"FLOAT16": -6e4, "BFLOAT16": -1e30, "FLOAT": -1e30}  # finite: a sum with a score stays finite
 
 
-def run(graph: Graph) -> int:
+def run(graph: Graph, lengths: bool = False) -> int:
     masks: dict[tuple[int, int], gs.Tensor] = {}
-    return graph.match(lambda graph, node: _lower(graph, node, masks), graph.nodes("Attention"))
+    return graph.match(lambda graph, node: _lower(graph, node, masks, lengths), graph.nodes("Attention"))
 
 
-def _lower(graph: Graph, attention: gs.Node, masks: dict[tuple[int, int], gs.Tensor]) -> bool:
+def _lower(graph: Graph, attention: gs.Node, masks: dict[tuple[int, int], gs.Tensor], lengths: bool) -> bool:
     query, keys, values = attention.inputs[:3]
+    inputs, attrs = [], {}
     mask = attention.inputs[3] if len(attention.inputs) > 3 and not attention.inputs[3].is_empty() else None
     if len(attention.inputs) > 6:
         need(producer(keys, "TensorScatter") is not None, "its keys are not a static cache's")
         need(mask is None and attention.attrs.get("is_causal"), "a mask applies beside the valid length")
-        write_indices = producer(keys, "TensorScatter").inputs[2]
-        key = (id(write_indices), onnx_type(query))
-        if key not in masks:
-            masks[key] = _causal_mask(graph, write_indices, static_dim(keys, 2), onnx_type(query))
-        mask = masks[key]
+        if lengths:
+            inputs, attrs = [None, None, attention.inputs[6]], {"causal_kind": "lower_right"}
+        else:
+            mask = _shared_mask(graph, producer(keys, "TensorScatter").inputs[2], static_dim(keys, 2), onnx_type(query), masks)
     scale = attention.attrs.get("scale")
     if scale is None:
         need(static_dim(query, 3), "neither its scale nor its head size is known")
         scale = static_dim(query, 3) ** -0.5
-    inputs = [_scaled(graph, query, scale), keys, values]
-    graph.replace(attention.outputs[0], "TRT_Attention", inputs if mask is None else [*inputs, mask])
+    inputs = [_scaled(graph, query, scale), keys, values, *(inputs or [mask] * (mask is not None))]
+    graph.replace(attention.outputs[0], "TRT_Attention", inputs, attrs)
     return True
 
 
@@ -59,6 +63,15 @@ def _scaled(graph: Graph, query: gs.Tensor, scale: float) -> gs.Tensor:
     wide = graph.new("Cast", [query], {"to": onnx.TensorProto.FLOAT}, dtype=np.float32, shape=query.shape)
     scaled = graph.new("Mul", [wide, graph.number(scale, onnx.TensorProto.FLOAT)], shape=query.shape)
     return graph.new("Cast", [scaled], {"to": dtype}, dtype=dtype, shape=query.shape)
+
+
+def _shared_mask(
+    graph: Graph, write_indices: gs.Tensor, capacity: int, dtype: int, masks: dict[tuple[int, int], gs.Tensor]
+) -> gs.Tensor:
+    key = (id(write_indices), dtype)
+    if key not in masks:
+        masks[key] = _causal_mask(graph, write_indices, capacity, dtype)
+    return masks[key]
 
 
 def _causal_mask(graph: Graph, write_indices: gs.Tensor, capacity: int, dtype: int) -> gs.Tensor:

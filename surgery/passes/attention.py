@@ -99,6 +99,7 @@ def _over_tokens(graph: Graph, mask: gs.Tensor, query: gs.Tensor) -> gs.Tensor:
     """A mask that is the same for all tokens, once for each: onnxruntime broadcasts it over batch and heads alone, and
     TensorRT takes none of three dimensions."""
     need(rank(mask) is None or rank(mask) in (2, 3, 4), f"what is added to the scores has rank {rank(mask)}")
+    need(static_dim(mask, -1) != 1, "what is added to the scores is the same for all slots, which Attention does not take")
     if rank(mask) == 3:
         mask = graph.new("Unsqueeze", [mask, graph.int64([0])], shape=[1, *mask.shape])
     if rank(mask) is None or static_dim(mask, -2) != 1 or static_dim(query, 2) == 1:

@@ -8,7 +8,7 @@ Token i of a step lies in slot write_indices + i and sees the slots up to its ow
 write_indices + S for every row: onnxruntime aligns causality to the last row, padding included. Causal masks go, with or
 without padding: sequences of a static cache are padded on the right, where nothing attends to it. A causal mask with a
 window, or with ALiBi's slopes, is made anew over the slots; a mask that is a graph input stays, over the slots. All
-caches of a graph change together, or none does.
+caches of a graph change together, or none does. A cache has no more slots than the model knows positions.
 """
 
 from dataclasses import dataclass, replace
@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from contracts.signature import WRITE_INDICES, Cache
+from contracts.signature import KNOWN_POSITIONS, WRITE_INDICES, Cache
 from surgery.graph import Graph, NoMatch, consumers, need, onnx_type, rank, static_dim
 from surgery.masks import Mask, recognise
-from surgery.positions import Positions, find_positions
+from surgery.positions import Positions, find_positions, known_positions
 from surgery.slots import causal_bias, own_slots
 
 INPUT = "a graph input"  # a mask that says for itself what is hidden
@@ -55,7 +55,11 @@ def run(graph: Graph, capacity: int) -> int:
     logits = next(output for output in graph.gs.outputs if output.inputs).inputs[0]
     if not graph.match(lambda graph, node: _free_of_lengths(graph, growing, positions), [logits]):
         return 0
-    _make_static(graph, growing, positions, capacity)
+    known, where = known_positions(graph) or (capacity, "")
+    if known < capacity:
+        graph.notes.append(f"the cache has {known:,} slots, not {capacity:,}: {where} knows no more positions")
+        graph.metadata[KNOWN_POSITIONS] = str(known)
+    _make_static(graph, growing, positions, min(known, capacity))
     return len(growing)
 
 
@@ -72,7 +76,10 @@ def _growing(graph: Graph, concat: gs.Node, masks: dict[int, Mask | str]) -> lis
     need(len(concat.inputs) == 2, f"{len(concat.inputs)} tensors are joined to the cache at once")
     need(concat.attrs["axis"] in (2, -2), f"the cache grows along axis {concat.attrs['axis']}, not 2")
     present = concat.outputs[0]
-    need(present.name == caches[past.name].present, f"the grown cache is not the output {caches[past.name].present}")
+    wanted = caches[past.name].present
+    window = any(output.name == wanted for node in consumers(present, "Slice") for output in node.outputs)
+    need(not window, f"the output {wanted} is a window of the grown cache: its slots move")
+    need(present.name == wanted, f"the grown cache is not the output {wanted}")
     for axis in (1, 3):
         joined, cached = static_dim(concat.inputs[1], axis), static_dim(past, axis)
         need(

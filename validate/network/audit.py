@@ -187,6 +187,11 @@ def _attentions(network: Network, producers: dict[str, Layer]) -> Iterator[Findi
             )
         if query.shape[3] not in FUSED_HEAD_DIMS:
             yield Finding("error", where, f"no fused kernel for head dimension {query.shape[3]} (16 to 256)", "pad the heads")
+        if settings["causal_kind"] == "LOWER_RIGHT":
+            yield Finding(
+                "warning", where, "its valid slots are given as lengths, which TensorRT computes wrongly on some GPUs",
+                "lower the graph with an explicit mask (surgery --attention mask)",
+            )  # fmt: skip
         scaled = producers.get(layer.inputs[1])
         product = scaled is not None and scaled.type == "ELEMENTWISE" and scaled.attributes["op"] == "PROD"
         if product and _cached(network, producers, layer.inputs[1]):
