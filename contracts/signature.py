@@ -105,7 +105,9 @@ def find_signature(
     caches, encoder_caches = _pair(name, model, pasts, presents)
     shape = _shape(inputs[caches[0].past]) if caches else [0, 0, 0, 0]
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    write_indices = _first(inputs, r"^write_ind|^cache_position$|^past_lengths?$", rank=1) if caches else None
+    writes = {node.input[2] for node in model.graph.node if node.op_type == "TensorScatter" and len(node.input) > 2}
+    write_indices = _first(inputs, r"^write_ind|^cache_position$|^past_lengths?$", rank=1) if writes and caches else None
+    write_indices = write_indices or next((written for written in inputs if caches and written in writes), None)
     find = _required if caches else lambda name, values, pattern, what: _first(values, pattern)
     return Signature(
         tokens=find(name, inputs, r"input_ids|tokens|decoder_input", "token input"),
@@ -167,10 +169,12 @@ def _pair(name: object, model: onnx.ModelProto, pasts: list[str], presents: list
 
 
 def _grown(model: onnx.ModelProto, pasts: list[str], presents: list[str]) -> dict[str, str]:
-    """By cache input the output that a node which also reads the input directly computes."""
+    """By cache input the output that a node which also reads the input computes, both as they are or transposed."""
+    turned = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Transpose"}
     joins = [node for node in model.graph.node if node.op_type in ("Concat", "TensorScatter", "ScatterND", "ScatterElements")]
-    inputs_of = {output: node.input for node in joins for output in node.output}
-    return {past: present for present in presents for past in pasts if past in inputs_of.get(present, ())}
+    inputs_of = {node.output[0]: [turned.get(name, name) for name in node.input] for node in joins}
+    made = {present: inputs_of.get(present) or inputs_of.get(turned.get(present), ()) for present in presents}
+    return {past: present for present in presents for past in pasts if past in made[present]}
 
 
 def _place(name: str) -> tuple[int, str]:

@@ -47,14 +47,22 @@ def probes(lengths: tuple[tuple[int, int, int], ...] = SHORT) -> list[Probe]:
     return made
 
 
-def evaluate(graph: Graph, tensors: list[gs.Tensor], probe: Probe) -> list[np.ndarray] | None:
-    """The tensors' values at a probe, or None where they depend on weights or on what a probe does not say."""
-    nodes = _ancestors(tensors)
+def evaluate(
+    graph: Graph, tensors: list[gs.Tensor], probe: Probe | dict[str, np.ndarray],
+    given: dict[str, tuple[gs.Variable, np.ndarray]] | None = None,
+) -> list[np.ndarray] | None:  # fmt: skip
+    """The tensors' values at a probe, or None where they depend on weights or on what a probe does not say. `given`: inner
+    tensors by name whose values are not to be computed."""
+    given = given or {}
+    nodes = _ancestors(tensors, {id(tensor) for tensor, _ in given.values()})
     if nodes is None:
         return None
     used = {id(tensor) for node in nodes for tensor in node.inputs} | {id(tensor) for tensor in tensors}
     inputs = [tensor for tensor in graph.gs.inputs if id(tensor) in used]
-    feeds = {tensor.name: _feed(graph, tensor, probe) for tensor in inputs}
+    known = probe if isinstance(probe, dict) else {each.name: _feed(graph, each, probe) for each in inputs}
+    feeds = {tensor.name: known.get(tensor.name) for tensor in inputs}
+    inputs += [tensor for tensor, _ in given.values()]
+    feeds |= {name: values for name, (_, values) in given.items()}
     if any(value is None for value in feeds.values()):
         return None
     if all(tensor.name in feeds for tensor in tensors):
@@ -82,8 +90,9 @@ def _widened(value: np.ndarray) -> np.ndarray:
     return value.astype(np.float32) if value.dtype.name == "bfloat16" else value
 
 
-def _ancestors(tensors: list[gs.Tensor]) -> list[gs.Node] | None:
-    """The nodes that the tensors come from, in order; None if a weight is among their inputs."""
+def _ancestors(tensors: list[gs.Tensor], known: set[int]) -> list[gs.Node] | None:
+    """The nodes that the tensors come from, in order, up to those whose ids are `known`; None if a weight is among their
+    inputs."""
     seen, ordered = set(), []
     stack = [(node, False) for tensor in tensors for node in tensor.inputs]
     while stack:
@@ -98,7 +107,7 @@ def _ancestors(tensors: list[gs.Tensor]) -> list[gs.Node] | None:
         for tensor in node.inputs:
             if isinstance(tensor, gs.Constant) and _is_weight(tensor):
                 return None
-            stack += [(above, False) for above in tensor.inputs]
+            stack += [(above, False) for above in tensor.inputs if id(tensor) not in known]
     return ordered
 
 

@@ -18,6 +18,7 @@ from surgery.passes import (
     repeated_heads,
     rms_norm,
     rotary_embedding,
+    scattered_cache,
     shapes,
     swish,
 )
@@ -37,6 +38,7 @@ PORTABLE: tuple[ModuleType, ...] = (
     attention,
     own_cache,
     repeated_heads,
+    scattered_cache,
     linear,
     flat_tokens,
 )

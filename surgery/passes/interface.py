@@ -5,7 +5,7 @@ past_k_0, cache.0.k, ...  →  past_key_values.0.key          [batch, kv_heads, 
 
 from dataclasses import replace
 
-from contracts.signature import LOGITS, MASK, NTK_ALPHA, POSITIONS, TOKENS, Cache, past_name, present_name
+from contracts.signature import LOGITS, MASK, NTK_ALPHA, POSITIONS, TOKENS, WRITE_INDICES, Cache, past_name, present_name
 from surgery.graph import Graph
 
 TOTAL = "past_sequence + sequence"
@@ -14,7 +14,7 @@ TOTAL = "past_sequence + sequence"
 def run(graph: Graph) -> int:
     signature = graph.signature
     names = {signature.tokens: TOKENS, signature.positions: POSITIONS, signature.mask: MASK, signature.logits: LOGITS}
-    names |= {signature.ntk_alpha: NTK_ALPHA}
+    names |= {signature.ntk_alpha: NTK_ALPHA, signature.write_indices: WRITE_INDICES}
     for cache in (*signature.caches, *signature.encoder_caches):
         names[cache.past] = past_name(cache.layer, cache.role)
         names[cache.present] = present_name(cache.layer, cache.role)
@@ -33,6 +33,7 @@ def run(graph: Graph) -> int:
         logits=signature.logits and LOGITS,
         positions=None if signature.positions is None or POSITIONS in absent else POSITIONS,
         mask=None if signature.mask is None or MASK in absent else MASK,
+        write_indices=signature.write_indices and WRITE_INDICES,
         ntk_alpha=None if signature.ntk_alpha is None or NTK_ALPHA in absent else NTK_ALPHA,
         caches=_renamed(signature.caches, names),
         encoder_caches=_renamed(signature.encoder_caches, names),

@@ -31,7 +31,7 @@ def _hand_over(graph: Graph, attention: gs.Node) -> bool:
     attrs = {name: given for name, given in attention.attrs.items() if name != "is_causal"}
     mask = None if mask.is_empty() else mask
     if attention.attrs.get("is_causal"):
-        mask = _causal(graph, query, past_key, mask)
+        mask = causal(graph, query, past_key, mask)
     presents = []
     for new, past, present in zip((key, value), (past_key, past_value), [*attention.outputs[1:3], None, None]):
         if present is None or present.is_empty():
@@ -44,7 +44,7 @@ def _hand_over(graph: Graph, attention: gs.Node) -> bool:
     return True
 
 
-def _causal(graph: Graph, query: gs.Tensor, past: gs.Tensor, mask: gs.Tensor | None) -> gs.Tensor:
+def causal(graph: Graph, query: gs.Tensor, past: gs.Tensor, mask: gs.Tensor | None) -> gs.Tensor:
     """slot <= past length + i, bool [S, P + S], together with the mask that there is."""
     steps, before = (
         graph.new("Squeeze", [graph.new("Shape", [tensor], {"start": 2, "end": 3}, dtype=np.int64, shape=[1])], shape=[])

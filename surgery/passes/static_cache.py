@@ -38,6 +38,8 @@ class Growing:
 def run(graph: Graph, capacity: int) -> int:
     growing: list[Growing] = []
     masks: dict[int, Mask | str] = {}
+    if graph.signature.static and graph.signature.capacity != capacity:
+        graph.notes.append(f"the cache keeps its {graph.signature.capacity:,} slots (surgery.capacity changes them)")
     if graph.signature.static or not graph.signature.caches:
         return 0
 

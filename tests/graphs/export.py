@@ -1,6 +1,8 @@
 """Tiny models of other people's families, exported by torch as users export them: random weights, two layers.
 
-python tests/graphs/export.py FAMILY EXPORTER OPSET DTYPE OUT.onnx        EXPORTER: dynamo | torchscript
+python tests/graphs/export.py FAMILY EXPORTER OPSET DTYPE OUT.onnx [eager | static]      EXPORTER: dynamo | torchscript
+
+static: transformers' StaticCache, 24 slots that the step's tokens are scattered into from `past_length` on.
 """
 
 import logging
@@ -10,10 +12,10 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache, StaticCache
 
 LAYERS, HIDDEN, HEADS, VOCAB, LONGEST = 2, 64, 4, 128, 96
-BATCH, SEQUENCE, PAST, SOURCE = 2, 3, 5, 7
+BATCH, SEQUENCE, PAST, SOURCE, CAPACITY = 2, 3, 5, 7, 24
 
 SMALL = {"vocab_size": VOCAB, "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
              "intermediate_size": 96, "max_position_embeddings": LONGEST, "tie_word_embeddings": False,
@@ -84,6 +86,23 @@ class Decoder(torch.nn.Module):
 
 def _cache(past: list) -> DynamicCache:
     return DynamicCache(list(zip(past[0::2], past[1::2])))
+
+
+class StaticDecoder(torch.nn.Module):
+    """A causal language model over caches of CAPACITY slots, of which the first `past_length` are full."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, position_ids, past_length, *past):
+        past = past[0] if isinstance(past[0], list | tuple) else past
+        cache = StaticCache(config=self.model.config, max_cache_len=CAPACITY)
+        for layer, keys, values in zip(cache.layers, past[0::2], past[1::2]):
+            layer.keys, layer.values, layer.is_initialized = keys.clone(), values.clone(), True
+            layer.dtype, layer.device, layer.cumulative_length = keys.dtype, keys.device, past_length.clone()
+        logits = self.model(input_ids, position_ids=position_ids, past_key_values=cache, use_cache=True).logits
+        return logits, *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
 
 
 class Alone(torch.nn.Module):
@@ -162,7 +181,31 @@ def export(family: str, exporter: str, opset: int, dtype: str, out: Path, attent
                               opset_version=opset, dynamo=False)  # fmt: skip
 
 
+def export_static(family: str, exporter: str, opset: int, dtype: str, out: Path) -> None:
+    model = build(family).to(getattr(torch, dtype))
+    heads, size = model.config.num_key_value_heads, getattr(model.config, "head_dim", None) or HIDDEN // HEADS
+    past = [torch.zeros(BATCH, heads, CAPACITY, size, dtype=getattr(torch, dtype)) for _ in range(2 * LAYERS)]
+    tokens, positions = torch.randint(3, VOCAB, (BATCH, SEQUENCE)), torch.arange(PAST, PAST + SEQUENCE).repeat(BATCH, 1)
+    names = ["input_ids", "position_ids", "past_length"]
+    kinds = [f"{kind}_{layer}" for layer in range(LAYERS) for kind in "kv"]
+    names, outputs = names + [f"past_{kind}" for kind in kinds], ["logits"] + [f"present_{kind}" for kind in kinds]
+    auto = torch.export.Dim.AUTO
+    inputs, wrapper = (tokens, positions, torch.tensor(PAST), *past), StaticDecoder(model).eval()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        if exporter == "dynamo":
+            shapes = ({0: auto, 1: auto}, {0: auto, 1: auto}, {}, tuple({0: auto} for _ in past))
+            torch.onnx.export(wrapper, inputs, out, input_names=names, output_names=outputs, dynamic_shapes=shapes,
+                              opset_version=opset, dynamo=True, verbose=False, external_data=False)  # fmt: skip
+        else:
+            axes = {name: {0: "B", 1: "S"} for name in (*names[:2], "logits")} | {name: {0: "B"} for name in names[3:]}
+            torch.onnx.export(wrapper, inputs, out, input_names=names, output_names=outputs, dynamic_axes=axes,
+                              opset_version=opset, dynamo=False)  # fmt: skip
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    family, exporter, opset, dtype, out = sys.argv[1:6]
-    export(family, exporter, int(opset), dtype, Path(out), *sys.argv[6:])
+    family, exporter, opset, dtype, out, *attention = sys.argv[1:]
+    make = export_static if attention == ["static"] else export
+    make(family, exporter, int(opset), dtype, Path(out), *(attention if attention != ["static"] else []))
