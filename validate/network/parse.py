@@ -116,6 +116,8 @@ class _Walk:
             return _shape(value)
         if isinstance(value, trt.Weights):
             return None if value.size == 0 else f"{value.dtype.name} weights without a numpy view"
+        if isinstance(value, np.ndarray):  # a view of memory that goes with the parser
+            return value.copy() if value.size else None
         return getattr(value, "name", value)
 
     def _name(self, item, taken) -> str:
