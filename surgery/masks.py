@@ -53,7 +53,7 @@ def recognise(graph: Graph, mask: gs.Tensor) -> Mask | str:
         bias = values[0].reshape((1,) * (4 - values[0].ndim) + values[0].shape)
         visible = bias if onnx_type(mask) == BOOL else bias > FAR_BELOW
         if onnx_type(mask) != BOOL and np.any(bias[visible] != 0):
-            found = _slopes(bias.astype(np.float64), probe)
+            found = _slopes(bias.astype(np.float64), probe, float(np.finfo(bias.dtype).eps))
             if found is None or (slopes is not None and not np.allclose(found, slopes, rtol=2e-3)):
                 return "the mask adds numbers that are no slope times a distance: it is a bias"
             slopes = found
@@ -81,7 +81,7 @@ def _lengths(graph: Graph, mask: gs.Tensor) -> set[int]:
     return lengths
 
 
-def _slopes(bias: np.ndarray, probe: Probe) -> np.ndarray | None:
+def _slopes(bias: np.ndarray, probe: Probe, epsilon: float) -> np.ndarray | None:
     """float64 [heads], if a probe's first row, which has no padding, adds slope * (slot - own slot) to what it sees, up to
     what is the same for all slots of a token: the softmax takes that out."""
     rows = probe.past + np.arange(probe.steps)
@@ -94,7 +94,8 @@ def _slopes(bias: np.ndarray, probe: Probe) -> np.ndarray | None:
     slopes = relative[:, -1, 0] / distance[-1, 0]
     expected = slopes[:, None, None] * distance
     error = np.abs(relative - expected)[:, causal]
-    return slopes if np.all(error <= 2e-3 * np.abs(expected[:, causal]) + 1e-6) else None
+    rounding = epsilon * np.abs(first[:, causal]).max()  # of slope * slot, from which the slot itself is reckoned here
+    return slopes if np.all(error <= 2e-3 * np.abs(expected[:, causal]) + rounding + 1e-6) else None
 
 
 def _expected(kind: Kind, window: int | None, probe: Probe) -> np.ndarray:

@@ -47,6 +47,7 @@ EXPECTED = {
     "gptbigcode-torchscript-17-float32": gpt2,
     "gptneox-dynamo-23-float16": gpt2 | {"RotaryEmbedding": 4},
     "gptneox-torchscript-17-float32": gpt2 | {"RotaryEmbedding": 4},
+    "gptj-torchscript-17-float32": gpt2 | {"LayerNormalization": 3, "RotaryEmbedding": 4},
     "llama-dynamo-24-float16": llama,
     "llama-torchscript-14-float16": llama,
     "mpt-torchscript-17-float32": gpt2,

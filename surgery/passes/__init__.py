@@ -35,6 +35,7 @@ PORTABLE: tuple[ModuleType, ...] = (
     swish,
     gelu,
     rotary_embedding,
+    shapes,
     attention,
     own_cache,
     repeated_heads,

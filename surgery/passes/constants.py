@@ -10,7 +10,7 @@ import onnxruntime as ort
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from surgery.files import sort
-from surgery.graph import SMALL, Graph, onnx_type, operands, rank
+from surgery.graph import SMALL, Graph, onnx_type, operands, producer, rank
 
 GROWING = ("ConstantOfShape", "Expand", "Range", "Tile")  # a small input does not mean a small output
 QUANTISED = ("DequantizeLinear",)  # of a weight that is to stay small
@@ -43,11 +43,25 @@ def _skip(graph: Graph, node: gs.Node) -> bool:
         x = next((x for one, x in operands(node) if graph.scalar(one) == 1 and (rank(one) or 0) <= (rank(x) or 0)), None)
         if x is None:
             return False
-    if graph.is_output(y) or (len(node.outputs) > 1 and node.outputs[1].outputs):
+    if len(node.outputs) > 1 and node.outputs[1].outputs:
         return False
     if node.op == "Cast" and onnx_type(x) != node.attrs["to"]:
         return False
+    if graph.is_output(y):
+        return _end_in(graph, x, y)
     graph.redirect(y, x)
+    return True
+
+
+def _end_in(graph: Graph, x: gs.Tensor, y: gs.Variable) -> bool:
+    """Makes whatever computes x compute y, an output of the graph, itself."""
+    source = producer(x)
+    if source is None or graph.is_output(x):
+        return False
+    y.inputs.clear()
+    source.outputs = [y if tensor is x else tensor for tensor in source.outputs]
+    for node in list(x.outputs):
+        node.inputs = [y if tensor is x else tensor for tensor in node.inputs]
     return True
 
 

@@ -62,7 +62,9 @@ def _fuse(graph: Graph, concat: gs.Node, tables: dict[tuple, gs.Tensor]) -> bool
     cast_in, cast_out = producer(x, "Cast"), only_consumer(result, "Cast")
     if cast_in and cast_out and is_half(cast_in.inputs[0]) and cast_out.attrs["to"] == onnx_type(cast_in.inputs[0]):
         source, result = cast_in.inputs[0], cast_out.outputs[0]
-    halves = [_table(graph, each, heads_axis, onnx_type(source), turned.interleaved, tables) for each in (cos, sin)]
+    need(static_dim(x, -1), "the size of x is not known")
+    form = heads_axis, onnx_type(source), turned.interleaved, static_dim(x, -1)
+    halves = [_table(graph, each, form, tables) for each in (cos, sin)]
     if heads_axis == 1:
         graph.replace(result, "RotaryEmbedding", [source, *halves], attrs)
     else:
@@ -145,17 +147,18 @@ def _heads_axis(table: gs.Tensor) -> int | None:
     return next((axis for axis in (1, 2) if static_dim(table, axis) == 1), None)
 
 
-def _table(
-    graph: Graph, table: gs.Tensor, heads_axis: int, dtype: int, interleaved: int, made: dict[tuple, gs.Tensor]
-) -> gs.Tensor:
-    """Each angle of a table of doubled ones once, [B, S, D/2] in `dtype`; made once for each."""
-    key = (id(table), heads_axis, dtype, interleaved)
+def _table(graph: Graph, table: gs.Tensor, form: tuple[int, int, int, int], made: dict[tuple, gs.Tensor]) -> gs.Tensor:
+    """Each angle of a table of doubled ones once, [B, S, D/2] in a dtype; made once for each. `form`: the heads axis, the
+    dtype, whether neighbours are doubled, D."""
+    key = (id(table), *form)
     if key not in made:
+        heads_axis, dtype, interleaved, size = form
         half = None if interleaved else _half(graph, table)
         if half is None:
             what = "neighbours" if interleaved else "halves"
-            need(_is_doubled(graph, table, interleaved), f"the {what} of cos or sin cannot be shown to be equal")
-            half = _first_half(graph, table, interleaved)
+            need(_is_doubled(graph, table, interleaved, size), f"the {what} of cos or sin cannot be shown to be equal")
+            end, step = (size, 2) if interleaved else (size // 2, 1)
+            half = graph.new("Slice", [table, *map(graph.int64, ([0], [end], [-1], [step]))])
         if rank(table) == 4:
             half = _without_axis(graph, half, heads_axis)
         elif rank(table) == 2:
@@ -190,22 +193,15 @@ def _half(graph: Graph, table: gs.Tensor) -> gs.Tensor | None:
     return graph.new(node.op, [half, *node.inputs[1:]], dict(node.attrs), dtype=onnx_type(table))
 
 
-def _is_doubled(graph: Graph, table: gs.Tensor, interleaved: int) -> bool:
+def _is_doubled(graph: Graph, table: gs.Tensor, interleaved: int, size: int) -> bool:
     """Whether both halves of the table, or all neighbours in it, are equal wherever it was looked at."""
     for probe in probes():
         values = evaluate(graph, [table], probe)
-        if values is None or values[0].shape[-1] % 2:
+        if values is None or values[0].shape[-1] != size:
             return False
         if not np.array_equal(*([values[0][..., i::2] for i in (0, 1)] if interleaved else np.split(values[0], 2, axis=-1))):
             return False
     return True
-
-
-def _first_half(graph: Graph, table: gs.Tensor, interleaved: int) -> gs.Tensor:
-    size = static_dim(table, -1)
-    need(size is not None and size % 2 == 0, "the size of cos and sin is not known")
-    end, step = (size, 2) if interleaved else (size // 2, 1)
-    return graph.new("Slice", [table, *map(graph.int64, ([0], [end], [-1], [step]))])
 
 
 def _without_axis(graph: Graph, half: gs.Tensor, axis: int) -> gs.Tensor:
