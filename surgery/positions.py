@@ -1,5 +1,6 @@
 """Where a graph works out positions itself, from the cache's length or from the attention mask, found by probing."""
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -42,17 +43,29 @@ def find_positions(graph: Graph, sources: list[gs.Node], live: set[int]) -> list
     return result
 
 
-def known_positions(graph: Graph) -> tuple[int, str] | None:
+def known_positions(graph: Graph, most: int) -> tuple[int, str] | None:
     """How many positions the graph has a row for, and the node that looks them up: the least of its tables of learned
-    positions and of rotary angles. None where it has no such table."""
-    limits, places = [], {}
+    positions and of rotary angles. None where it has no such table, or `most` positions are within it."""
+    limits = [(limit, node.name) for node in graph.nodes("GatherElements") if (limit := _tried(graph, node, most)) is not None]
+    places = {}
     for node, table, index in _lookups(graph):
         if isinstance(table, gs.Constant) and rank(table) > 1 and onnx_type(index) in INTEGERS and rank(index) in (2, 3, 4):
             if id(index) not in places:
                 places[id(index)] = _positions(graph, index)
             if (place := places[id(index)]) is not None:
                 limits.append((static_dim(table, 0) - place[0], node.name))
-    return min(limits, default=None)
+    return min(((limit, name) for limit, name in limits if limit < most), default=None)
+
+
+def _tried(graph: Graph, lookup: gs.Node, most: int) -> int | None:
+    """How many positions a lookup takes, where its table is computed: found by looking up the last of them."""
+
+    def takes(count: int) -> bool:
+        return evaluate(graph, lookup.outputs[:1], probes(((1, 1, count - 1),))[0]) is not None
+
+    if not takes(1) or takes(most):
+        return None
+    return bisect_left(range(1, most), True, key=lambda count: not takes(count + 1)) + 1
 
 
 def _lookups(graph: Graph) -> Iterator[tuple[gs.Node, gs.Tensor, gs.Tensor]]:

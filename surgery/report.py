@@ -12,6 +12,8 @@ from surgery.graph import Graph, NearMiss
 
 LEFT_DECOMPOSED = ("Softmax", "ReduceMean", "Sigmoid", "Erf", "Tanh")  # what fused forms are made of
 UNKNOWN_FORM = "no pass knows this form"
+EXPERTS = "a mixture of experts stays as it is: the standard has no operator for it, and TensorRT builds none"
+UNSUPPORTED = {"TopK": EXPERTS, "MoE": EXPERTS, "QMoE": EXPERTS}
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Report:
         self.unfused = [
             {"node": node.name, "op": node.op, "pass": reason[0], "reason": reason[1]}
             for node in graph.gs.nodes
-            if (reason := reasons.get(node.outputs[0].name, ("", UNKNOWN_FORM) if _unfused(node) else None))
+            if (reason := reasons.get(node.outputs[0].name, ("", _why(node)) if _unfused(node) else None))
         ]
         self.unfused.sort(key=lambda each: each["pass"] != "static_cache")  # a cache that is copied costs the most
 
@@ -112,4 +114,8 @@ class Report:
 
 def _unfused(node: gs.Node) -> bool:
     """Whether it is part of a form that some pass writes as one node, or an op of onnxruntime's own."""
-    return node.op in LEFT_DECOMPOSED or bool(node.domain)
+    return node.op in (*LEFT_DECOMPOSED, *UNSUPPORTED) or bool(node.domain)
+
+
+def _why(node: gs.Node) -> str:
+    return UNSUPPORTED.get(node.op, UNKNOWN_FORM)

@@ -57,7 +57,7 @@ def run(graph: Graph, capacity: int) -> int:
     logits = next(output for output in graph.gs.outputs if output.inputs).inputs[0]
     if not graph.match(lambda graph, node: _free_of_lengths(graph, growing, positions), [logits]):
         return 0
-    known, where = known_positions(graph) or (capacity, "")
+    known, where = known_positions(graph, capacity) or (capacity, "")
     if known < capacity:
         graph.notes.append(f"the cache has {known:,} slots, not {capacity:,}: {where} knows no more positions")
         graph.metadata[KNOWN_POSITIONS] = str(known)
