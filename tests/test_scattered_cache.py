@@ -25,11 +25,12 @@ def decode_static(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     """What tests.decoding.decode gives, of a graph whose caches the input past_length says how full they are."""
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     pasts = [each for each in session.get_inputs() if each.name.startswith("past_") and len(each.shape) == 4]
+    dtype = np.float16 if pasts[0].type == "tensor(float16)" else np.float32
     random, schedule = np.random.default_rng(0), np.array(SCHEDULE)
     tokens = [random.integers(3, session.get_outputs()[0].shape[-1], total) for total in schedule.sum(axis=0)]
     logits, slots = [], [[] for _ in pasts]
     for row, sequence in enumerate(tokens):
-        caches = {each.name: random.normal(size=(1, *each.shape[1:])).astype(np.float32) for each in pasts}
+        caches = {each.name: random.normal(size=(1, *each.shape[1:])).astype(dtype) for each in pasts}
         full = 0
         for count in schedule[:, row]:
             if not count:
@@ -44,7 +45,9 @@ def decode_static(model: onnx.ModelProto) -> dict[str, np.ndarray]:
         for place, cache in zip(slots, caches.values()):
             place.append(cache[0, :, :full].swapaxes(0, 1))
     kinds = [f"{layer}.{role}" for layer in range(len(pasts) // 2) for role in ("key", "value")]
-    return {"logits": np.concatenate(logits)} | {kind: np.concatenate(each) for kind, each in zip(kinds, slots)}
+    return {"logits": np.concatenate(logits).astype(np.float32)} | {
+        kind: np.concatenate(each).astype(np.float32) for kind, each in zip(kinds, slots)
+    }
 
 
 @pytest.mark.parametrize("name", GRAPHS)
