@@ -13,7 +13,16 @@ from surgery import files
 from surgery.contrib import CONTRIB
 from surgery.graph import Graph
 from surgery.lowering import LOWERING, attention_mask
-from surgery.passes import PORTABLE, duplicates, interface, last_token_logits, merged_weights, node_names, static_cache
+from surgery.passes import (
+    PORTABLE,
+    duplicates,
+    interface,
+    last_token_logits,
+    merged_weights,
+    node_names,
+    packed_heads,
+    static_cache,
+)
 from surgery.report import PassReport, Report, Verdict
 
 
@@ -45,7 +54,7 @@ def make_plan(
     that leave the interface alone. Raises UserError for a pass that does not exist, or a file that is none."""
     static = _pass(static_cache, partial(static_cache.run, capacity=capacity))
     last, merged = _pass(last_token_logits), _pass(merged_weights, partial(merged_weights.run, kinds=tuple(merge)))
-    ends = [_pass(duplicates), *[merged] * bool(merge), _pass(interface), _pass(node_names)]
+    ends = [_pass(duplicates), *[merged, _pass(packed_heads)] * bool(merge), _pass(interface), _pass(node_names)]
     fusing, forms = [_pass(module) for module in (*CONTRIB, *PORTABLE)], {attention_mask: {"lengths": attention == "lengths"}}
     lowering = [_pass(module, partial(module.run, **forms.get(module, {}))) for module in LOWERING]
     names = {each.name for each in (*fusing, static, last, merged, *ends, *lowering)}

@@ -61,6 +61,31 @@ def add_weight(graph: Graph, name: str, dtype: int, shape: list[int], slabs: Ite
     return gs.Constant(tensor.name, LazyValues(tensor))
 
 
+def place(constant: gs.Constant) -> tuple[str, int, int] | None:
+    """Location, offset and length of a constant's bytes, or None where they are in the graph."""
+    if not (isinstance(constant._values, LazyValues) and is_external(constant._values.tensor)):
+        return None
+    tensor = constant._values.tensor
+    path, offset, length = _place(Path(), tensor)
+    return str(path), offset, length
+
+
+def neighbours(graph: Graph, name: str, parts: list[gs.Constant], shape: list[int]) -> gs.Constant | None:
+    """The parts as one constant, without moving a byte, where they follow one another in one file; else None."""
+    places = [place(part) for part in parts]
+    if None in places:
+        return None
+    (location, offset, _), *_ = places
+    end = offset
+    for other, start, length in places:
+        if (other, start) != (location, end):
+            return None
+        end += length
+    tensor = TensorProto(name=graph.unique(name), data_type=parts[0]._values.tensor.data_type, dims=shape)
+    _refer(tensor, location, offset, end - offset)
+    return gs.Constant(tensor.name, LazyValues(tensor))
+
+
 def settle(models: list[onnx.ModelProto], root: Path, source: Path, folder: Path, out: Path) -> str:
     """Makes the weights of `models`, made from the graph in file `source`, whose weights lie under `root`, reachable for
     graphs written into `folder` (which becomes `out`). Returns the `weights_root` for the manifest, relative to `out`.

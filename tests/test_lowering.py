@@ -10,7 +10,8 @@ import pytest
 
 from surgery import files
 from surgery.graph import consumers, producer
-from surgery.lowering import joint_rotary, query_scale
+from surgery.lowering import joint_rotary
+from surgery.passes import packed_heads, query_scale
 from tests.decoding import decode, largest_error
 
 ROOT = Path(__file__).parents[1]
@@ -46,32 +47,34 @@ def test_attention_has_one_shared_mask_and_scales_the_query_alone(operated):
     assert {tensor.name for tensor in graph.gs.inputs} >= {"write_indices", "ntk_alpha"}
 
 
-@pytest.mark.parametrize(
-    ("a_pass", "rotations"), [(joint_rotary, LAYERS), (query_scale, 2 * LAYERS)], ids=["joint_rotary", "query_scale"]
-)
-def test_rewrites_change_nothing(operated, a_pass, rotations):
+def test_query_and_key_are_rotated_together(operated):
+    """What the query's tables were scaled by goes back to the query."""
     portable = onnx.load(operated / "model.onnx", load_external_data=False)
     graph = files.read(operated / "model.onnx")
-    before = ops(graph)
-    assert before["RotaryEmbedding"] == 2 * LAYERS
-    assert a_pass.run(graph) == LAYERS
+    assert ops(graph)["RotaryEmbedding"] == 2 * LAYERS
+    assert joint_rotary.run(graph) == LAYERS
     graph.gs.cleanup()
-    assert ops(graph)["RotaryEmbedding"] == rotations
-    if a_pass is joint_rotary:
-        assert ops(graph)["Transpose"] == before["Transpose"] - 2 * LAYERS
-    else:
-        assert all(not consumers(node.outputs[0], "Mul") for node in graph.nodes("RotaryEmbedding"))
+    assert ops(graph)["RotaryEmbedding"] == LAYERS
+    assert sum(producer(node.inputs[0], "Mul") is not None for node in graph.nodes("Attention")) == LAYERS
     expected, got = (decode(model, alone=False, root=operated) for model in (portable, files.to_model(graph)))
     assert largest_error(expected, got) <= 1e-4
-    again = files.reread(graph)
-    assert a_pass.run(again) == 0
+    assert joint_rotary.run(files.reread(graph)) == 0
 
 
-def test_queries_and_keys_with_tables_of_their_own_are_not_joined(operated):
+def test_queries_with_tables_of_another_kind_are_not_joined(operated):
     graph = files.read(operated / "model.onnx")
-    query_scale.run(graph)
-    graph.gs.cleanup()
-    graph = files.reread(graph)
+    for node in graph.nodes("RotaryEmbedding")[::2]:
+        node.inputs[1] = graph.new("Neg", [node.inputs[1]], shape=node.inputs[1].shape)
     assert joint_rotary.run(graph) == 0
     assert len(graph.near_misses) == LAYERS
     assert all("different tables" in miss.reason for miss in graph.near_misses)
+
+
+def test_the_portable_graph_scales_no_query(operated):
+    """Log-n scaling lies in the query's own tables, made once for all layers; heads are transposed once a layer."""
+    graph = files.read(operated / "model.onnx")
+    rotations = graph.nodes("RotaryEmbedding")
+    assert len({id(node.inputs[1]) for node in rotations}) == 2
+    assert not any(consumers(node.outputs[0], "Mul") for node in rotations)
+    assert ops(graph)["Transpose"] == 2 * LAYERS  # heads first, and back after attention
+    assert query_scale.run(graph) == packed_heads.run(graph) == 0

@@ -159,6 +159,31 @@ def test_a_difference_leaves_merged_weights_in_a_file_too(tmp_path, monkeypatch,
     assert largest_error(before, after) > 1e-4
 
 
+@pytest.mark.parametrize("names", [["gate", "up"], ["up", "gate"]])
+def test_neighbours_in_a_file_are_merged_by_reference(names, tmp_path):
+    """As gate and up of Qwen-7B's shards are: no byte is written, whichever comes first."""
+    text = """<ir_version: 11, opset_import: ["": 24]> gated (float[tokens, 8] x) => (float[tokens, 16] logits) {
+        a = Gemm<transB = 1>(x, gate)  s = Swish(a)  b = Gemm<transB = 1>(x, up)  logits = Mul(s, b) }"""
+    model = onnx.parser.parse_model(text)
+    values = np.random.default_rng(0).standard_normal((3, 16, 8), np.float32)
+    (tmp_path / "model.bin").write_bytes(b"8 bytes!" + values.tobytes())
+    for index, name in enumerate(names):
+        tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[16, 8], data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", "model.bin"), ("offset", 8 + 512 * index), ("length", 512)):
+            tensor.external_data.add(key=key, value=str(value))
+        model.graph.initializer.append(tensor)
+    onnx.save(model, tmp_path / "model.onnx")
+    assert main([str(tmp_path / "model.onnx"), "--out", str(tmp_path / "out"), "--merge", "gate-up"]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.suffix in (".bin", ".data")] == ["model.bin"]
+    merged = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False)
+    assert ops(merged) == {"Gemm": 1, "Split": 1, "Swish": 1, "Mul": 1}
+    ((_, place),) = references(merged)
+    assert (place["offset"], place["length"]) == ("8", "1024")
+    x = np.ones((3, 8), np.float32)
+    before, after = (ort.InferenceSession(tmp_path / path).run(None, {"x": x}) for path in ("model.onnx", "out/model.onnx"))
+    np.testing.assert_allclose(after[0], before[0], rtol=1e-5)
+
+
 def test_memory_does_not_grow_with_merged_weights(tmp_path):
     """Query, key and value of 128 MB each, as holes in files: copied, they would be memory."""
     features, outputs = 8192, 4096

@@ -6,6 +6,6 @@ graph is made from the portable one and from nothing else.
 
 from types import ModuleType
 
-from surgery.lowering import attention_mask, decomposable_attention, joint_rotary, query_scale
+from surgery.lowering import attention_mask, decomposable_attention, joint_rotary
 
-LOWERING: tuple[ModuleType, ...] = (joint_rotary, attention_mask, query_scale, decomposable_attention)
+LOWERING: tuple[ModuleType, ...] = (joint_rotary, attention_mask, decomposable_attention)

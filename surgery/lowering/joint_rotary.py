@@ -1,64 +1,53 @@
 """Query and key of one packed projection are rotated together, as the heads of one tensor.
 
-    q, k, v = split(qkv);  rotate(heads(q)), rotate(heads(k)), heads(v)
-        →  qk, v = split(heads(qkv));  q, k = split(rotate(qk))        heads(x): [B, S, n*D] → [B, n, S, D]
+    q, k, v = split(heads);  rotate(q), rotate(k)   →   qk, v = split(heads);  q, k = split(rotate(qk))
 
-One transpose instead of three and one RotaryEmbedding instead of two; TensorRT then writes rotation, scale and both cache
-updates of a decode step as one kernel, nine kernels a layer in all.
+Where the query's own tables are the key's times a factor of each token, that factor goes back to the query: rotation is
+linear. TensorRT then writes rotation, factor, scale and both cache updates of a decode step as one kernel, nine kernels a
+layer in all.
 """
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
-from surgery.graph import Graph, need, only_consumer, onnx_type, rank, static_dim
-
-HEADS_FIRST = [0, 2, 1, 3]
+from surgery.graph import Graph, need, only_consumer, onnx_type, operands, producer, static_dim
+from surgery.passes.packed_heads import split_heads
+from surgery.passes.query_scale import wide
 
 
 def run(graph: Graph) -> int:
-    return graph.match(_join, graph.nodes("Split"))
+    factors: dict[tuple[int, int], gs.Tensor] = {}
+    return graph.match(lambda graph, node: _join(graph, node, factors), graph.nodes("Split"))
 
 
-def _join(graph: Graph, split: gs.Node) -> bool:
-    if len(split.outputs) != 3:
+def _join(graph: Graph, split: gs.Node, factors: dict[tuple[int, int], gs.Tensor]) -> bool:
+    if len(split.outputs) != 3 or split.attrs.get("axis", 0) != 1:
         return False
-    heads = [_heads(part) for part in split.outputs]
-    if any(transposed is None for transposed in heads):
-        return False
-    query, key, value = heads
-    rotations = [_rotation(tensor) for tensor in (query, key)]
+    query, key, value = split.outputs
+    rotations = [_rotation(heads) for heads in (query, key)]
     if any(rotation is None for rotation in rotations):
         return False
-    tables = [[id(table) for table in rotation.inputs[1:]] for rotation in rotations]
-    need(tables[0] == tables[1], "query and key are rotated by different tables")
     need(rotations[0].attrs == rotations[1].attrs, "query and key are rotated in different ways")
-    sizes = [(static_dim(tensor, 1), static_dim(tensor, 3)) for tensor in heads]
-    need(all(count and size for count, size in sizes), "the number or size of the heads is not known")
-    need(len({size for _, size in sizes}) == 1, "query, key and value heads differ in size")
-    counts, head_dim = [count for count, _ in sizes], sizes[0][1]
+    tables, factor = rotations[1].inputs[1:], None
+    if [id(table) for table in rotations[0].inputs[1:]] != [id(table) for table in tables]:
+        factor = _factor(*rotations)
+        need(factor is not None, "query and key are rotated by different tables")
+    counts = [static_dim(heads, 1) for heads in split.outputs]
+    need(all(counts), "the number of the heads is not known")
 
-    packed, dtype = split.inputs[0], onnx_type(split.inputs[0])
-    tokens = graph.input(graph.signature.tokens)
-    rows = graph.new("Shape", [tokens], {"start": 0, "end": 2}, dtype=np.int64, shape=[2])
-    target = graph.new("Concat", [rows, graph.int64([sum(counts), head_dim])], {"axis": 0}, dtype=np.int64, shape=[4])
-    batch, steps = query.shape[0], query.shape[2]
-    shape = [batch, steps, sum(counts), head_dim]
-    joined = graph.new("Reshape", [packed, target], shape=shape)
-    joined = graph.new("Transpose", [joined], {"perm": HEADS_FIRST}, shape=[batch, sum(counts), steps, head_dim])
+    batch, _, steps, head_dim = query.shape
+    dtype = onnx_type(query)
     together = gs.Variable(graph.unique(f"{split.name}/query_key"), dtype, [batch, counts[0] + counts[1], steps, head_dim])
-    _split(graph, split.name, joined, [together, value], [counts[0] + counts[1], counts[2]])
-    rotated = graph.new("RotaryEmbedding", [together, *rotations[0].inputs[1:]], dict(rotations[0].attrs), shape=together.shape)
-    _split(graph, f"{split.name}_rotated", rotated, [rotation.outputs[0] for rotation in rotations], counts[:2])
+    split_heads(graph, split.name, split.inputs[0], [together, value], [counts[0] + counts[1], counts[2]])
+    rotated = graph.new("RotaryEmbedding", [together, *tables], dict(rotations[0].attrs), shape=together.shape)
+    outputs = [rotation.outputs[0] for rotation in rotations]
+    if factor is not None:
+        if (id(factor), dtype) not in factors:
+            factors[id(factor), dtype] = _for_heads(graph, factor, dtype)
+        unscaled = gs.Variable(graph.unique(f"{query.name}/rotated"), dtype, query.shape)
+        graph.replace(outputs[0], "Mul", [unscaled, factors[id(factor), dtype]])
+        outputs[0] = unscaled
+    split_heads(graph, f"{split.name}_rotated", rotated, outputs, counts[:2])
     return True
-
-
-def _heads(part: gs.Tensor) -> gs.Tensor | None:
-    """[B, n, S, D], if the only use of a part of the packed projection is to be seen as that."""
-    reshape = only_consumer(part, "Reshape")
-    transpose = only_consumer(reshape.outputs[0], "Transpose") if reshape is not None else None
-    if transpose is None or list(transpose.attrs["perm"]) != HEADS_FIRST or rank(reshape.outputs[0]) != 4:
-        return None
-    return transpose.outputs[0]
 
 
 def _rotation(heads: gs.Tensor) -> gs.Node | None:
@@ -67,8 +56,17 @@ def _rotation(heads: gs.Tensor) -> gs.Node | None:
     return node if node is not None and len(node.inputs) == 3 else None
 
 
-def _split(graph: Graph, name: str, source: gs.Tensor, outputs: list[gs.Variable], counts: list[int]) -> None:
-    """Splits heads (axis 1) into `outputs`, which it takes from whatever made them."""
-    for output in outputs:
-        output.inputs.clear()
-    graph.gs.nodes.append(gs.Node("Split", graph.unique(name), {"axis": 1}, [source, graph.int64(counts)], outputs))
+def _factor(query: gs.Node, key: gs.Node) -> gs.Tensor | None:
+    """s, [B, S, 1] or a number, if both tables of the query are the key's times s."""
+    found = []
+    for own, shared in zip(query.inputs[1:], key.inputs[1:]):
+        product = producer(wide(own), "Mul")
+        found += [right for left, right in operands(product) if left is wide(shared)] if product is not None else []
+    return found[0] if len(found) == 2 and found[0] is found[1] else None
+
+
+def _for_heads(graph: Graph, factor: gs.Tensor, dtype: int) -> gs.Tensor:
+    """The factor as [B, 1, S, 1] in the query's type."""
+    if onnx_type(factor) != dtype:
+        factor = graph.new("Cast", [factor], {"to": dtype}, dtype=dtype)
+    return factor if graph.scalar(wide(factor)) is not None else graph.new("Unsqueeze", [factor, graph.int64([1])])

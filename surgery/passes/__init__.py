@@ -15,6 +15,8 @@ from surgery.passes import (
     layer_norm,
     linear,
     own_cache,
+    packed_heads,
+    query_scale,
     repeated_heads,
     rms_norm,
     rotary_embedding,
@@ -42,4 +44,6 @@ PORTABLE: tuple[ModuleType, ...] = (
     scattered_cache,
     linear,
     flat_tokens,
+    packed_heads,
+    query_scale,
 )

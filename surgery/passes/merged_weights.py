@@ -2,9 +2,9 @@
 
     Gemm(x, W1, b1), Gemm(x, W2, b2), ...   →   split(Gemm(x, [W1; W2; ...], [b1; b2; ...]))
 
-Query, key and value of one attention ("qkv"), and the two products that a gated MLP multiplies ("gate-up"). The merged
-weights are written anew, a slab at a time, since TensorRT merges what is apart itself, and then holds the weights twice
-while it builds.
+Query, key and value of one attention ("qkv"), and the two products that a gated MLP multiplies ("gate-up"). Weights that
+follow one another in their file are merged by reference. Others are written anew, a slab at a time, since TensorRT merges
+what is apart itself, and then holds the weights twice while it builds.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from surgery.graph import Graph, consumers, need, onnx_type, operands, producer, rank, static_dim
-from surgery.weights import SLAB, add_weight, read_bytes
+from surgery.weights import SLAB, add_weight, neighbours, place, read_bytes
 
 SAME_ROWS = ("Reshape", "Transpose", "Cast", "Unsqueeze", "Squeeze", "Expand", "Split", "Slice", "Gather", "Identity",
              "RMSNormalization", "LayerNormalization", "RotaryEmbedding")  # fmt: skip
@@ -78,6 +78,7 @@ def _merge(graph: Graph, products: list[gs.Node | None], name: str) -> bool:
     need(len({node.attrs.get("transB", 0) for node in group}) == 1, "some of its weights are transposed, some not")
     need(len({onnx_type(node.inputs[1]) for node in group}) == 1, "its weights differ in type")
 
+    group.sort(key=lambda node: _place(node.inputs[1]))  # neighbours in a file become neighbours here
     outputs_axis = 0 if group[0].attrs.get("transB") else 1
     sizes = [static_dim(node.inputs[1], outputs_axis) for node in group]
     module = _module(group, name)
@@ -91,6 +92,11 @@ def _merge(graph: Graph, products: list[gs.Node | None], name: str) -> bool:
     split = gs.Node("Split", graph.unique(f"{module}/split"), {"axis": -1}, [merged, graph.int64(sizes)], results)
     graph.gs.nodes.append(split)
     return True
+
+
+def _place(weight: gs.Constant) -> tuple[str, int]:
+    found = place(weight)
+    return found[:2] if found else ("", 0)
 
 
 def _module(group: list[gs.Node], name: str) -> str:
@@ -112,6 +118,8 @@ def _stacked(graph: Graph, parts: list[gs.Constant], axis: int, name: str) -> gs
     shapes = [[int(size) for size in part.shape] for part in parts]
     shape = list(shapes[0])
     shape[axis] = sum(each[axis] for each in shapes)
+    if axis == 0 and (one := neighbours(graph, name, parts, shape)):
+        return one
     rows: Callable[[gs.Constant, int], np.ndarray] = lambda part, count: read_bytes(graph, part).reshape(count, -1)  # noqa: E731
 
     def slabs() -> Iterator[np.ndarray]:

@@ -22,12 +22,12 @@ def _fold(graph: Graph, rotary: gs.Node, tables: dict[tuple, gs.Tensor]) -> bool
     if product is None or graph.is_output(rotated) or len(rotary.inputs) != 3 or rotary.attrs.get("rotary_embedding_dim", 0):
         return False
     scale = next(right for left, right in operands(product) if left is rotated)
-    if graph.scalar(_wide(scale)) is None and not _one_factor_a_token(scale):
+    if graph.scalar(wide(scale)) is None and not _one_factor_a_token(scale):
         return False
     x, *halves = rotary.inputs
     scaled = []
     for table in halves:
-        key = (id(table), graph.scalar(_wide(scale)) or id(_wide(scale)))
+        key = (id(table), graph.scalar(wide(scale)) or id(wide(scale)))
         if key not in tables:
             tables[key] = _scaled(graph, table, scale)
         scaled.append(tables[key])
@@ -39,7 +39,7 @@ def _one_factor_a_token(scale: gs.Tensor) -> bool:
     return rank(scale) == 4 and static_dim(scale, 1) == 1 and static_dim(scale, 3) == 1
 
 
-def _wide(tensor: gs.Tensor) -> gs.Tensor:
+def wide(tensor: gs.Tensor) -> gs.Tensor:
     """The float32 tensor that `tensor` is a half-precision cast of, else itself."""
     cast = producer(tensor, "Cast")
     return cast.inputs[0] if cast is not None and is_half(tensor) and not is_half(cast.inputs[0]) else tensor
@@ -47,15 +47,15 @@ def _wide(tensor: gs.Tensor) -> gs.Tensor:
 
 def _scaled(graph: Graph, table: gs.Tensor, scale: gs.Tensor) -> gs.Tensor:
     """table * scale, [B, S, D/2], in the table's type; in float32 up to the last where the table came from float32."""
-    wide, factor = _wide(table), _wide(scale)
-    dtype, number = onnx_type(wide), graph.scalar(factor)
+    base, factor = wide(table), wide(scale)
+    dtype, number = onnx_type(base), graph.scalar(factor)
     if number is not None:
         factor = graph.number(number, dtype)
     else:
         factor = graph.new("Squeeze", [factor, graph.int64([1])])
         if onnx_type(factor) != dtype:
             factor = graph.new("Cast", [factor], {"to": dtype}, dtype=dtype)
-    product = graph.new("Mul", [wide, factor], shape=wide.shape)
+    product = graph.new("Mul", [base, factor], shape=base.shape)
     if dtype == onnx_type(table):
         return product
     to = onnx_type(table)
