@@ -12,6 +12,7 @@ from build import flavour
 from build.audit import Finding, audit_bound_weights, audit_graph, stop_on_errors
 from build.cost import add_cost, describe_graph, kernels_a_layer, over_floor
 from build.memory import Estimate, estimate, refuse_what_cannot_fit
+from build.precisions import supported
 from build.process import build
 from build.profiles import dynamic_inputs, make_profiles
 from build.weights import bindable, constant_bytes, weight_files
@@ -49,6 +50,7 @@ def main(args: argparse.Namespace) -> None:
     root = weights_root(args.model)
     kind = flavour.choose(args.tensorrt)
     capabilities = flavour.capabilities(kind, args.compute_capability)
+    capabilities = supported(proto, args.model, capabilities, asked=args.compute_capability is not None)
     signature = _signature(proto, args.model)
     bound = bindable(proto, args.model) if args.weights == "input" else []
     constant = constant_bytes(proto) - sum(weight.bytes for weight in bound)

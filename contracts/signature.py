@@ -24,9 +24,11 @@ WRITE_INDICES = "write_indices"
 SEQUENCE_LENGTHS = "sequence_lengths"
 NTK_ALPHA = "ntk_alpha"
 LOGITS = "logits"
+QUANTISED = (onnx.TensorProto.INT8, onnx.TensorProto.FLOAT8E4M3FN)  # what a cache may be instead
 CACHE_WORDS = r"past|cache|(^|[._])(key|value|k|v)s?([._\d]|$)"
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 SIDES = {"encoder": "encoder.", "cross": "encoder.", "decoder": "decoder."}
+QUANTIZED = "suture.quantized"  # metadata of a quantised graph: the format, and the rest of the options that made it
 NTK_TRAINED_LENGTH = "suture.ntk_trained_length"  # metadata of a graph that takes ntk_alpha: the config's seq_length
 KNOWN_POSITIONS = "suture.known_positions"  # metadata of a graph whose tables of positions end there
 
@@ -75,10 +77,16 @@ class Signature:
     dtype: int  # onnx.TensorProto type of the cache
     ntk_trained_length: int | None
     encoder_caches: tuple[Cache, ...] = ()  # what a decoder's cross-attention reads; decoding does not change it
+    logits_dtype: int = onnx.TensorProto.UNDEFINED
 
     @property
     def static(self) -> bool:
         return self.write_indices is not None
+
+    @property
+    def float_dtype(self) -> int:
+        """The type that the graph computes in: the cache's, or, where that is quantised, the logits'."""
+        return self.dtype if self.dtype in FLOATS else self.logits_dtype
 
     @property
     def layers(self) -> int:
@@ -109,9 +117,10 @@ def find_signature(
     write_indices = _first(inputs, r"^write_ind|^cache_position$|^past_lengths?$", rank=1) if writes and caches else None
     write_indices = write_indices or next((written for written in inputs if caches and written in writes), None)
     find = _required if caches else lambda name, values, pattern, what: _first(values, pattern)
+    logits = find(name, outputs, r"logits|lm_head|output", "logits output")
     return Signature(
         tokens=find(name, inputs, r"input_ids|tokens|decoder_input", "token input"),
-        logits=find(name, outputs, r"logits|lm_head|output", "logits output"),
+        logits=logits,
         positions=_first(inputs, r"pos(ition)?_?(ids?|s)$|^positions?$"),
         mask=_first(inputs, r"^(?!.*(encoder|cross)).*mask"),
         write_indices=write_indices,
@@ -124,6 +133,7 @@ def find_signature(
         dtype=inputs[caches[0].past].type.tensor_type.elem_type if caches else onnx.TensorProto.UNDEFINED,
         ntk_trained_length=int(metadata[NTK_TRAINED_LENGTH]) if NTK_TRAINED_LENGTH in metadata else None,
         encoder_caches=tuple(encoder_caches),
+        logits_dtype=outputs[logits].type.tensor_type.elem_type if logits else onnx.TensorProto.UNDEFINED,
     )
 
 
@@ -138,9 +148,10 @@ def _refuse_other_caches(name: object, inputs: dict[str, onnx.ValueInfoProto]) -
 
 def _is_cache(value: onnx.ValueInfoProto, pattern: str | None) -> bool:
     tensor = value.type.tensor_type
+    kept = tensor.elem_type in (*FLOATS, *QUANTISED)
     if pattern is not None:
         return bool(re.search(pattern, value.name))
-    return tensor.elem_type in FLOATS and len(tensor.shape.dim) == 4 and not re.search(r"mask|bias", value.name)
+    return kept and len(tensor.shape.dim) == 4 and not re.search(r"mask|bias", value.name)
 
 
 def _pair(name: object, model: onnx.ModelProto, pasts: list[str], presents: list[str]) -> tuple[list[Cache], list[Cache]]:

@@ -3,8 +3,10 @@
 import argparse
 import gc
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial as bind
 from pathlib import Path
 
 import onnx
@@ -12,13 +14,19 @@ from rich.console import Console
 
 from contracts.command import FOUND_DIFFERENCE, Parser, run
 from contracts.errors import UserError
-from contracts.manifest import Stage
-from contracts.weights import load_graph
+from contracts.manifest import MANIFEST, Stage
+from contracts.weights import load_graph, references
 from surgery import files, picture, verify
-from surgery.runner import make_plan, operate
-from surgery.weights import new_file, settle
+from surgery.graph import Graph
+from surgery.quantize import options as quantising
+from surgery.quantize import quantise
+from surgery.quantize.calibration import read_windows
+from surgery.runner import Pass, make_plan, operate
+from surgery.weights import drop_unused, new_file, settle
 
-OPTIONS = ("cache", "capacity", "logits", "merge", "attention", "skip", "own", "verify", "bisect", "past")
+OPTIONS = ("cache", "capacity", "logits", "merge", "attention", "skip", "own", "verify", "bisect", "past",
+           *quantising.OPTIONS)  # fmt: skip
+FLOAT = "float"  # the folder, beside a quantised graph, of the same graph before it was quantised
 
 PICTURED = 1  # the second layer: the first one also has what all layers share
 
@@ -38,6 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verify", action="store_true", help="run the graph before and after each pass; stop at a difference")
     parser.add_argument("--bisect", action="store_true", help="as --verify, and find the first match that differs")
     parser.add_argument("--past", metavar="REGEX", help="which inputs are caches, where their names do not say so")
+    quantising.add_options(parser)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,7 +76,10 @@ def surgery(options: argparse.Namespace) -> int:
     plan = make_plan(
         options.cache, options.capacity, options.logits, options.skip, options.own, options.merge, options.attention
     )
+    request = quantising.read_request(options)
     own = [Path(argument.partition("@")[0]) for argument in options.own]
+    if request and options.calibration:
+        own.append(options.calibration)
     stage = Stage("surgery", options.out, [options.model, *own], {name: getattr(options, name) for name in OPTIONS})
     if stage.up_to_date() and not options.force:
         print(f"surgery: up to date ({options.out})")
@@ -79,8 +91,17 @@ def surgery(options: argparse.Namespace) -> int:
     try:
         with stage.writing() as partial:
             graph.weights_file = new_file(partial)
+
+            def quantising_pass(graph: Graph) -> Pass | None:
+                if request is None:
+                    return None
+                _keep_float(graph, partial, options.out)
+                graph.weights_file = new_file(partial, "quantised")
+                windows = read_windows(request, options.model, graph.signature.capacity) if request.calibrated else None
+                return Pass("quantise", str(request), bind(quantise, request=request, windows=windows))
+
             try:
-                portable, lowered, report = operate(graph, plan, *([verifier] if verifier else []))
+                portable, lowered, report = operate(graph, plan, *([verifier] if verifier else []), quantise=quantising_pass)
             except verify.Difference as found:  # here, where the weights that passes added still are
                 _leave(found if not options.bisect else verify.narrow(found, plan, partial), options)
                 raise
@@ -89,6 +110,7 @@ def surgery(options: argparse.Namespace) -> int:
                 (partial / name).write_text(pictures[name])
             models = [files.without_shapes(files.to_model(each)) for each in (portable, lowered)]
             stage.extra["weights_root"] = settle(models, graph.root, options.model, partial, options.out)
+            drop_unused(models, partial)
             for name, model in zip(("model.onnx", "model.trt.onnx"), models):
                 onnx.save(model, partial / name)
             (partial / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n")
@@ -100,6 +122,20 @@ def surgery(options: argparse.Namespace) -> int:
     nodes = report.nodes
     print(f"surgery: {nodes['before']} → {nodes['portable']} nodes (lowered {nodes['lowered']}) → {options.out}/model.onnx")
     return 0
+
+
+def _keep_float(graph: Graph, partial: Path, out: Path) -> None:
+    """Writes the portable graph as it is before it is quantised, over the source's weights: what the exported graph can
+    be compared with. Not where passes have made weights of their own, which are not kept."""
+    model = files.without_shapes(files.to_model(graph))
+    if any(os.path.isabs(reference["location"]) for _, reference in references(model)):
+        return
+    folder = partial / FLOAT
+    folder.mkdir()
+    onnx.save(model, folder / "model.onnx")
+    size = (folder / "model.onnx").stat().st_size
+    manifest = {"weights_root": os.path.relpath(graph.root, out / FLOAT), "outputs": {"model.onnx": size}}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def _leave(found: verify.Difference, options: argparse.Namespace) -> None:

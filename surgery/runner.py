@@ -90,17 +90,23 @@ def load_pass(path: Path) -> Pass:
 
 
 def operate(
-    graph: Graph, plan: Plan, verify: Callable[[str, Graph], Verdict | None] = lambda name, graph: None
+    graph: Graph,
+    plan: Plan,
+    verify: Callable[[str, Graph], Verdict | None] = lambda name, graph: None,
+    quantise: Callable[[Graph], Pass | None] = lambda graph: None,
 ) -> tuple[Graph, Graph, Report]:
     """The portable and the lowered graph of `graph`, and the report. The graph passed in is used up.
 
-    `verify(name, graph)` is called with what each pass made, and may raise to stop.
+    `verify(name, graph)` is called with what each pass made, and may raise to stop. `quantise(graph)` is called with the
+    finished portable graph, and returns the pass that quantises it, if any: the one whose result is not to be verified.
     """
     report, source = Report(), graph.signature
     report.count("before", graph)
     verify("reading it at opset 24", graph)
     for each in plan.portable:
         _run(graph, each, report, verify)
+    if (quantising := quantise(graph)) is not None:
+        _run(graph, quantising, report, lambda name, graph: None)
     report.count("portable", graph)
     report.list_unfused(graph, source)
     report.notes = graph.notes

@@ -26,9 +26,9 @@ ALIGNMENT = 4096
 BITS = {TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.INT8: 8, TensorProto.UINT8: 8}
 
 
-def new_file(folder: Path) -> Path:
+def new_file(folder: Path, stem: str = "repacked") -> Path:
     """A name for a weights file that nothing in the folder has: what lies there came from the source."""
-    names = itertools.chain(["repacked.data"], (f"repacked_{number}.data" for number in itertools.count(2)))
+    names = itertools.chain([f"{stem}.data"], (f"{stem}_{number}.data" for number in itertools.count(2)))
     return next(folder / name for name in names if not (folder / name).exists())
 
 
@@ -107,6 +107,13 @@ def settle(models: list[onnx.ModelProto], root: Path, source: Path, folder: Path
                 offset = placed[place]
             _refer(tensor, file.name, offset, length)
     return "."
+
+
+def drop_unused(models: list[onnx.ModelProto], folder: Path) -> None:
+    """Removes files of weights that passes added and later ones made anew, such as merged ones that were then quantised."""
+    used = {folder / location for location in _locations(models)}
+    for file in set(folder.glob("*.data")) - used:
+        file.unlink()
 
 
 def under_one_root(model: onnx.ModelProto, root: Path) -> Path:

@@ -21,6 +21,7 @@ from build.audit import audit_graph
 from build.cost import add_cost, describe_graph, kernels_a_layer, over_floor
 from build.kernels import read_kernels
 from build.memory import estimate, refuse_what_cannot_fit
+from build.precisions import supported
 from build.process import build
 from build.profiles import make_profiles
 from build.progress import Fraction
@@ -486,3 +487,15 @@ def test_weights_that_an_engine_holds_twice():
     (finding,) = build_main.held_twice(6_000_000_000, 3_299_000_000, two=True)
     assert "2,701.0 MB more than its weights" in finding.what
     assert build_main.held_twice(6_000_000_000, 3_299_000_000, two=False) == []
+
+
+def test_a_type_that_a_gpu_lacks(tmp_path, capsys):
+    model = onnx.parser.parse_model("""<ir_version: 11, opset_import: ["": 24]>
+        g (float16[4,1] x) => (float16[4,2] y) <float8e4m3fn[1,2] w = {56, 64}, float16 s = {14336}>
+        { d = DequantizeLinear(w, s) y = MatMul(x, d) }""")
+    assert supported(model, "m", ("8.6", "8.9", "12.0"), asked=False) == ("8.9", "12.0")
+    assert "not for 8.6, which has no fp8" in capsys.readouterr().out
+    for capabilities, asked in ((("8.6", "8.9"), True), (("8.0",), False)):
+        with pytest.raises(UserError, match=r"is quantised to fp8, which compute capability 8\.[06] does not have; name 8\.9"):
+            supported(model, "m", capabilities, asked)
+    assert supported(model, "m", ("8.9", "9.0"), asked=True) == ("8.9", "9.0")

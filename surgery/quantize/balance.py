@@ -1,0 +1,180 @@
+"""Scales moved from a product's activations into its weights, so that rounding both, or the weights alone, costs less.
+
+    y = x @ W  =  (x / s) @ (diag(s) W)
+
+x / s is free where s goes into what makes x: the weight of a norm, or the outputs of the product before (of values,
+whose sums attention only mixes, and of the half of a gated layer that no activation bends). s is searched on text:
+
+    awq           s = mean|x|^α or mean|x|^α / mean|W|^(1 - α)      least |x W - (x / s) Q(diag(s) W)|²
+    smoothquant   s = max|x|^α / max|W|^(1 - α)                     least |x W - Q(x / s) Q(diag(s) W)|²
+
+AWQ: Lin et al. 2023 (arXiv 2306.00978). SmoothQuant: Xiao et al. 2022 (arXiv 2211.10438), its α searched, too.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import torch
+
+from surgery.graph import Graph, NoMatch, need, only_consumer, operands, producer, static_dim
+from surgery.quantize.formats import Format
+from surgery.quantize.linears import Linear
+from surgery.quantize.rounding import quantise, round_to, scales_of
+from surgery.quantize.slabs import slabs
+from surgery.quantize.writing import block_of, scaled_vector
+
+NORMS = ("RMSNormalization", "LayerNormalization")
+ALPHAS = torch.linspace(0, 1, 11)
+SAMPLES = 1024  # tokens that a search multiplies with
+ROWS = 1 << 22  # weights that it holds at once
+
+
+@dataclass(eq=False)
+class Group:
+    """The products that read one tensor. `divide(s)` makes it x / s; None where nothing before it can."""
+
+    x: gs.Tensor
+    linears: list[Linear]
+    divide: Callable[[torch.Tensor], torch.Tensor] | None = None
+    largest: float = 0.0  # of |x / s|
+
+
+def find_groups(graph: Graph, linears: list[Linear], fold: bool) -> list[Group]:
+    """The products by what they read, and, where `fold`, how x is divided. Where it cannot be, a near miss says why."""
+    groups: dict[int, Group] = {}
+    for linear in linears:
+        groups.setdefault(id(linear.x), Group(linear.x, [])).linears.append(linear)
+    own = {id(linear.node.outputs[0]): linear for linear in linears}
+    by_node = {id(group.linears[0].node): group for group in groups.values()}
+
+    def find(graph: Graph, node: gs.Node) -> None:
+        by_node[id(node)].divide = _divider(graph, by_node[id(node)], own)
+
+    if fold:
+        graph.match(find, [group.linears[0].node for group in groups.values()])
+    return list(groups.values())
+
+
+def balance(graph: Graph, group: Group, x: np.ndarray, form: Format, group_size: int) -> None:
+    """Sets what the group's products are rounded with, from what they read, float32 [tokens, in]."""
+    x = torch.from_numpy(x)
+    scales = torch.ones(x.shape[1])
+    if form.balance and group.divide is not None:
+        scales = group.divide(_search(graph, group, x, form, group_size))
+    group.largest = float((x.abs().amax(0) / scales).max())
+    for linear in group.linears:
+        linear.columns = scales
+        if form.balance == "awq":
+            linear.importance = (x / scales).square().mean(0)
+
+
+def _search(graph: Graph, group: Group, x: torch.Tensor, form: Format, group_size: int) -> torch.Tensor:
+    """The candidate with which the products' outputs are least wrong."""
+    candidates = _candidates(graph, group, x, form)
+    errors = torch.zeros(len(candidates), dtype=torch.float64)
+    sample = x[:: max(len(x) // SAMPLES, 1)]
+    if not form.activations and len(x) > x.shape[1]:
+        sample = torch.linalg.qr(x, mode="r").R  # |x E| = |R E|, with fewer rows
+    for linear in group.linears:
+        block = block_of(linear.features, group_size) if form.blocks else linear.features
+        for _, rows in slabs(graph, linear.weight, linear.by_output, ROWS):
+            exact = sample @ rows.T
+            for index, scales in enumerate(candidates):
+                q, steps = quantise(rows * scales, form.values, block, linear.dtype)
+                rounded = (q.reshape(len(rows), -1, block) * steps[..., None]).reshape(rows.shape)
+                ours = sample / scales
+                if form.activations:
+                    step = scales_of((x.abs().amax(0) / scales).max(), form.values, linear.dtype)
+                    ours = round_to(ours / step, form.values) * step
+                errors[index] += (ours @ rounded.T - exact).square().sum()
+    return candidates[int(errors.argmin())]
+
+
+def _candidates(graph: Graph, group: Group, x: torch.Tensor, form: Format) -> list[torch.Tensor]:
+    """Scales [in] for each α, 1 at the first; spread evenly around 1."""
+    awq = form.balance == "awq"
+    weights, outputs = torch.zeros(x.shape[1]), 0
+    for linear in group.linears:
+        for _, rows in slabs(graph, linear.weight, linear.by_output, ROWS):
+            weights = weights + rows.abs().sum(0) if awq else torch.maximum(weights, rows.abs().amax(0))
+            outputs += len(rows)
+    activations = (x.abs().mean(0) if awq else x.abs().amax(0)).clamp(min=1e-5)
+    weights = (weights / outputs if awq else weights).clamp(min=1e-5)
+    found = [torch.ones_like(weights)]
+    found += [activations**alpha / weights ** (1 - alpha) for alpha in ALPHAS]
+    found += [activations**alpha for alpha in ALPHAS[1:]] if awq else []
+    return [scales / (scales.max() * scales.min()).sqrt() for scales in found]
+
+
+def _divider(graph: Graph, group: Group, own: dict[int, Linear]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What divides the group's input by s, and returns the s that it could. Raises NoMatch."""
+    x = group.x
+    if (norm := producer(x, *NORMS)) is not None:
+        members = {id(linear.node) for linear in group.linears}
+        need(all(id(node) in members for node in x.outputs) and not graph.is_output(x), "what it reads is read by others, too")
+        need(all(isinstance(tensor, gs.Constant) for tensor in norm.inputs[1:]), "the norm before it has no constant weight")
+        return lambda scales: _divide_norm(graph, norm, scales)
+    product = producer(x, "Mul")
+    if product is not None:
+        for factor, _ in operands(product):
+            if only_consumer(factor) is product and (behind := _behind(factor, own)) is not None:
+                return lambda scales: _divide_rows(*behind, scales)
+    if (values := _values(x)) is not None:
+        tensor, heads, kv_heads = values
+        if (behind := _behind(tensor, own)) is not None:
+            return lambda scales: _divide_rows(*behind, scales, heads, kv_heads)
+    raise NoMatch("nothing before it can take its scales")
+
+
+def _divide_norm(graph: Graph, norm: gs.Node, scales: torch.Tensor) -> torch.Tensor:
+    norm.inputs = [norm.inputs[0], *(scaled_vector(graph, vector, 1 / scales) for vector in norm.inputs[1:])]
+    return scales
+
+
+def _divide_rows(linear: Linear, first: int, scales: torch.Tensor, heads: int = 1, kv_heads: int = 1) -> torch.Tensor:
+    """Divides outputs of a product, from its `first` on. Query heads that share values must share scales."""
+    if heads != kv_heads:
+        shared = scales.reshape(kv_heads, heads // kv_heads, -1).log().mean(1, keepdim=True).exp()
+        scales = shared.expand(-1, heads // kv_heads, -1).reshape(-1)
+        rows = shared.reshape(-1)
+    else:
+        rows = scales
+    if linear.rows is None:
+        linear.rows = torch.ones(linear.outputs)
+    linear.rows[first : first + len(rows)] /= rows
+    return scales
+
+
+def _behind(tensor: gs.Tensor, own: dict[int, Linear]) -> tuple[Linear, int] | None:
+    """The product, of those that are rounded, whose outputs `tensor` is, and the first of them; read by nothing else."""
+    if id(tensor) in own:
+        return (own[id(tensor)], 0) if len(tensor.outputs) == 1 else None
+    split = producer(tensor, "Split")
+    if split is None or split.attrs.get("axis", 0) not in (-1, 1) or len(tensor.outputs) != 1:
+        return None
+    sizes = [static_dim(part, -1) for part in split.outputs]
+    if None in sizes or id(split.inputs[0]) not in own:
+        return None
+    index = next(index for index, part in enumerate(split.outputs) if part is tensor)
+    return own[id(split.inputs[0])], sum(sizes[:index])
+
+
+def _values(x: gs.Tensor) -> tuple[gs.Tensor, int, int] | None:
+    """Where x is what attention made of values that nothing else reads: these, [tokens, kv_heads * D], and both counts
+    of heads."""
+    merged = producer(x, "Reshape")
+    turned = producer(merged.inputs[0], "Transpose") if merged is not None else None
+    attention = producer(turned.inputs[0], "Attention") if turned is not None else None
+    if attention is None:
+        return None
+    query, _, cached = attention.inputs[:3]
+    update = producer(cached, "TensorScatter", "Concat")
+    new = update.inputs[1] if update is not None else cached
+    turned = producer(new, "Transpose")
+    apart = producer(turned.inputs[0], "Reshape") if turned is not None else None
+    heads, kv_heads = static_dim(query, 1), static_dim(new, 1)
+    if apart is None or not (heads and kv_heads) or len(new.outputs) != 1 or len(cached.outputs) != 1:
+        return None
+    return apart.inputs[0], heads, kv_heads

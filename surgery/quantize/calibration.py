@@ -1,0 +1,41 @@
+"""The text that formats are fitted to, as windows of tokens."""
+
+from pathlib import Path
+
+import numpy as np
+
+from contracts.errors import UserError
+from contracts.manifest import read_manifest
+from models.tokenizer import open_tokenizer
+from surgery.quantize.options import Request
+
+DEFAULT = Path(__file__).with_name("calibration.txt")  # prose and code, from CPython's documentation and library
+WINDOWS = 16
+WINDOW = 256  # tokens
+
+
+def read_windows(request: Request, model: Path, capacity: int | None) -> np.ndarray:
+    """int64 [windows, tokens] of the text, spread evenly over it. The tokenizer is that of the checkpoint from which the
+    graph in file `model` was exported, unless its folder is named. Raises UserError where there is none, or no text."""
+    folder = request.tokenizer or _checkpoint(model)
+    if folder is None:
+        raise UserError(
+            "--quantize", f"needs a tokenizer, and {model} does not say its checkpoint", "name it with --tokenizer DIR"
+        )
+    path = request.calibration or DEFAULT
+    try:
+        content = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(path, f"cannot be read ({error.strerror})", "name a text file with --calibration") from None
+    ids = open_tokenizer(folder).encode(content)
+    window = min(WINDOW, capacity or WINDOW)
+    if len(ids) < 2 * window:
+        raise UserError(path, f"is too short to calibrate with: {len(ids)} tokens", f"give at least {2 * window}")
+    starts = np.unique(np.linspace(0, len(ids) - window, min(WINDOWS, len(ids) // window)).astype(int))
+    return np.array([ids[start : start + window] for start in starts], np.int64)
+
+
+def _checkpoint(model: Path) -> Path | None:
+    options = (read_manifest(model.parent) or {}).get("options", {})
+    folder = Path(options["checkpoint"]) if "checkpoint" in options else None
+    return folder if folder is not None and folder.is_dir() else None

@@ -1,0 +1,77 @@
+"""Weights to small numbers with scales: symmetric, to nearest, ties to even, with the scale as it will be stored.
+
+q = clamp(round(w / scale), least, largest)       scale = max |w| / largest, over an output's inputs or a block
+"""
+
+import numpy as np
+import torch
+from onnx import TensorProto
+
+from surgery.quantize.formats import FP8, Values
+
+FLOATS = {TensorProto.FLOAT: torch.float32, TensorProto.FLOAT16: torch.float16, TensorProto.BFLOAT16: torch.bfloat16}
+CLIPS = 1 - torch.arange(0, 11) * 0.05  # shares of the largest weight that a clipping search tries
+
+
+def scales_of(largest: torch.Tensor, values: Values, dtype: int) -> torch.Tensor:
+    """Scales for numbers of at most this size, rounded to the float type `dtype`; 1 where all are zero."""
+    scales = (largest / values.largest).to(FLOATS[dtype]).float()
+    return torch.where(scales > 0, scales, torch.ones_like(scales))
+
+
+def round_to(scaled: torch.Tensor, values: Values) -> torch.Tensor:
+    """float32 numbers of the type's: integers, or what an fp8 number can be. May use the memory of `scaled`."""
+    if values is FP8:
+        return scaled.clamp(values.least, values.largest).to(torch.float8_e4m3fn).float()
+    return scaled.round_().clamp_(values.least, values.largest)
+
+
+def quantise(
+    rows: torch.Tensor, values: Values, block: int, dtype: int, importance: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights [out, in] as q, float32 [out, in], and scales [out, in / block], stored as `dtype`.
+
+    With `importance`, [in], the mean square of what each input carries, a block's range is clipped where that makes the
+    product's error smaller: the largest weights are rounded worse so that the others are rounded better.
+    """
+    outputs, features = rows.shape
+    blocks = rows.reshape(outputs, features // block, block)
+    low, high = blocks.aminmax(dim=-1)
+    largest = torch.maximum(-low, high)
+    if importance is not None:
+        largest = largest * _clips(blocks, largest, values, dtype, importance.reshape(-1, block))
+    scales = scales_of(largest, values, dtype)
+    return round_to(blocks / scales[..., None], values).reshape(outputs, features), scales
+
+
+def _clips(blocks: torch.Tensor, largest: torch.Tensor, values: Values, dtype: int, importance: torch.Tensor) -> torch.Tensor:
+    """The share of the range, [out, blocks], that gives Σ importance · (w - q · scale)² its least value."""
+    least, best = torch.full_like(largest, torch.inf), torch.ones_like(largest)
+    for clip in CLIPS:
+        scales = scales_of(largest * clip, values, dtype)[..., None]
+        error = (((round_to(blocks / scales, values) * scales) - blocks).square() * importance).sum(-1)
+        best = torch.where(error < least, clip, best)
+        least = torch.minimum(error, least)
+    return best
+
+
+def packed(q: torch.Tensor, values: Values) -> torch.Tensor:
+    """q [out, in] as the bytes of [in, out]: uint8 [in, out], or of 4-bit pairs, the low one first, [in, out / 2]."""
+    if values is FP8:
+        return q.to(torch.float8_e4m3fn).view(torch.uint8).T
+    small = q.to(torch.int8)
+    if values.bits == 4:
+        small = small[0::2].bitwise_and_(0xF).bitwise_or_(small[1::2] << 4)
+    return small.view(torch.uint8).T
+
+
+def from_numpy(array: np.ndarray) -> torch.Tensor:
+    """float32, of what numpy has as float16, float32 or (ml_dtypes') bfloat16."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(np.ascontiguousarray(array).view(np.int16)).view(torch.bfloat16).float()
+    return torch.from_numpy(np.array(array)).float()
+
+
+def to_bytes(tensor: torch.Tensor, dtype: int) -> np.ndarray:
+    """The tensor as bytes of the float type `dtype`, uint8."""
+    return tensor.contiguous().to(FLOATS[dtype]).view(torch.uint8).numpy()

@@ -1,0 +1,98 @@
+"""Quantised products and tables, written into the graph; their weights are read, rounded and written a slab at a time.
+
+    Gemm(x, W, b, transB=1)  →  x @ DequantizeLinear(q [in, out], scales) + b
+    Gather(table, tokens)    →  Gather(DequantizeLinear(q [rows, features], scales [rows]), tokens)
+
+In this form, a MatMul over weights that lie as [in, out], onnxruntime fuses the pair into one product (MatMulNBits, on the
+CPU and on CUDA, from the optimisation level "extended" on), where the scales are constants of type float16 or float32,
+the blocks lie along axis 0 and are of 16 to 256, a power of two, or each output has one scale; and TensorRT reads the
+small weight in the product's own kernel.
+"""
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import torch
+from onnx import TensorProto
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
+from surgery.graph import Graph, need, onnx_type
+from surgery.quantize.formats import BLOCKS, Format, Values
+from surgery.quantize.linears import Linear
+from surgery.quantize.rounding import from_numpy, packed, quantise, scales_of, to_bytes
+from surgery.quantize.slabs import balanced_slabs, slabs
+from surgery.weights import add_weight, read_array
+
+
+def write_linear(graph: Graph, linear: Linear, form: Format, group_size: int, x: gs.Tensor) -> None:
+    """Replaces the product by one with a dequantised weight, of the input `x`. Raises NoMatch where the format has no
+    room for its sizes."""
+    dtype, values, name = linear.dtype, form.values, linear.node.name
+    need(values.bits == 8 or linear.outputs % 2 == 0, f"{linear.outputs} outputs are no whole number of bytes of 4-bit values")
+    block = block_of(linear.features, group_size) if form.blocks else linear.features
+    need(block, f"{linear.features} input features are no whole number of blocks of {BLOCKS[0]}")
+    data, scales = _rounded(graph, linear, values, block)
+    shape, blocks = [linear.features, linear.outputs], [linear.features // block] * form.blocks
+    q = add_weight(graph, f"{linear.weight.name}_q", values.dtype, shape, iter([data]))
+    stored = add_weight(graph, f"{linear.weight.name}_scales", dtype, [*blocks, linear.outputs], iter([scales]))
+    attrs = {"axis": 0, "block_size": block} if form.blocks else {"axis": 1}
+    weight = graph.new("DequantizeLinear", [q, stored], attrs, f"{name}/weight", dtype, shape)
+    result = linear.node.outputs[0]
+    if linear.bias is None:
+        graph.replace(result, "MatMul", [x, weight], name=name)
+        return
+    product = graph.new("MatMul", [x, weight], name=name, dtype=onnx_type(result), shape=result.shape)
+    graph.replace(result, "Add", [product, scaled_vector(graph, linear.bias, linear.rows)], name=f"{name}/bias")
+
+
+def write_table(graph: Graph, gather: gs.Node, values: Values) -> None:
+    """Rounds each row of a table with a scale of its own."""
+    table = gather.inputs[0]
+    dtype, shape = onnx_type(table), [int(size) for size in table.shape]
+    data, scales = [], []
+    for _, rows in slabs(graph, table):
+        q, scale = quantise(rows, values, shape[1], dtype)
+        data.append(packed(q.T, values).numpy())
+        scales.append(to_bytes(scale[:, 0], dtype))
+    q = add_weight(graph, f"{table.name}_q", values.dtype, shape, iter(data))
+    stored = add_weight(graph, f"{table.name}_scales", dtype, shape[:1], iter(scales))
+    rows = graph.new("DequantizeLinear", [q, stored], {"axis": 0}, f"{gather.name}/table", dtype, shape)
+    graph.replace(gather.outputs[0], "Gather", [rows, gather.inputs[1]], dict(gather.attrs), name=gather.name)
+
+
+def write_rounding(graph: Graph, x: gs.Tensor, values: Values, largest: float, name: str) -> gs.Variable:
+    """x rounded to the type and back, with the one scale that numbers of at most `largest` ask for."""
+    scale, zero = activation_scale(graph, values, largest, onnx_type(x), name)
+    q = graph.new("QuantizeLinear", [x, scale, zero], name=f"{name}/quantise", dtype=values.dtype, shape=x.shape)
+    return graph.new("DequantizeLinear", [q, scale, zero], name=f"{name}/dequantise", dtype=onnx_type(x), shape=x.shape)
+
+
+def activation_scale(graph: Graph, values: Values, largest: float, dtype: int, name: str) -> tuple[gs.Constant, gs.Constant]:
+    """A scalar scale of the float type `dtype`, and the zero point that tells QuantizeLinear its type."""
+    scale = scales_of(torch.tensor(float(largest)), values, dtype)
+    zero = TensorProto(name=graph.unique(f"{name}/zero"), data_type=values.dtype, raw_data=b"\0")
+    return graph.number(scale.item(), dtype, f"{name}/scale"), gs.Constant(zero.name, LazyValues(zero))
+
+
+def scaled_vector(graph: Graph, vector: gs.Constant, scales: torch.Tensor | None) -> gs.Constant:
+    """A norm's weight or a bias, times `scales`, in its own type."""
+    if scales is None:
+        return vector
+    dtype = onnx_type(vector)
+    values = from_numpy(read_array(graph, vector, dtype)) * scales
+    return add_weight(graph, f"{vector.name}_balanced", dtype, [len(values)], iter([to_bytes(values, dtype)]))
+
+
+def block_of(features: int, group_size: int) -> int | None:
+    """The largest block, at most `group_size`, that divides the inputs."""
+    return next((block for block in reversed(BLOCKS) if block <= group_size and features % block == 0), None)
+
+
+def _rounded(graph: Graph, linear: Linear, values: Values, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes of q [in, out] and of its scales [in / block, out]. What is held is the small weight and one slab."""
+    data = torch.empty(linear.features, linear.outputs * values.bits // 8, dtype=torch.uint8)
+    scales = torch.empty(linear.features // block, linear.outputs)
+    for start, rows in balanced_slabs(graph, linear):
+        q, scale = quantise(rows, values, block, linear.dtype, linear.importance)
+        data[:, start * values.bits // 8 : (start + len(rows)) * values.bits // 8] = packed(q, values)
+        scales[:, start : start + len(rows)] = scale.T
+    return data.numpy(), to_bytes(scales, linear.dtype)
