@@ -10,6 +10,7 @@ from rich.console import Console
 
 from contracts.command import Parser, run
 from contracts.manifest import Stage
+from export.packed import write_packed
 from export.trace import trace
 from export.weights import attach
 from models import checkpoint_folder, meta_model, open_checkpoint
@@ -56,7 +57,10 @@ def export(options: argparse.Namespace) -> None:
     with stage.writing() as partial:
         with Console().status(f"export: tracing {model.dimensions.layers} layers"):
             graph = trace(model, getattr(torch, dtype))
-        stage.extra |= attach(graph, checkpoint, dtype, options.weights, partial, options.out)
+        packed = write_packed(graph, checkpoint, dtype, partial)
+        weights = "copy" if packed else options.weights  # of what is not packed, which must lie beside the rest
+        stage.extra |= attach(graph, checkpoint, dtype, weights, partial, options.out)
+        stage.extra["bytes_copied"] += packed
         onnx.save(ir.to_proto(graph), partial / "model.onnx")
         stage.extra["nodes"] = len(graph.graph)
     print(

@@ -8,7 +8,7 @@ import json
 import math
 import struct
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from contracts.errors import UserError
+from models.packed import PACKED, WEIGHT, is_packed, load_packed, packed_shape
 
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -54,9 +55,12 @@ class Checkpoint:
 
     def entry(self, name: str, shape: tuple[int, ...] | None = None) -> TensorEntry:
         """Raises UserError where the tensor is missing, or has another shape than the architecture gives it."""
-        if name not in self.tensors:
+        if is_packed(self, name):
+            entry = replace(self.tensors[name.removesuffix(WEIGHT) + PACKED], shape=packed_shape(self, name))
+        elif name in self.tensors:
+            entry = self.tensors[name]
+        else:
             raise UserError(self.folder, f"has no tensor {name}", "check that config.json and weights belong together")
-        entry = self.tensors[name]
         if shape is not None and entry.shape != tuple(shape):
             raise UserError(
                 entry.file,
@@ -66,7 +70,9 @@ class Checkpoint:
         return entry
 
     def load(self, name: str) -> torch.Tensor:
-        """The tensor in its stored type, on the CPU."""
+        """The tensor in its stored type, on the CPU; one that is packed in few bits as float32."""
+        if is_packed(self, name):
+            return load_packed(self, name).dequantised()
         path = self.entry(name).file
         try:
             with safe_open(path, framework="pt") as file:
