@@ -1,7 +1,8 @@
 """Two decoders through the same scenarios, compared by Polygraphy.
 
 An error is the largest absolute difference of an output at a step, divided by the largest value that the reference has
-there: for logits, "of the largest logit". NaN anywhere, a missing output and a step that fails are differences too.
+there: for logits, "of the largest logit". In a quantised cache, what is beyond one step of its rounding counts. NaN
+anywhere, a missing output and a step that fails are differences too.
 """
 
 import re
@@ -16,7 +17,7 @@ from polygraphy.comparator import Comparator, IterationResult, RunResults, Simpl
 from polygraphy.logger import G_LOGGER
 
 from contracts.signature import LOGITS
-from validate.runners import DecoderRunner, Model
+from validate.runners import DecoderRunner, Model, rounding_step
 from validate.scenarios import Scenario
 
 PASSED, DIFFERENT, NOT_RUN = "passed", "different", "not run"
@@ -140,7 +141,7 @@ def _compare_scenario(
 
 def _compare_outputs(reference: IterationResult, candidate: IterationResult, tolerance: float) -> OrderedDict:
     """Polygraphy's comparison by maximum, its absolute tolerance set from the reference's largest value."""
-    atol = {name: tolerance * _largest(value) for name, value in reference.items()}
+    atol = {name: tolerance * _largest(value) + rounding_step(value) for name, value in reference.items()}
     return SimpleCompareFunc(check_error_stat="max", atol=atol, rtol=0.0)(reference, candidate)
 
 
@@ -170,7 +171,7 @@ def _output_error(name: str, step: int, expected: np.ndarray, candidate: Iterati
         return OutputError(name, None, step, "missing")
     if candidate[name].shape != expected.shape:
         return OutputError(name, None, step, f"shape {candidate[name].shape} instead of {expected.shape}")
-    error = verdict[name].max_absdiff / (_largest(expected) or 1.0)
+    error = max(verdict[name].max_absdiff - rounding_step(expected), 0.0) / (_largest(expected) or 1.0)
     return OutputError(name, error, step) if np.isfinite(error) else OutputError(name, None, step, "not a number")
 
 

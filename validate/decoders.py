@@ -27,7 +27,7 @@ class OfSignature:
 
     @property
     def dtype(self) -> int:
-        return self.signature.dtype
+        return self.signature.float_dtype
 
     @property
     def capacity(self) -> int | None:

@@ -1,34 +1,44 @@
 """Opens decoder graphs in onnxruntime: what they need to be stepped, whatever made them."""
 
+import ctypes
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import TensorProto
 
 from contracts.errors import UserError
-from contracts.signature import Signature, find_signature
+from contracts.signature import QUANTIZED, Signature, find_signature
 from contracts.twin import float32_twin, has_bfloat16
 from contracts.weights import ORT_ROOT_OPTION, load_graph, weights_root
 from validate.decoders import Decoder, GrowingDecoder, StaticDecoder
 from validate.layerwise import LayerwiseSession, is_large, with_fewer_slots, with_products_by_rows
 
+ARRAYS = {  # of caches; a bfloat16 graph runs as its float32 twin
+    TensorProto.FLOAT16: np.float16,
+    TensorProto.INT8: np.int8,
+    TensorProto.FLOAT8E4M3FN: ml_dtypes.float8_e4m3fn,
+}
+
 
 @dataclass(frozen=True)
 class Graph:
-    """A decoder graph in onnxruntime. `dtype` is the cache's in the file; a bfloat16 graph runs as its float32 twin."""
+    """A decoder graph in onnxruntime. A bfloat16 graph runs as its float32 twin."""
 
     name: str
     signature: Signature
     session: ort.InferenceSession | LayerwiseSession = field(repr=False)
     cache_shapes: tuple[tuple[int, int, int], ...]  # of each past input: kv_heads, slots (0 where it grows), head_dim
     vocab: int
+    quantised: str | None = None  # the format and options that surgery quantised it with
+    rounds: bool = False  # whether it rounds activations or its cache to 8 bits
 
     @property
     def dtype(self) -> int:
-        return self.signature.dtype
+        return self.signature.float_dtype
 
     @property
     def cache_names(self) -> list[tuple[int, str]]:
@@ -53,7 +63,7 @@ class Graph:
         return self.signature.sequence_lengths is not None
 
     def decoder(self, batch: int) -> Decoder:
-        dtype = np.float16 if self.dtype == TensorProto.FLOAT16 else np.float32
+        dtype = ARRAYS.get(self.signature.dtype, np.float32)
         shapes = [(batch, *shape) for shape in self.cache_shapes]
         if self.signature.static:
             return StaticDecoder(self._forward_static, self.signature, shapes, dtype)
@@ -64,8 +74,9 @@ class Graph:
         feeds = {names.tokens: tokens, names.positions: positions, names.mask: mask, names.ntk_alpha: alpha}
         feeds = {name: value for name, value in feeds.items() if name is not None}
         feeds |= {cache.past: past for cache, past in zip(names.caches, pasts)}
-        logits, *presents = self.session.run([names.logits, *(cache.present for cache in names.caches)], feeds)
-        return logits, presents
+        feeds = {name: to_ort(value) for name, value in feeds.items()}
+        found = self.session.run_with_ort_values([names.logits, *(cache.present for cache in names.caches)], feeds)
+        return found[0].numpy(), [from_ort(present) for present in found[1:]]
 
     def _forward_static(self, feeds: dict[str, np.ndarray], buffers: list[np.ndarray]) -> np.ndarray:
         if self.layerwise:
@@ -109,7 +120,9 @@ def graph_of(model: onnx.ModelProto, root: Path, name: str, past_pattern: str | 
         if not (isinstance(kv_heads, int) and isinstance(head_dim, int)):
             raise UserError(name, f"heads and width of {cache.past} are not fixed", "fix these two dimensions")
         cache_shapes.append((kv_heads, slots if signature.static else 0, head_dim))
-    return Graph(name, signature, session, tuple(cache_shapes), logits[-1])
+    quantised = next((entry.value for entry in model.metadata_props if entry.key == QUANTIZED), None)
+    rounds = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    return Graph(name, signature, session, tuple(cache_shapes), logits[-1], quantised, rounds)
 
 
 def open_session(model: onnx.ModelProto, root: Path, name: str) -> ort.InferenceSession | LayerwiseSession:
@@ -150,3 +163,17 @@ def _refuse_unknown_inputs(model: onnx.ModelProto, signature: Signature, name: s
         raise UserError(name, f"has inputs of unknown meaning: {', '.join(unknown)}", "export it without them")
     if signature.static and signature.mask:
         raise UserError(name, f"has a static cache and a mask input, {signature.mask}", "run surgery on it first")
+
+
+def to_ort(array: np.ndarray) -> ort.OrtValue:
+    """onnxruntime takes no arrays of fp8, but their bytes."""
+    if array.dtype == ml_dtypes.float8_e4m3fn:
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint8), TensorProto.FLOAT8E4M3FN)
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+def from_ort(value: ort.OrtValue) -> np.ndarray:
+    if value.element_type() != TensorProto.FLOAT8E4M3FN:
+        return value.numpy()
+    data = np.ctypeslib.as_array((ctypes.c_uint8 * value.tensor_size_in_bytes()).from_address(value.data_ptr()))
+    return data.copy().view(ml_dtypes.float8_e4m3fn).reshape(value.shape())

@@ -18,6 +18,7 @@ from validate.compare import DIFFERENT, NOT_RUN, PASSED, TOLERANCES, Comparison,
 from validate.engine import read_description, takes, why_not
 from validate.engine_decoder import open_engine
 from validate.graphs import Graph, open_graph
+from validate.network.compare import ROUNDED
 from validate.network.decoder import open_network
 from validate.reference import open_reference
 from validate.runners import Model
@@ -56,6 +57,7 @@ class Pipeline:
 
     exported: Path
     portable: Path | None
+    unquantised: Path | None  # the portable graph before it was quantised, where it was
     lowered: Path | None
     engine: Path | None
     checkpoint: Path | None
@@ -64,7 +66,7 @@ class Pipeline:
 
     @property
     def files(self) -> list[Path]:
-        files = (self.exported, self.portable, self.lowered, self.engine, self.text, self.results)
+        files = (self.exported, self.portable, self.unquantised, self.lowered, self.engine, self.text, self.results)
         return [path for path in files if path]
 
 
@@ -81,6 +83,7 @@ def find_pipeline(folder: Path, text: Path | None, results: Path | None = None) 
     return Pipeline(
         exported=exported,
         portable=_existing(folder / "surgery" / "model.onnx"),
+        unquantised=_existing(folder / "surgery" / "float" / "model.onnx"),
         lowered=_existing(folder / "surgery" / "model.trt.onnx"),
         engine=_existing(folder / "build" / "model.engine"),
         checkpoint=checkpoint,
@@ -126,7 +129,7 @@ def run_levels(
         levels.append(run(1, open_reference(pipeline.checkpoint, exported.dtype), exported))
     else:
         levels.append(_not_run(1, "the checkpoint that export/manifest.json names is not here"))
-    levels.append(run(2, exported, portable) if portable else _not_run(2, "surgery has written no portable graph"))
+    levels.append(_surgery_level(pipeline, exported, portable, run))
     levels.append(_network_level(pipeline, portable, run, tell))
     levels.append(_engine_level(pipeline, portable, scenarios, run, tell))
     if not (pipeline.checkpoint and portable):
@@ -163,6 +166,24 @@ def compare_graphs(
     return Level(None, "Reference ↔ candidate", comparison.status, comparison=comparison, notes=notes)
 
 
+def _surgery_level(pipeline: Pipeline, exported: Graph, portable: Graph | None, run: Callable[..., Level]) -> Level:
+    """What surgery made of the exported graph, up to where it quantised it: level 5 says what that does."""
+    if portable is None:
+        return _not_run(2, "surgery has written no portable graph")
+    if portable.quantised is None:
+        return run(2, exported, portable)
+    if pipeline.unquantised is None:
+        return _not_run(2, "surgery has left no graph from before it quantised")
+    level = run(2, exported, open_graph(pipeline.unquantised, "portable, not yet quantised"))
+    level.notes.append(f"The portable graph is quantised ({portable.quantised}); compared is what it was made of")
+    return level
+
+
+def _allowed(portable: Graph) -> float:
+    """Between onnxruntime and TensorRT, which computes bfloat16 as bfloat16."""
+    return ROUNDED if portable.rounds else TOLERANCES[portable.dtype]
+
+
 def _network_level(pipeline: Pipeline, portable: Graph | None, run: Callable[..., Level], tell: Callable[[str], None]) -> Level:
     if portable is None or pipeline.lowered is None:
         return _not_run(3, "surgery has written no lowered graph")
@@ -171,7 +192,7 @@ def _network_level(pipeline: Pipeline, portable: Graph | None, run: Callable[...
         network = open_network(pipeline.lowered, "TensorRT's network")
     except UserError as error:
         return _not_run(3, str(error))
-    return run(3, portable, network, TOLERANCES[portable.dtype])  # the network computes bfloat16 as bfloat16
+    return run(3, portable, network, _allowed(portable))
 
 
 def _engine_level(
@@ -183,7 +204,7 @@ def _engine_level(
 ) -> Level:
     if portable is None or pipeline.engine is None:
         return _not_run(4, "no engine has been built")
-    allowed = TOLERANCES[portable.dtype]  # an engine computes bfloat16 as bfloat16
+    allowed = _allowed(portable)
     if pipeline.results:
         if pipeline.lowered is None:
             raise UserError(pipeline.results, "cannot be tied to a lowered graph, which is not here", "run surgery again")
@@ -216,7 +237,7 @@ def scenarios_for(pipeline: Pipeline, graph: Graph, seed: int) -> list[Scenario]
 
 
 def _token_level(reference: Model, portable: Graph, tokenizer: Tokenizer, ids: list[int]) -> Level:
-    tokens = compare_tokens(reference, portable, tokenizer, ids, portable.dtype)
+    tokens = compare_tokens(reference, portable, tokenizer, ids, portable.dtype, portable.quantised)
     notes = [TWIN_NOTE] if portable.dtype == TensorProto.BFLOAT16 else []
     return Level(5, TITLES[5], PASSED if tokens.passed else DIFFERENT, tokens=tokens, notes=notes)
 

@@ -11,12 +11,14 @@ from polygraphy.common import TensorMetadata
 from contracts.signature import LOGITS, present_name
 from validate.decoders import Decoder
 
+FP8_MANTISSA = 3  # bits of e4m3
+
 
 class Model(Protocol):
     """What can be stepped: validate.graphs.Graph, validate.reference.Reference."""
 
     name: str
-    dtype: int  # onnx.TensorProto type of the cache
+    dtype: int  # onnx.TensorProto type that it computes in
     vocab: int
     capacity: int | None
     trained_length: int | None
@@ -29,7 +31,7 @@ class Model(Protocol):
 class DecoderRunner(BaseRunner):
     """Inputs: tokens int64 [B,S], counts int64 [B], alpha float32 [B], final bool [].
     Outputs: logits float32 [valid tokens, vocab], row after row; with `last`, of each row's last valid token only. At a
-    scenario's final step also every cache, float32 [valid tokens so far, kv_heads, head_dim].
+    scenario's final step also every cache, [valid tokens so far, kv_heads, head_dim], as valid_slots gives it.
 
     With `alone` every row runs as a batch of its own and without padding: what a batch must not change.
     """
@@ -81,9 +83,22 @@ def valid_logits(logits: np.ndarray, counts: np.ndarray, last: bool) -> np.ndarr
 
 
 def valid_slots(decoder: Decoder) -> list[np.ndarray]:
-    """Each cache as float32 [valid tokens, kv_heads, head_dim]."""
+    """Each cache as [valid tokens, kv_heads, head_dim]: float32, or what `marked` makes of one that is quantised."""
     valid = []
     for cache in decoder.caches():
         slots_HND = np.concatenate([cache[row, :, :length] for row, length in enumerate(decoder.lengths)], axis=1)
-        valid.append(np.ascontiguousarray(slots_HND.swapaxes(0, 1), np.float32))
+        valid.append(np.ascontiguousarray(marked(slots_HND.swapaxes(0, 1))))
     return valid
+
+
+def marked(array: np.ndarray) -> np.ndarray:
+    """A quantised cache in a type that says so and that arithmetic has: int8 as int16, fp8 as float16; others as float32."""
+    return array.astype({"int8": np.int16, "float8_e4m3fn": np.float16}.get(array.dtype.name, np.float32))
+
+
+def rounding_step(values: np.ndarray) -> float:
+    """How far what lies half-way between two of a quantised cache's numbers may come out apart: the distance of two
+    neighbours, for fp8 at its largest value."""
+    if values.dtype == np.float16:
+        return 2.0 ** (np.floor(np.log2(max(float(np.abs(values).max(initial=0.0)), 2.0**-6))) - FP8_MANTISSA)
+    return 1.0 if values.dtype == np.int16 else 0.0

@@ -1,5 +1,6 @@
 """What a difference means for text: both decoders read the same held-out text, and continue the same prompts."""
 
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +30,17 @@ LIMITS = {
     TensorProto.FLOAT: Limits(mean_kl=1e-6, agreement=0.999, bits_change=1e-4),
     TensorProto.FLOAT16: Limits(mean_kl=2e-3, agreement=0.98, bits_change=5e-3),
     TensorProto.BFLOAT16: Limits(mean_kl=2e-3, agreement=0.98, bits_change=5e-3),
+}
+
+
+# What a format may cost; docs/quantisation.md has what each does cost on tiny-qwen. A scale that is off exceeds these, too.
+QUANTISED_LIMITS = {
+    "int8": Limits(mean_kl=5e-3, agreement=0.96, bits_change=5e-3),
+    "int8-smoothquant": Limits(mean_kl=0.05, agreement=0.9, bits_change=0.015),
+    "fp8": Limits(mean_kl=0.05, agreement=0.9, bits_change=0.015),
+    "int4": Limits(mean_kl=0.15, agreement=0.8, bits_change=0.05),
+    "int4-awq": Limits(mean_kl=0.15, agreement=0.8, bits_change=0.05),
+    "cache": Limits(mean_kl=0.01, agreement=0.95, bits_change=5e-3),
 }
 
 
@@ -82,18 +94,20 @@ class TokenResult:
         return all(reading.within(self.limits) for reading in self.readings)
 
 
-def compare_tokens(reference: Model, candidate: Model, tokenizer: Tokenizer, ids: list[int], dtype: int) -> TokenResult:
+def compare_tokens(
+    reference: Model, candidate: Model, tokenizer: Tokenizer, ids: list[int], dtype: int, quantised: str | None = None
+) -> TokenResult:
     """Both models on the text `ids`. Windows no longer than the trained length, and for models with dynamic NTK also
-    windows twice as long, each read as one prompt. `dtype`: the candidate's, which sets the limits."""
+    windows twice as long, each read as one prompt. `dtype` and the format that it is `quantised` to, the candidate's,
+    set the limits."""
+    limits = QUANTISED_LIMITS[re.match(r"[\w-]+", quantised)[0]] if quantised else LIMITS[dtype]
     capacity = candidate.capacity or len(ids)
     trained = candidate.trained_length
     window = min(trained or 512, capacity, len(ids))
     readings = [read("text", reference, candidate, tokenizer, ids, window, windows=8)]
     if trained and min(capacity, len(ids)) >= 2 * trained:
         readings.append(read("text beyond the trained length", reference, candidate, tokenizer, ids, 2 * trained, windows=2))
-    return TokenResult(
-        reference.name, candidate.name, LIMITS[dtype], readings, continue_both(reference, candidate, tokenizer, ids)
-    )
+    return TokenResult(reference.name, candidate.name, limits, readings, continue_both(reference, candidate, tokenizer, ids))
 
 
 def read(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import torch
 
@@ -10,7 +11,7 @@ from contracts.errors import UserError
 from contracts.signature import Signature, find_signature
 from contracts.weights import load_graph
 from validate.decoders import NOISE_SEED, Decoder, GrowingDecoder, OfSignature, positions_of
-from validate.network.dtypes import TORCH
+from validate.network.dtypes import TORCH, to_torch
 from validate.network.evaluate import Evaluator
 from validate.network.parse import parse
 from validate.network.runner import to_numpy
@@ -31,17 +32,15 @@ class NetworkModel(OfSignature):
     def decoder(self, batch: int) -> Decoder:
         if self.signature.static:
             return StaticNetworkDecoder(self.evaluate, self.signature, batch)
-        empty = [to_numpy(cache[:, :, :0]) for cache in _caches(self.evaluate, self.signature, batch, slots=0)]
+        empty = [_cache_array(cache) for cache in _caches(self.evaluate, self.signature, batch, slots=0)]
         return GrowingDecoder(self._forward, empty)
 
     def _forward(self, tokens, positions, mask, pasts, alpha):
         names, declared = self.signature, self.evaluate.network.tensors
         feeds = {names.tokens: tokens, names.positions: positions, names.mask: mask, names.ntk_alpha: alpha}
-        feeds |= {
-            cache.past: torch.from_numpy(past).to(TORCH[declared[cache.past].dtype]) for cache, past in zip(names.caches, pasts)
-        }
+        feeds |= {cache.past: to_torch(past, TORCH[declared[cache.past].dtype]) for cache, past in zip(names.caches, pasts)}
         values = self.evaluate({name: value for name, value in feeds.items() if name is not None})
-        return to_numpy(values[names.logits]), [to_numpy(values[cache.present]) for cache in names.caches]
+        return to_numpy(values[names.logits]), [_cache_array(values[cache.present]) for cache in names.caches]
 
 
 class StaticNetworkDecoder:
@@ -92,3 +91,9 @@ def _caches(evaluate: Evaluator, signature: Signature, batch: int, slots: int) -
         shape = (batch, declared.shape[1], slots, declared.shape[3])
         caches.append(torch.from_numpy(noise.standard_normal(shape, np.float32)).to(TORCH[declared.dtype]))
     return caches
+
+
+def _cache_array(cache: torch.Tensor) -> np.ndarray:
+    if cache.dtype == torch.float8_e4m3fn:
+        return cache.view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn)
+    return to_numpy(cache)

@@ -1,0 +1,281 @@
+"""Quantised graphs: what becomes of the products, whether scales that move cancel, who fuses and builds the result."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import TensorProto, numpy_helper
+
+from contracts import command
+from contracts.weights import ORT_ROOT_OPTION, load_graph, weights_root
+from surgery import files
+from surgery.__main__ import main
+from surgery.quantize.balance import find_groups
+from surgery.quantize.formats import FP8, INT4, INT8
+from surgery.quantize.linears import find_linears
+from surgery.quantize.observe import observe
+from surgery.quantize.rounding import quantise
+from surgery.quantize.slabs import balanced_slabs
+from surgery.runner import apply, make_plan
+from tests.graphs import weightless
+from validate.graphs import graph_of, open_graph
+from validate.network.compare import compare, default_tolerance
+from validate.network.evaluate import Evaluator
+from validate.network.inputs import make_feeds
+from validate.network.parse import parse
+
+LAYERS, CAPACITY = 4, 64
+PRODUCTS = 5 * LAYERS + 1
+WEIGHT_ONLY = ("int8", "int4", "int4-awq")
+ROUNDED = ("int8-smoothquant", "fp8")
+
+
+@pytest.fixture(scope="module")
+def quantised(tiny_export, tmp_path_factory):
+    """The folder of surgery on tiny-qwen with these options, run once for each."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def make(*options: str) -> Path:
+        if options not in made:
+            out = tmp_path_factory.mktemp("quantised")
+            static = [] if "growing" in options else ["--capacity", str(CAPACITY)]
+            assert main([str(tiny_export / "model.onnx"), "--out", str(out), *static, *options]) == 0
+            made[options] = out
+        return made[options]
+
+    return make
+
+
+def refusal(capsys, *arguments: object) -> str:
+    """The one line that unusable input ends with."""
+    with pytest.raises(SystemExit) as ended:
+        command.run("surgery", lambda: main([str(argument) for argument in arguments]))
+    assert ended.value.code == command.UNUSABLE_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def ops(folder: Path) -> dict[str, int]:
+    return json.loads((folder / "report.json").read_text())["ops"]["portable"]
+
+
+def logits(model: Path, level: ort.GraphOptimizationLevel | None = None, **settings: str) -> np.ndarray:
+    """Of a prompt, as validation's references compute them, or in a session of its own."""
+    if level is None:
+        session = open_graph(model).session
+    else:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = level
+        for key, value in {ORT_ROOT_OPTION: str(weights_root(model)), **settings}.items():
+            options.add_session_config_entry(key, value)
+        session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    feeds = make_feeds(load_graph(model))[0].values
+    return session.run(["logits"], {value.name: feeds[value.name] for value in session.get_inputs()})[0]
+
+
+def weights(model: Path) -> dict[str, np.ndarray]:
+    """Of each product by its node's name, [in, out], dequantised by numpy from the file's own bytes."""
+    proto = onnx.load(model)
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    found = {}
+    for node in proto.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in tensors:
+            q, scales = (numpy_helper.to_array(tensors[name]).astype(np.float32) for name in node.input[:2])
+            block = next((each.i for each in node.attribute if each.name == "block_size"), None)
+            found[node.name.removesuffix("/weight")] = q * (np.repeat(scales, block, axis=0) if block else scales)
+    return found
+
+
+def sources(folder: Path) -> dict[str, np.ndarray]:
+    """Of each product the weight before it was quantised, [in, out]."""
+    proto = onnx.load(folder / "float" / "model.onnx", load_external_data=False)
+    onnx.load_external_data_for_model(proto, str(weights_root(folder / "float" / "model.onnx")))
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    return {node.name: numpy_helper.to_array(tensors[node.input[1]]).T for node in proto.graph.node if node.op_type == "Gemm"}
+
+
+@pytest.mark.parametrize(("name", "largest"), [("int8", 127), ("int4", 7)])
+def test_weights_are_rounded_to_the_nearest(quantised, name, largest):
+    folder = quantised("--quantize", name, "--group-size", "64")
+    assert ops(folder)["DequantizeLinear"] == ops(folder)["MatMul"] == PRODUCTS
+    assert "Gemm" not in ops(folder)
+    found, wanted = weights(folder / "model.onnx"), sources(folder)
+    assert found.keys() == wanted.keys()
+    for node, weight in wanted.items():
+        block, most = (len(weight), 127) if node == "lm_head" or name == "int8" else (64, largest)
+        steps = np.abs(weight.reshape(-1, block, weight.shape[1])).max(axis=1, keepdims=True) / most
+        error = np.abs(found[node] - weight).reshape(-1, block, weight.shape[1])
+        assert (error <= steps * 0.5001).all()
+        assert error.max() > 0
+
+
+def test_references_mean_what_they_say_and_default_sessions_do_not(quantised):
+    """The reference's logits are those of the same graph over dequantised weights; a default session's are not, since
+    onnxruntime then rounds activations to 8 bits, unless told to be accurate."""
+    folder = quantised("--quantize", "int4", "--group-size", "64")
+    model = folder / "model.onnx"
+    proto = onnx.load(folder / "float" / "model.onnx", load_external_data=False)
+    onnx.load_external_data_for_model(proto, str(weights_root(folder / "float" / "model.onnx")))
+    dequantised, tensors = weights(model), {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type == "Gemm":
+            tensors[node.input[1]].CopyFrom(numpy_helper.from_array(dequantised[node.name].T.copy(), node.input[1]))
+    feeds = make_feeds(load_graph(model))[0].values
+    session = graph_of(proto, folder, "dequantised").session
+    exact = session.run(["logits"], {value.name: feeds[value.name] for value in session.get_inputs()})[0]
+    everything = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    largest = np.abs(exact).max()
+    assert np.abs(logits(model) - exact).max() < 1e-5 * largest
+    assert np.abs(logits(model, everything) - exact).max() > 1e-3 * largest
+    accurate = logits(model, everything, **{"session.qdq_matmulnbits_accuracy_level": "1"})
+    assert np.abs(accurate - exact).max() < 1e-4 * largest
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_onnxruntime_fuses_every_product(quantised, name, tmp_path):
+    model = quantised("--quantize", name, "--group-size", "64") / "model.onnx"
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    found = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx", load_external_data=False).graph.node]
+    assert found.count("MatMulNBits") == PRODUCTS
+    assert "DequantizeLinear" not in found
+
+
+@pytest.mark.parametrize("name", [*WEIGHT_ONLY, *ROUNDED])
+def test_tensorrt_understands_every_format(quantised, name):
+    """In float32, where next to nothing lies half-way between two numbers, the parsed network computes the same. Where
+    activations are rounded, one that does may part some steps, not all."""
+    folder = quantised("--quantize", name, "--group-size", "64")
+    network = parse(folder / "model.trt.onnx")
+    outcomes = compare(Evaluator(network), folder / "model.onnx", make_feeds(load_graph(folder / "model.onnx")), 1e-5)
+    assert default_tolerance(network) == (0.1 if name in ROUNDED else 1e-5)
+    beyond = [any(output.beyond(1e-5) for output in outcome.outputs) for outcome in outcomes]
+    assert sum(beyond) <= (1 if name in ROUNDED else 0)
+    assert not any(output.beyond(0.05) for outcome in outcomes for output in outcome.outputs)
+
+
+@pytest.mark.parametrize("name", ["int8", "fp8"])
+def test_a_quantised_cache_grows(quantised, name):
+    folder = quantised("--kv-cache", name, "--cache", "growing")
+    graph = open_graph(folder / "model.onnx")
+    assert graph.signature.dtype == {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}[name]
+    assert graph.dtype == TensorProto.FLOAT
+    lowered = onnx.load(folder / "model.trt.onnx", load_external_data=False)
+    made = {output: node for node in lowered.graph.node for output in node.output}
+    for cache in graph.signature.caches:
+        assert made[cache.present].op_type == "Concat"
+        assert made[cache.present].input[0] == cache.past
+        assert made[made[cache.present].input[1]].op_type == "QuantizeLinear"
+    network = parse(folder / "model.trt.onnx")
+    outcomes = compare(Evaluator(network), folder / "model.onnx", make_feeds(load_graph(folder / "model.onnx")), 1e-4)
+    for outcome in outcomes:
+        assert not [output for output in outcome.outputs if output.beyond(2e-2)], outcome.feeds
+    exact, decoders = open_graph(folder / "float" / "model.onnx"), []
+    for each in (exact, graph):
+        decoder = each.decoder(2)
+        tokens = np.arange(40).reshape(2, 20) * 7
+        for step in (tokens[:, :12], tokens[:, 12:13], tokens[:, 13:]):
+            last = decoder.step(step, np.full(2, step.shape[1]), np.ones(2, np.float32))
+        decoders.append(last)
+    error = np.abs(decoders[0] - decoders[1]).max() / np.abs(decoders[0]).max()
+    assert 1e-4 < error < 0.05
+
+
+@pytest.mark.parametrize("source", ["tiny-qwen", "torch213_dynamo_llama_op23_float16"])
+def test_scales_that_move_cancel(tiny_export, tmp_path, source):
+    """Where every product's input is divided by numbers and its weight multiplied by them, nothing changes: through
+    norms, gated products and, with fewer heads for values than for queries, attention."""
+    path = tiny_export / "model.onnx"
+    if source != "tiny-qwen":
+        path = tmp_path / "model.onnx"
+        onnx.save(weightless.load(source), path)
+    graph = files.read(path)
+    for each in make_plan("static", CAPACITY, "all").portable:
+        apply(graph, each)
+    before = graph_of(files.to_model(graph), graph.root, "before")
+    linears = [linear for linear in find_linears(graph) if not linear.is_head]
+    groups = find_groups(graph, linears, fold=True)
+    assert all(group.divide is not None for group in groups)
+    assert len(groups) == 4 * graph.signature.layers
+    random = torch.Generator().manual_seed(0)
+    for group in groups:
+        scales = group.divide(torch.rand(group.linears[0].features, generator=random) + 0.5)
+        for linear in group.linears:
+            linear.columns = scales
+    for linear in linears:
+        rows = torch.cat([rows for _, rows in balanced_slabs(graph, linear)])
+        array = (rows if linear.by_output else rows.T).contiguous().numpy().astype(linear.weight.dtype)
+        linear.node.inputs[1] = type(linear.weight)(graph.unique("balanced"), array)
+        if linear.bias is not None and linear.rows is not None:
+            bias = graph.constant(linear.bias) * linear.rows.numpy()
+            linear.node.inputs[2] = type(linear.weight)(graph.unique("bias"), bias.astype(array.dtype))
+    after = graph_of(files.to_model(graph), graph.root, "after")
+    tokens = np.arange(14).reshape(2, 7)
+    found = [each.decoder(2).step(tokens, np.full(2, 7), np.ones(2, np.float32)).astype(float) for each in (before, after)]
+    tolerance = 1e-5 if graph.signature.dtype == TensorProto.FLOAT else 1e-2
+    assert np.abs(found[0] - found[1]).max() < tolerance * np.abs(found[0]).max()
+    assert np.abs(found[0]).max() > 0.1
+
+
+def test_a_segment_at_a_time_sees_the_same(tiny_export):
+    graph = files.read(tiny_export / "model.onnx")
+    for each in make_plan("static", CAPACITY, "all").portable:
+        apply(graph, each)
+    wanted = [linear.x for linear in find_linears(graph)]
+    windows = np.arange(48).reshape(2, 24)
+    whole = {tensor.name: values for tensor, values in observe(graph, wanted, windows)}
+    parts = {tensor.name: values for tensor, values in observe(graph, wanted, windows, segment=1 << 19)}
+    assert whole.keys() == parts.keys() == {tensor.name for tensor in wanted}
+    for name, values in whole.items():
+        assert len(values) == 2
+        assert all(np.abs(a - b).max() <= 1e-5 * np.abs(a).max() for a, b in zip(values, parts[name]))
+
+
+@pytest.mark.parametrize(("values", "block"), [(INT4, 32), (INT8, 64), (FP8, 64)])
+def test_rounding_keeps_what_is_exact_and_clips_where_that_helps(values, block):
+    random = torch.Generator().manual_seed(1)
+    rows = torch.randn(6, 64, generator=random)
+    rows[0] = 0
+    q, scales = quantise(rows, values, block, TensorProto.FLOAT16)
+    assert q.abs().max() <= values.largest
+    spread = scales.repeat_interleave(block, dim=1)
+    again, _ = quantise(q * spread, values, block, TensorProto.FLOAT16)
+    assert torch.equal(q[1:], again[1:])
+    assert torch.equal(q[0], torch.zeros(64))
+    importance = torch.ones(64)
+    clipped, smaller = quantise(rows, values, block, TensorProto.FLOAT16, importance)
+    plain = (q * spread - rows).square().sum()
+    better = (clipped * smaller.repeat_interleave(block, dim=1) - rows).square().sum()
+    assert better <= plain
+    assert better < plain or values is not INT4
+
+
+def test_what_is_excluded_stays(quantised):
+    folder = quantised("--quantize", "int4", "--exclude", "*.h.0.*", "--exclude", "*.h.1.mlp.w?.weight", "--lm-head", "none",
+                       "--embedding", "int8")  # fmt: skip
+    counts = ops(folder)
+    assert counts["Gemm"] == 5 + 2 + 1
+    assert counts["DequantizeLinear"] == PRODUCTS - counts["Gemm"] + 1
+    assert "Add" in counts  # a bias stays beside its product
+
+
+def test_one_line_for_what_makes_no_sense(tiny_export, tmp_path, capsys):
+    model, out = tiny_export / "model.onnx", ["--out", tmp_path / "out"]
+    assert "--exclude nothing*: matches no weight" in refusal(
+        capsys, model, *out, "--quantize", "int8", "--exclude", "nothing*"
+    )
+    assert "add --cache growing" in refusal(capsys, model, *out, "--kv-cache", "int8")
+    assert "add --quantize FORMAT" in refusal(capsys, model, *out, "--embedding", "int8")
+    short = tmp_path / "short.txt"
+    short.write_text("too short")
+    assert "too short to calibrate" in refusal(capsys, model, *out, "--quantize", "fp8", "--calibration", short)
+    alone = tmp_path / "model.onnx"
+    onnx.save(onnx.load(model), alone)
+    assert "--tokenizer" in refusal(capsys, alone, *out, "--quantize", "fp8")
+    assert not (tmp_path / "out" / "model.onnx").exists()
