@@ -120,7 +120,7 @@ class OnnxRun:
             options.add_free_dimension_override_by_name("sequence", steps)
         if self.device == "cuda":
             ort.preload_dlls()  # the CUDA libraries that torch came with
-            capture = "1" if self.cuda_graph and steps == 1 else "0"  # a prompt keeps the device busy without
+            capture = "1" if self.cuda_graph else "0"
             cuda = {"enable_cuda_graph": capture, "arena_extend_strategy": "kSameAsRequested"}
             providers = [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
         else:

@@ -121,10 +121,9 @@ def _divider(graph: Graph, group: Group, own: dict[int, Linear]) -> Callable[[to
         for factor, _ in operands(product):
             if only_consumer(factor) is product and (behind := _behind(factor, own)) is not None:
                 return lambda scales: _divide_rows(*behind, scales)
-    if (values := _values(x)) is not None:
-        tensor, heads, kv_heads = values
-        if (behind := _behind(tensor, own)) is not None:
-            return lambda scales: _divide_rows(*behind, scales, heads, kv_heads)
+    if (values := _values(x, own)) is not None:
+        behind, heads, kv_heads = values
+        return lambda scales: _divide_rows(*behind, scales, heads, kv_heads)
     raise NoMatch("nothing before it can take its scales")
 
 
@@ -161,9 +160,9 @@ def _behind(tensor: gs.Tensor, own: dict[int, Linear]) -> tuple[Linear, int] | N
     return own[id(split.inputs[0])], sum(sizes[:index])
 
 
-def _values(x: gs.Tensor) -> tuple[gs.Tensor, int, int] | None:
-    """Where x is what attention made of values that nothing else reads: these, [tokens, kv_heads * D], and both counts
-    of heads."""
+def _values(x: gs.Tensor, own: dict[int, Linear]) -> tuple[tuple[Linear, int], int, int] | None:
+    """Where x is what attention made of values that nothing else reads: the product that they come from and the first
+    of its outputs that they are, and both counts of heads."""
     merged = producer(x, "Reshape")
     turned = producer(merged.inputs[0], "Transpose") if merged is not None else None
     attention = producer(turned.inputs[0], "Attention") if turned is not None else None
@@ -172,9 +171,14 @@ def _values(x: gs.Tensor) -> tuple[gs.Tensor, int, int] | None:
     query, _, cached = attention.inputs[:3]
     update = producer(cached, "TensorScatter", "Concat")
     new = update.inputs[1] if update is not None else cached
-    turned = producer(new, "Transpose")
-    apart = producer(turned.inputs[0], "Reshape") if turned is not None else None
-    heads, kv_heads = static_dim(query, 1), static_dim(new, 1)
-    if apart is None or not (heads and kv_heads) or len(new.outputs) != 1 or len(cached.outputs) != 1:
+    heads, kv_heads, head_dim = static_dim(query, 1), static_dim(new, 1), static_dim(new, 3)
+    if not (heads and kv_heads and head_dim) or len(new.outputs) != 1 or len(cached.outputs) != 1:
         return None
-    return apart.inputs[0], heads, kv_heads
+    split, before = producer(new, "Split"), 0  # of heads that one product packs
+    if split is not None:
+        index = next(index for index, part in enumerate(split.outputs) if part is new)
+        before = sum(static_dim(part, 1) for part in split.outputs[:index])
+    turned = producer(split.inputs[0] if split is not None else new, "Transpose")
+    apart = producer(turned.inputs[0], "Reshape") if turned is not None else None
+    behind = _behind(apart.inputs[0], own) if apart is not None else None
+    return None if behind is None else ((behind[0], behind[1] + before * head_dim), heads, kv_heads)
