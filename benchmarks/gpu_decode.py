@@ -3,10 +3,13 @@
     python -m models.random_checkpoint --preset qwen-7b --dtype float16 --out CHECKPOINT
     python -m export --checkpoint CHECKPOINT --weights reference --out GRAPHS/export
     python -m surgery GRAPHS/export/model.onnx --capacity 8192 --out GRAPHS/surgery
+    python -m surgery GRAPHS/export/model.onnx --capacity 8192 --out GRAPHS/int4 --quantize int4        # and int8
     python -m benchmarks.gpu_decode --checkpoint CHECKPOINT --graphs GRAPHS --out results.json
 
 The device's bandwidth and matrix throughput are measured in the same run. Before anything is timed its logits are checked
 against the same weights in float32: they may be at most twice as far from it as transformers' eager ones in the same type.
+Of quantised weights only that they are no further from it than rounding explains; what that does to text, random weights
+cannot say.
 """
 
 import argparse
@@ -32,6 +35,9 @@ from models import Checkpoint, open_checkpoint
 from models.qwen import Config
 
 RUNS = ("surgered-cuda-graph", "surgered", "exported", "eager", "compiled-reduce-overhead", "compiled-max-autotune")
+QUANTISED = {"int8-cuda-graph": (1 + 2 / 128, 0.05), "int4-cuda-graph": (0.5 + 2 / 128, 0.5)}  # bytes a weight; error allowed
+FLOATS, RUNS = RUNS, (*RUNS, *QUANTISED)
+HEAD_BYTES = 1 + 2 / 128  # a weight of a quantised graph's head
 ONE_OF_ALL = "decode 1x512"  # the cell that every call measures, to compare calls by
 CELLS = {
     "surgered-cuda-graph": [f"decode {b}x{c}" for b in (1, 4, 16) for c in (512, 2048, 8000)] + ["prompt 512", "prompt 2048"],
@@ -166,9 +172,9 @@ class Benchmark:
         if name.startswith("compiled-"):
             return TorchRun(self.eager, name.removeprefix("compiled-"))
         stage, _, cuda_graph = name.partition("-")
-        folder = self.options.graphs / {"exported": "export", "surgered": "surgery"}[stage]
-        root = None if self.options.own_weights else self.options.checkpoint.resolve()
-        return OnnxRun(folder / "model.onnx", self.device, bool(cuda_graph), root)
+        folder = self.options.graphs / {"exported": "export", "surgered": "surgery"}.get(stage, stage)
+        own = self.options.own_weights or name in QUANTISED
+        return OnnxRun(folder / "model.onnx", self.device, bool(cuda_graph), None if own else self.options.checkpoint.resolve())
 
     def _measure(self, name: str, runner: TorchRun | OnnxRun, cell: Cell) -> Result:
         case = self.cases[cell]
@@ -178,13 +184,14 @@ class Benchmark:
         logits = step()
         if case.exact is not None:
             result.error = _error(logits, case.exact)
-            if not result.error <= max(TOLERANCE * case.eager_error, ROUNDING):
+            _, rounding = QUANTISED.get(name, (None, ROUNDING))
+            if not result.error <= max(TOLERANCE * case.eager_error, rounding):
                 result.note = f"wrong: {result.error:.2e} from float32, eager {case.eager_error:.2e}"
                 return result
         del logits
         self.seconds[f"{name} {cell}"] = round(time.monotonic() - started, 1)
         seconds = median_seconds(step, self.device, repeats=self.options.repeats)
-        floor, moved = self._floor(cell)
+        floor, moved = self._floor(cell, name)
         tokens = cell.batch * (1 if cell.kind == "decode" else cell.length)
         result.ms, result.tokens_per_s = 1e3 * seconds, tokens / seconds
         result.gb_per_s, result.percent_of_limit = moved / seconds / 1e9, 100 * floor / seconds
@@ -192,17 +199,18 @@ class Benchmark:
             self.kernels = profile(step, self.device)
         return result
 
-    def _floor(self, cell: Cell) -> tuple[float, float]:
+    def _floor(self, cell: Cell, name: str) -> tuple[float, float]:
         """Seconds below which the device cannot be, and the bytes that must be read: each matrix and each cached key and
         value once; or, where that takes longer, the multiplications of the matrices and of causal attention."""
         config, itemsize = self.config, self.dtype.itemsize
-        matrices = config.layers * (4 * config.hidden**2 + 3 * config.hidden * config.ffn) + config.hidden * config.vocab
+        body, head = config.layers * (4 * config.hidden**2 + 3 * config.hidden * config.ffn), config.hidden * config.vocab
+        weight = (QUANTISED[name][0], HEAD_BYTES) if name in QUANTISED else (itemsize, itemsize)
         width = config.heads * config.head_dim
         cached = 2 * config.layers * width * cell.batch * (cell.length if cell.kind == "decode" else 0)
         tokens = cell.batch * (1 if cell.kind == "decode" else cell.length)
         seen = cell.length if cell.kind == "decode" else cell.length / 2
-        moved = itemsize * (matrices + cached)
-        arithmetic = 2 * tokens * matrices + 4 * tokens * seen * width * config.layers
+        moved = weight[0] * body + weight[1] * head + itemsize * cached
+        arithmetic = 2 * tokens * (body + head) + 4 * tokens * seen * width * config.layers
         return max(moved / self.limits.read_bytes_per_s, arithmetic / self.limits.matmul_flop_per_s), moved
 
     def _add(self, result: Result) -> None:
@@ -255,7 +263,14 @@ def main() -> int:
     parser.add_argument("--checkpoint", metavar="DIR", type=Path, required=True)
     parser.add_argument("--graphs", metavar="DIR", type=Path, required=True, help="with export/ and surgery/ in it")
     parser.add_argument("--own-weights", action="store_true", help="the graphs have copies of the weights beside them")
-    parser.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS, metavar="RUN", help=f"of {', '.join(RUNS)}")
+    parser.add_argument(
+        "--runs",
+        nargs="+",
+        choices=RUNS,
+        default=FLOATS,
+        metavar="RUN",
+        help=f"of {', '.join(RUNS)}",
+    )
     parser.add_argument("--cells", nargs="+", metavar="CELL", help="such as 'decode 16x512' or 'prompt 2048'")
     parser.add_argument("--common", default=ONE_OF_ALL, help="the cell that every run measures (%(default)s)")
     parser.add_argument("--checked", type=int, default=8192, help="check cells of at most so many tokens (%(default)s)")

@@ -115,6 +115,7 @@ class OnnxRun:
             torch.cuda.empty_cache()
         options = ort.SessionOptions()
         options.add_session_config_entry(ORT_ROOT_OPTION, str(self.root))
+        options.add_session_config_entry("session.qdq_matmulnbits_block_size", "128")  # of int8 weights with a scale an output
         if self.cuda_graph:
             options.add_free_dimension_override_by_name("batch", batch)
             options.add_free_dimension_override_by_name("sequence", steps)

@@ -75,6 +75,18 @@ def test_gpu_decode(graphs):
     assert sum(kernel["us"] for kernel in results["kernels"]) > 0
 
 
+def test_gpu_decode_of_quantised_weights(graphs):
+    for name in ("int8", "int4"):
+        python("-m", "surgery", graphs / "export" / "model.onnx", "--capacity", 32, "--out", graphs / name, "--quantize", name)
+    out, runs = graphs / "quantised.json", ["surgered", "int8-cuda-graph", "int4-cuda-graph"]
+    done = decode(graphs, graphs / "checkpoint", "--runs", *runs, "--out", out)
+    assert done.returncode == 0, done.stderr
+    float32, int8, int4 = (json.loads(out.read_text())["results"][index] for index in (0, 3, 6))
+    assert float32["error"] < 1e-5 < int8["error"] < int4["error"]
+    moved = [result["gb_per_s"] * result["ms"] for result in (float32, int8, int4)]
+    assert moved[0] > 3 * moved[1] > 3 * moved[2]
+
+
 def test_gpu_decode_times_nothing_that_is_wrong(graphs, tmp_path):
     """The graphs' weights are not the checkpoint's: the difference is found before the clock starts."""
     shutil.copytree(graphs / "checkpoint", tmp_path / "other")

@@ -1,6 +1,6 @@
 """Weights to small numbers with scales: symmetric, to nearest, ties to even, with the scale as it will be stored.
 
-q = clamp(round(w / scale), least, largest)       scale = max |w| / largest, over an output's inputs or a block
+q = clamp(round(w / scale), least, largest)       scale = max(w / largest, w / least), over an output's inputs or a block
 """
 
 import numpy as np
@@ -14,8 +14,13 @@ CLIPS = 1 - torch.arange(0, 11) * 0.05  # shares of the largest weight that a cl
 
 
 def scales_of(largest: torch.Tensor, values: Values, dtype: int) -> torch.Tensor:
-    """Scales for numbers of at most this size, rounded to the float type `dtype`; 1 where all are zero."""
-    scales = (largest / values.largest).to(FLOATS[dtype]).float()
+    """Scales for numbers of at most this size on either side."""
+    return stored(largest / values.largest, dtype)
+
+
+def stored(scales: torch.Tensor, dtype: int) -> torch.Tensor:
+    """Scales as the float type `dtype` holds them; 1 where all numbers are zero."""
+    scales = scales.to(FLOATS[dtype]).float()
     return torch.where(scales > 0, scales, torch.ones_like(scales))
 
 
@@ -37,18 +42,18 @@ def quantise(
     outputs, features = rows.shape
     blocks = rows.reshape(outputs, features // block, block)
     low, high = blocks.aminmax(dim=-1)
-    largest = torch.maximum(-low, high)
+    steps = torch.maximum(low / values.least, high / values.largest)  # both sides fit, and the larger one just so
     if importance is not None:
-        largest = largest * _clips(blocks, largest, values, dtype, importance.reshape(-1, block))
-    scales = scales_of(largest, values, dtype)
+        steps = steps * _clips(blocks, steps, values, dtype, importance.reshape(-1, block))
+    scales = stored(steps, dtype)
     return round_to(blocks / scales[..., None], values).reshape(outputs, features), scales
 
 
-def _clips(blocks: torch.Tensor, largest: torch.Tensor, values: Values, dtype: int, importance: torch.Tensor) -> torch.Tensor:
+def _clips(blocks: torch.Tensor, steps: torch.Tensor, values: Values, dtype: int, importance: torch.Tensor) -> torch.Tensor:
     """The share of the range, [out, blocks], that gives Σ importance · (w - q · scale)² its least value."""
-    least, best = torch.full_like(largest, torch.inf), torch.ones_like(largest)
+    least, best = torch.full_like(steps, torch.inf), torch.ones_like(steps)
     for clip in CLIPS:
-        scales = scales_of(largest * clip, values, dtype)[..., None]
+        scales = stored(steps * clip, dtype)[..., None]
         error = (((round_to(blocks / scales, values) * scales) - blocks).square() * importance).sum(-1)
         best = torch.where(error < least, clip, best)
         least = torch.minimum(error, least)
