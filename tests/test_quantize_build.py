@@ -1,0 +1,64 @@
+"""Engines of quantised graphs: their kernels read the small weights themselves, and multiply in the small type."""
+
+import json
+import shutil
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import build.__main__ as build_main
+from export.__main__ import export
+from models import checkpoint_folder
+from surgery.__main__ import main
+
+PRODUCTS = 4  # of one layer; gate and up are one kernel
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    """tiny-qwen's first layer, in float16."""
+    folder, source = tmp_path_factory.mktemp("one-layer"), checkpoint_folder("tiny-qwen")
+    weights = load_file(source / "model.safetensors")
+    save_file(
+        {name: each for name, each in weights.items() if ".h." not in name or ".h.0." in name}, folder / "model.safetensors"
+    )
+    config = json.loads((source / "config.json").read_text()) | {"num_hidden_layers": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    shutil.copy(source / "qwen.tiktoken", folder)
+    out = folder / "export"
+    export(Namespace(checkpoint=folder, model=None, dtype="float16", weights=None, out=out, force=False))
+    return out / "model.onnx"
+
+
+@pytest.mark.parametrize(
+    ("options", "weights", "activations"),
+    [
+        (("--quantize", "int4"), "int4", "half"),
+        (("--quantize", "int8-smoothquant"), "int8", "int8"),
+        (("--quantize", "fp8", "--kv-cache", "fp8", "--cache", "growing"), "fp8", "fp8"),
+        (("--quantize", "int8", "--kv-cache", "int8", "--cache", "growing"), "int8", "half"),
+    ],
+)
+def test_kernels_read_small_weights(exported, tmp_path, monkeypatch, options, weights, activations):
+    static = [] if "growing" in options else ["--capacity", "64"]
+    assert main([str(exported), "--out", str(tmp_path / "surgery"), *static, *options]) == 0
+    lowered, out = tmp_path / "surgery" / "model.trt.onnx", tmp_path / "build"
+    line = f"build {lowered} --out {out} --compute-capability 8.9 --profiles one --max-past 64"
+    monkeypatch.setattr("sys.argv", line.split())
+    build_main.main(build_main._arguments())
+    (profile,) = json.loads((tmp_path / "build" / "kernels.json").read_text())["profiles"]
+    products = [
+        entry
+        for entry in profile["entries"]
+        if any(each["dtype"] == weights and len(each["shape"]) == 2 and min(each["shape"]) > 1 for each in entry["constants"])
+        and entry["layer"] == 0
+    ]
+    assert len(products) == PRODUCTS, [entry["name"] for entry in profile["entries"]]
+    for product in products:
+        assert activations in {each["dtype"] for each in product["inputs"]}
+    if "--kv-cache" in options:
+        engine = json.loads((tmp_path / "build" / "engine.json").read_text())
+        caches = [each for each in engine["inputs"] if each["role"] == "cache"]
+        assert {each["dtype"].lower() for each in caches} == {options[3]}
