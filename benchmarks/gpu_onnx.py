@@ -127,7 +127,9 @@ class OnnxRun:
         else:
             options.intra_op_num_threads = 1
             providers = ["CPUExecutionProvider"]
-        self.session = ort.InferenceSession(str(self.model), options, providers=providers)
+        # it takes the residual sum after a product of one row for a bias, which keeps quantised weights from being fused
+        apart = ["MatMulAddFusion"]
+        self.session = ort.InferenceSession(str(self.model), options, providers=providers, disabled_optimizers=apart)
         if self.device == "cuda" and "CUDAExecutionProvider" not in self.session.get_providers():
             raise RuntimeError("onnxruntime has no CUDA provider here")
         self.sizes = sizes
