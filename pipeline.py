@@ -17,10 +17,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-import build.__main__ as build
-import export.__main__ as export
-import surgery.__main__ as surgery
-import validate.__main__ as validate
+import build.options
+import export.options
+import surgery.options
+import validate.options
 from contracts.command import FOUND_DIFFERENCE, UNUSABLE_INPUT, Parser, run
 from contracts.manifest import read_manifest
 
@@ -39,10 +39,10 @@ class Outcome:
 def main() -> int:
     parser = Parser(prog="pipeline", description="Take a checkpoint to a TensorRT engine, and check every step.")
     groups = {name: parser.add_argument_group(name) for name in ("export", "surgery", "build", "validate")}
-    export.add_options(groups["export"])
-    surgery.add_options(groups["surgery"])
-    build.add_options(groups["build"], weights=ENGINE_WEIGHTS)
-    validate.add_options(groups["validate"])
+    export.options.add_options(groups["export"])
+    surgery.options.add_options(groups["surgery"])
+    build.options.add_options(groups["build"], weights=ENGINE_WEIGHTS)
+    validate.options.add_options(groups["validate"])
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where each stage gets its folder")
     parser.add_argument("--force", action="store_true", help="run every stage, even if its results are up to date")
     options = parser.parse_args()

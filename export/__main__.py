@@ -10,24 +10,11 @@ from rich.console import Console
 
 from contracts.command import Parser, run
 from contracts.manifest import Stage
+from export.options import add_options
 from export.packed import write_packed
 from export.trace import trace
 from export.weights import attach
 from models import checkpoint_folder, meta_model, open_checkpoint
-
-DTYPES = ("float32", "float16", "bfloat16")
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", metavar="NAME", help="a checkpoint that comes with the project, such as tiny-qwen")
-    source.add_argument("--checkpoint", metavar="DIR", type=Path, help="a folder with config.json and safetensors")
-    parser.add_argument("--dtype", choices=DTYPES, help="of weights and arithmetic (default: the checkpoint's own)")
-    parser.add_argument(
-        "--weights",
-        choices=("copy", "reference"),
-        help="copy beside the graph, or refer to the checkpoint's files (default: copy below 2 GB)",
-    )
 
 
 def main() -> None:

@@ -18,9 +18,10 @@ from contracts.manifest import MANIFEST, Stage
 from contracts.weights import load_graph, references
 from surgery import files, picture, verify
 from surgery.graph import Graph
+from surgery.options import add_options
 from surgery.quantize import options as quantising
-from surgery.quantize import quantise
 from surgery.quantize.calibration import read_windows
+from surgery.quantize.run import quantise
 from surgery.runner import Pass, make_plan, operate
 from surgery.weights import drop_unused, new_file, settle
 
@@ -29,24 +30,6 @@ OPTIONS = ("cache", "capacity", "logits", "merge", "attention", "skip", "own", "
 FLOAT = "float"  # the folder, beside a quantised graph, of the same graph before it was quantised
 
 PICTURED = 1  # the second layer: the first one also has what all layers share
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cache", choices=("static", "growing"), default="static", help="the KV cache's form (%(default)s)")
-    parser.add_argument("--capacity", type=int, default=2048, help="slots of a static cache (%(default)s)")
-    parser.add_argument("--logits", choices=("all", "last"), default="all", help="of every token or the last (%(default)s)")
-    parser.add_argument("--merge", choices=("qkv", "gate-up"), nargs="+", default=[],
-                        help="merge these weights of each layer, in a new file that then holds all weights")  # fmt: skip
-    parser.add_argument("--attention", choices=("mask", "lengths"), default="mask",
-                        help="what hides the rest of a static cache in the lowered graph (%(default)s); "
-                        "lengths is silently wrong on some GPUs")  # fmt: skip
-    parser.add_argument("--skip", metavar="PASS", action="append", default=[], help="leave out a pass; may be repeated")
-    parser.add_argument("--pass", metavar="FILE.py[@PASS]", dest="own", action="append", default=[],
-                        help="run your own pass, after PASS or before the cache becomes static; may be repeated")  # fmt: skip
-    parser.add_argument("--verify", action="store_true", help="run the graph before and after each pass; stop at a difference")
-    parser.add_argument("--bisect", action="store_true", help="as --verify, and find the first match that differs")
-    parser.add_argument("--past", metavar="REGEX", help="which inputs are caches, where their names do not say so")
-    quantising.add_options(parser)
 
 
 def main(arguments: list[str] | None = None) -> int:

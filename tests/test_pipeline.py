@@ -121,3 +121,12 @@ def test_unusable_arguments_get_one_line_and_status_2(arguments, said, tmp_path)
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
     assert said in lines[0]
+
+
+def test_help_and_wrong_arguments_wait_for_no_library():
+    """What each stage computes with is imported by the stage's own process."""
+    asked = "import runpy, sys; sys.argv[1:] = ['--help']\ntry: runpy.run_path('pipeline.py', run_name='__main__')\n"
+    asked += "except SystemExit: print({'torch', 'onnx_graphsurgeon', 'onnxruntime', 'matplotlib', 'tensorrt_rtx'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True)
+    assert "--compute-capability" in done.stdout
+    assert done.stdout.splitlines()[-1] == "set()", done.stderr

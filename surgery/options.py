@@ -1,0 +1,23 @@
+"""What surgery's command line takes. Imports nothing heavy: pipeline.py reads it for --help."""
+
+import argparse
+
+from surgery.quantize import options as quantising
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cache", choices=("static", "growing"), default="static", help="the KV cache's form (%(default)s)")
+    parser.add_argument("--capacity", type=int, default=2048, help="slots of a static cache (%(default)s)")
+    parser.add_argument("--logits", choices=("all", "last"), default="all", help="of every token or the last (%(default)s)")
+    parser.add_argument("--merge", choices=("qkv", "gate-up"), nargs="+", default=[],
+                        help="merge these weights of each layer, in a new file that then holds all weights")  # fmt: skip
+    parser.add_argument("--attention", choices=("mask", "lengths"), default="mask",
+                        help="what hides the rest of a static cache in the lowered graph (%(default)s); "
+                        "lengths is silently wrong on some GPUs")  # fmt: skip
+    parser.add_argument("--skip", metavar="PASS", action="append", default=[], help="leave out a pass; may be repeated")
+    parser.add_argument("--pass", metavar="FILE.py[@PASS]", dest="own", action="append", default=[],
+                        help="run your own pass, after PASS or before the cache becomes static; may be repeated")  # fmt: skip
+    parser.add_argument("--verify", action="store_true", help="run the graph before and after each pass; stop at a difference")
+    parser.add_argument("--bisect", action="store_true", help="as --verify, and find the first match that differs")
+    parser.add_argument("--past", metavar="REGEX", help="which inputs are caches, where their names do not say so")
+    quantising.add_options(parser)

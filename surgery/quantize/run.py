@@ -1,0 +1,86 @@
+"""Quantises a portable graph: products with weights and tables of embeddings become products with dequantised ones.
+
+y = x @ W  →  x @ DequantizeLinear(q, scales)
+y = x @ W  →  DequantizeLinear(QuantizeLinear(x)) @ DequantizeLinear(q, scales)        int8-smoothquant, fp8
+"""
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from contracts.errors import UserError
+from contracts.signature import QUANTIZED
+from surgery import files
+from surgery.graph import Graph
+from surgery.quantize.balance import Group, balance, find_groups
+from surgery.quantize.caches import quantise_caches
+from surgery.quantize.formats import CACHES, FORMATS, HEADS, TABLES
+from surgery.quantize.linears import Linear, excluded, find_linears, find_tables
+from surgery.quantize.observe import observe
+from surgery.quantize.options import Request
+from surgery.quantize.writing import block_of, write_linear, write_rounding, write_table
+
+
+def quantise(graph: Graph, request: Request, windows: np.ndarray | None) -> int:
+    """Quantises the graph in place. `windows`, token ids [windows, tokens], is what formats are fitted to that need it.
+    Returns how many products, tables and caches changed; what could not is in graph.near_misses."""
+    matches = _quantise_weights(graph, request, windows) if request.format else 0
+    if request.kv_cache != "none":
+        matches += quantise_caches(graph, CACHES[request.kv_cache], windows)
+    graph.metadata[QUANTIZED] = str(request)
+    return matches
+
+
+def _quantise_weights(graph: Graph, request: Request, windows: np.ndarray | None) -> int:
+    """Raises UserError where there is nothing to quantise."""
+    form = FORMATS[request.format]
+    linears = find_linears(graph)
+    if not linears:
+        raise UserError("--quantize", "the graph has no product with a weight in floats", "give one that is not quantised")
+    left = excluded(linears, request.exclude)
+    forms = {
+        id(linear.node): HEADS[request.lm_head] if linear.is_head else form for linear in linears if id(linear) not in left
+    }
+    by_node = {id(linear.node): linear for linear in linears}
+    groups = {}
+    if form.calibrated:
+        body = [linear for linear in linears if not linear.is_head and id(linear) not in left]
+        groups = _fitted(graph, body, request, windows)
+    rounded: dict[int, gs.Tensor] = {}
+
+    def write(graph: Graph, node: gs.Node) -> bool:
+        linear, chosen = by_node[id(node)], forms.get(id(node))
+        if chosen is None:
+            return False
+        group, x = groups.get(id(linear)), linear.x
+        if chosen.activations:
+            if id(x) not in rounded:
+                rounded[id(x)] = write_rounding(graph, x, chosen.values, group.largest, f"{node.name}/x")
+            x = rounded[id(x)]
+        write_linear(graph, linear, chosen, request.group_size, x)
+        return True
+
+    def write_rows(graph: Graph, gather: gs.Node) -> bool:
+        write_table(graph, gather, TABLES[request.embedding])
+        return True
+
+    matches = graph.match(write, [linear.node for linear in linears])
+    if TABLES[request.embedding]:
+        matches += graph.match(write_rows, find_tables(graph))
+    files.remove_unused(graph)
+    return matches
+
+
+def _fitted(graph: Graph, linears: list[Linear], request: Request, windows: np.ndarray) -> dict[int, Group]:
+    """The group of each product, by id, fitted to the text."""
+    form = FORMATS[request.format]
+    fits = [each for each in linears if not form.blocks or block_of(each.features, request.group_size)]
+    groups = {id(group.x): group for group in find_groups(graph, fits, fold=form.balance is not None)}
+    for tensor, values in observe(graph, [group.x for group in groups.values()], windows):
+        balance(
+            graph,
+            groups[id(tensor)],
+            np.concatenate([each.reshape(-1, each.shape[-1]) for each in values]),
+            form,
+            request.group_size,
+        )
+    return {id(linear): group for group in groups.values() for linear in group.linears}
