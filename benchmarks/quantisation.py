@@ -22,7 +22,7 @@ from onnx.external_data_helper import ExternalDataInfo
 from contracts.command import Parser, run
 from models import checkpoint_folder
 from models.tokenizer import Tokenizer, open_tokenizer
-from validate.graphs import open_graph
+from runtime.graphs import open_graph
 from validate.reference import open_reference
 from validate.runners import Model
 from validate.tokens import greedy, read

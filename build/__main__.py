@@ -12,6 +12,7 @@ from build import flavour
 from build.audit import Finding, audit_bound_weights, audit_graph, stop_on_errors
 from build.cost import add_cost, describe_graph, kernels_a_layer, over_floor
 from build.memory import Estimate, estimate, refuse_what_cannot_fit
+from build.options import add_options
 from build.precisions import supported
 from build.process import build
 from build.profiles import dynamic_inputs, make_profiles
@@ -26,23 +27,6 @@ from contracts.weights import load_graph, weights_root
 ENGINE = "model.engine"
 HELD_TWICE = 100_000_000  # bytes; less may be kernels' code
 COST = ("kernels", "kernels_by_layer", "kernels_outside_layers", "decode_bytes", "copied_bytes", "floor_bytes")
-
-
-def add_options(parser: argparse.ArgumentParser, weights: str = "--weights") -> None:
-    """`weights`: what the weights' option is called, where another stage's options stand beside these."""
-    parser.add_argument("--tensorrt", choices=["auto", "standard", "rtx"], default="auto",
-                        help="which TensorRT; auto: standard where it is installed beside a GPU, else rtx")  # fmt: skip
-    parser.add_argument("--compute-capability", nargs="+", metavar="X.Y",
-                        help=f"GPUs to build for, rtx only (default: {' '.join(flavour.RTX_DEFAULT)})")  # fmt: skip
-    parser.add_argument(weights, choices=["constant", "input"], default="constant",
-                        help="weights inside the engine, or as inputs that are bound from their own files")  # fmt: skip
-    parser.add_argument("--profiles", choices=["two", "one"], default="two",
-                        help="two: one for decoding and one for prompts; one: both in one (default: two)")  # fmt: skip
-    parser.add_argument("--max-batch", type=_positive, default=4, metavar="N", help="sequences (default: 4)")
-    parser.add_argument("--max-prompt", type=_positive, metavar="N",
-                        help="tokens of one step (default: 512, or the cache's capacity if less)")  # fmt: skip
-    parser.add_argument("--max-past", type=_positive, default=2048, metavar="N",
-                        help="tokens in a growing cache; a static one has its capacity (default: 2048)")  # fmt: skip
 
 
 def main(args: argparse.Namespace) -> None:
@@ -130,6 +114,7 @@ def with_roles(tensors: list[dict], signature: Signature | None, weights: frozen
         for cache in signature.caches:
             for name, other in ((cache.past, cache.present), (cache.present, cache.past)):
                 roles[name] = {"role": "cache", **({"same_buffer_as": other} if signature.static else {})}
+        roles |= {cache.past: {"role": "encoder_cache"} for cache in signature.encoder_caches}
     return [{**tensor, **roles.get(tensor["name"], {"role": "other"})} for tensor in tensors]
 
 
@@ -169,13 +154,6 @@ def _cost(listed: dict) -> str:
 
 def _write_json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
 
 
 def _arguments() -> argparse.Namespace:

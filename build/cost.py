@@ -17,19 +17,16 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import onnx
-from onnx import TensorProto
 
 from build.audit import LOWER, Finding
 from contracts.signature import Signature
-from contracts.weights import references
+from contracts.weights import stored_size, streamed_bytes
 
 # As the builder's log calls them, in bytes an element.
 BYTES = {
     "int64": 8, "float": 4, "int32": 4, "half": 2, "bfloat16": 2, "bf16": 2, "int8": 1, "uint8": 1, "bool": 1,
     "fp8": 1, "fp8e4m3": 1, "e8m0": 1, "int4": 0.5, "fp4": 0.5, "fp4e2m1": 0.5,
 }  # fmt: skip
-STORED = {TensorProto.INT4: 0.5, TensorProto.UINT4: 0.5, TensorProto.FLOAT4E2M1: 0.5}
-TABLE_INPUTS = {"Gather": (0,), "RotaryEmbedding": (1, 2)}  # of which a step reads one row a token
 GATHERS = re.compile(r"Gath|gather", re.ASCII)
 MOVES_ONLY = re.compile(r"__myl_(?:Resh|Tran|Move|Slic|Sque|Unsq)+_myl")
 KINDS = ("weights", "cache", "other")
@@ -57,21 +54,9 @@ def describe_graph(proto: onnx.ModelProto, signature: Signature | None, bound: f
 
 def floor_bytes(proto: onnx.ModelProto, signature: Signature) -> int:
     """Bytes that a decode step (B = S = 1, caches full) of any engine for this graph moves at least."""
-    read, tables = set(), set()
-    for node in proto.graph.node:
-        for place, name in enumerate(node.input):
-            (tables if place in TABLE_INPUTS.get(node.op_type, ()) else read).add(name)
-    external = {tensor.name: int(reference.get("length", 0)) for tensor, reference in references(proto)}
-    weights = 0
-    for tensor in proto.graph.initializer:
-        whole = external.get(tensor.name) or math.prod(tensor.dims) * _stored_size(tensor.data_type)
-        if tensor.name in read:
-            weights += whole
-        elif tensor.name in tables:
-            weights += whole / max(tensor.dims[0] if tensor.dims else 1, 1)
     values = {value.name: value.type.tensor_type for value in (*proto.graph.input, *proto.graph.output)}
     ends = [*(cache.past for cache in signature.caches), signature.logits]
-    return math.ceil(weights + sum(_one_step(values[name]) for name in ends))
+    return streamed_bytes(proto) + math.ceil(sum(_one_step(values[name]) for name in ends))
 
 
 def add_cost(profile: dict, graph: Graph) -> list[Finding]:
@@ -223,8 +208,4 @@ def _fixed_slots(proto: onnx.ModelProto, signature: Signature) -> bool:
 
 
 def _one_step(value: onnx.TypeProto.Tensor) -> float:
-    return math.prod(max(dim.dim_value, 1) for dim in value.shape.dim) * _stored_size(value.elem_type)
-
-
-def _stored_size(dtype: int) -> float:
-    return STORED.get(dtype) or onnx.helper.tensor_dtype_to_np_dtype(dtype).itemsize
+    return math.prod(max(dim.dim_value, 1) for dim in value.shape.dim) * stored_size(value.elem_type)

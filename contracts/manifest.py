@@ -128,7 +128,7 @@ def _versions() -> dict[str, str]:
 def _code(stage: str) -> str:
     """A hash of the stage's own sources: a changed pass makes old results stale."""
     digest = hashlib.sha256()
-    for package in ("contracts", "models", stage):
+    for package in ("contracts", "models", "runtime", stage):
         for path in sorted((SOURCES / package).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -4,18 +4,22 @@ A graph's external data is looked up in its own folder, unless the manifest besi
 onnxruntime takes that root as a session option, TensorRT as the folder of the path given to `parse(bytes, path)`.
 """
 
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
+from onnx import TensorProto
 
 from contracts.errors import UserError
 from contracts.head_sizes import write_head_sizes
 from contracts.manifest import read_manifest
 
 COPIED_BELOW = 1_000_000_000  # bytes of weights that each stage's folder may hold again
+STORED = {TensorProto.INT4: 0.5, TensorProto.UINT4: 0.5, TensorProto.FLOAT4E2M1: 0.5}  # bytes an element, where numpy's differ
+TABLE_INPUTS = {"Gather": (0,), "RotaryEmbedding": (1, 2)}  # of which a step reads one row a token
 ORT_ROOT_OPTION = "session.model_external_initializers_file_folder_path"
 
 
@@ -66,6 +70,28 @@ def references(proto: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, dict[
     for tensor in proto.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             yield tensor, {entry.key: entry.value for entry in tensor.external_data}
+
+
+def streamed_bytes(proto: onnx.ModelProto) -> int:
+    """Bytes of weights that a decoding step of one token reads: all of each, but of tables one row."""
+    read, tables = set(), set()
+    for node in proto.graph.node:
+        for place, name in enumerate(node.input):
+            (tables if place in TABLE_INPUTS.get(node.op_type, ()) else read).add(name)
+    external = {tensor.name: int(reference.get("length", 0)) for tensor, reference in references(proto)}
+    weights = 0
+    for tensor in proto.graph.initializer:
+        whole = external.get(tensor.name) or math.prod(tensor.dims) * stored_size(tensor.data_type)
+        if tensor.name in read:
+            weights += whole
+        elif tensor.name in tables:
+            weights += whole / max(tensor.dims[0] if tensor.dims else 1, 1)
+    return math.ceil(weights)
+
+
+def stored_size(dtype: int) -> float:
+    """Bytes of an element of an onnx.TensorProto type."""
+    return STORED.get(dtype) or onnx.helper.tensor_dtype_to_np_dtype(dtype).itemsize
 
 
 def place_weights(proto: onnx.ModelProto, model: Path, folder: Path, out: Path) -> str:

@@ -135,7 +135,7 @@ def describe(proto: onnx.ModelProto) -> dict:
         "inputs": with_roles(tensors(proto.graph.input), signature, frozenset()),
         "outputs": with_roles(tensors(proto.graph.output), signature, frozenset()),
         "profiles": [asdict(profile) for profile in profiles],
-        "weights": {"mode": "constant", "root": ".", "inputs": []},
+        "weights": {"mode": "constant", "constant_bytes": 0, "root": ".", "inputs": []},
     }
 
 

@@ -16,10 +16,10 @@ from fake_engine import Context, FakeEngine
 
 from build import flavour
 from contracts.errors import UserError
+from runtime.graphs import open_graph
 from validate.__main__ import bundle_pipeline
 from validate.bundle import read_results, write_bundle
 from validate.compare import DIFFERENT, PASSED, compare
-from validate.graphs import open_graph
 from validate.scenarios import make_scenarios, random_tokens
 
 ROOT = Path(__file__).parents[1]

@@ -1,4 +1,4 @@
-"""validate/engine.py without a GPU, on an execution context that computes with onnxruntime."""
+"""runtime/engine.py without a GPU, on an execution context that computes with onnxruntime."""
 
 import json
 import subprocess
@@ -13,11 +13,11 @@ import torch
 from fake_engine import FakeEngine
 
 from contracts.signature import find_signature
-from validate import engine as engines
+from runtime import engine as engines
+from runtime.engine import Engine, Session, choose_profile, read_weight, takes, why_not
+from runtime.engine_decoder import EngineModel, signature_of
+from runtime.graphs import graph_of
 from validate.compare import DIFFERENT, PASSED, compare
-from validate.engine import Engine, Session, choose_profile, read_weight, takes, why_not
-from validate.engine_decoder import EngineModel, signature_of
-from validate.graphs import graph_of
 from validate.scenarios import make_scenarios, random_tokens
 
 ROOT = Path(__file__).parents[1]

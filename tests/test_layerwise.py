@@ -12,10 +12,11 @@ from decoder_graphs import decoder_graph
 
 from contracts.weights import load_graph, references
 from models import checkpoint_folder
-from validate import layerwise, reference
+from runtime import layerwise
+from runtime.graphs import open_graph
+from runtime.layerwise import split, with_products_by_rows
+from validate import reference
 from validate.compare import compare
-from validate.graphs import open_graph
-from validate.layerwise import split, with_products_by_rows
 from validate.levels import compare_graphs
 from validate.reference import open_reference
 from validate.scenarios import make_scenarios, random_tokens

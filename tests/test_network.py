@@ -18,8 +18,8 @@ from polygraphy.comparator import Comparator, RunResults, SimpleCompareFunc
 
 from contracts.errors import UserError
 from contracts.weights import load_graph
+from runtime.graphs import open_graph, open_session
 from validate.compare import compare as compare_decoders
-from validate.graphs import open_graph, open_session
 from validate.network.audit import audit
 from validate.network.command import check_network
 from validate.network.compare import Outcome, compare, default_tolerance

@@ -7,7 +7,7 @@ import torch
 from network_cases import Agrees, Case, Dies, Refused, Unknown, cases
 
 from contracts.errors import UserError
-from validate.graphs import open_session
+from runtime.graphs import open_session
 from validate.network.evaluate import EvaluationError, Evaluator
 from validate.network.parse import Refused as ParserRefused
 from validate.network.parse import describe, parse

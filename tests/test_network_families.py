@@ -9,12 +9,12 @@ from onnx import TensorProto
 
 from contracts.errors import UserError
 from contracts.weights import load_graph
+from runtime.graphs import open_graph
 from surgery import files
 from surgery.runner import make_plan, operate
 from tests.graphs import weightless
 from tests.graphs.retype import retyped
 from validate.compare import compare
-from validate.graphs import open_graph
 from validate.network.audit import audit
 from validate.network.compare import compare as compare_network
 from validate.network.decoder import open_network

@@ -15,9 +15,9 @@ from contracts.errors import UserError
 from contracts.weights import load_graph
 from export.__main__ import export
 from models import load_model, meta_model, open_checkpoint
+from runtime.graphs import open_graph
 from surgery.__main__ import main
 from validate.compare import compare
-from validate.graphs import open_graph
 from validate.network.compare import compare as compare_network
 from validate.network.evaluate import Evaluator
 from validate.network.inputs import make_feeds

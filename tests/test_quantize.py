@@ -12,6 +12,7 @@ from onnx import TensorProto, numpy_helper
 
 from contracts import command
 from contracts.weights import ORT_ROOT_OPTION, load_graph, weights_root
+from runtime.graphs import graph_of, open_graph
 from surgery import files
 from surgery.__main__ import main
 from surgery.quantize.balance import find_groups
@@ -22,7 +23,6 @@ from surgery.quantize.rounding import quantise
 from surgery.quantize.slabs import balanced_slabs
 from surgery.runner import apply, make_plan
 from tests.graphs import weightless
-from validate.graphs import graph_of, open_graph
 from validate.network.compare import compare, default_tolerance
 from validate.network.evaluate import Evaluator
 from validate.network.inputs import make_feeds

@@ -15,9 +15,9 @@ from contracts import command
 from contracts.manifest import read_manifest
 from contracts.signature import find_signature
 from contracts.weights import load_graph, references, weights_root
+from runtime.graphs import open_graph
 from surgery.__main__ import main
 from validate.compare import compare
-from validate.graphs import open_graph
 from validate.scenarios import make_scenarios, random_tokens
 
 LAYERS, CAPACITY = 4, 336  # the model's trained length is 256: dynamic NTK is at work in the last slots

@@ -19,12 +19,12 @@ from contracts import command
 from contracts.errors import UserError
 from contracts.signature import find_signature
 from contracts.weights import load_graph
+from runtime.graphs import open_graph
 from surgery import capacity, files, picture, verify
 from surgery.__main__ import main
 from surgery.runner import make_plan, operate
 from surgery.steps import STEPS, Runner, Unrunnable
 from validate.compare import compare
-from validate.graphs import open_graph
 from validate.scenarios import make_scenarios, random_tokens
 
 ROOT = Path(__file__).parents[1]

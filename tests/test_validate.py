@@ -17,10 +17,10 @@ from polygraphy.comparator import RunResults, SimpleCompareFunc
 
 from contracts.errors import UserError
 from contracts.twin import float32_twin
+from runtime.decoders import GrowingDecoder, positions_of
+from runtime.graphs import Graph, graph_of, open_graph
 from validate.__main__ import main, validate_pipeline
 from validate.compare import DIFFERENT, NOT_RUN, PASSED, SAVED_BYTES, TOLERANCES, compare
-from validate.decoders import GrowingDecoder, positions_of
-from validate.graphs import Graph, graph_of, open_graph
 from validate.levels import Level, compare_graphs
 from validate.report import make_report, render, verdict, write_report
 from validate.scenarios import make_scenarios, random_tokens

@@ -1,15 +1,12 @@
 """Checks each step of the pipeline against the one before, and says what it found in a report.
 
-graphs       an ONNX file -> something that onnxruntime can step (bfloat16 graphs as float32 twins)
 reference    a checkpoint -> the same in PyTorch
-decoders     one step after another, the KV cache kept between them
 scenarios    what is asked of a decoder: prompts, chunks, decoding, ragged batches
 compare      two decoders through the same scenarios, by Polygraphy
 tokens       two decoders on real text: KL divergence, perplexity, greedy agreement
 levels       which comparisons a pipeline's folder allows, and their verdicts
 report       the verdicts as JSON and HTML
 network      what TensorRT's parser understood, evaluated without a GPU
-engine       an engine on a GPU: caches bound in place, CUDA graphs; engine_decoder: the same as a decoder to compare
 bundle       a folder that a machine with a GPU runs (bundle_run is its run.py), and the results that it brings back
 """
 

@@ -15,22 +15,16 @@ from contracts.command import FOUND_DIFFERENCE, Parser, run
 from contracts.errors import UserError
 from contracts.manifest import MANIFEST, Stage
 from contracts.weights import load_graph, references, weights_root
+from runtime.graphs import open_graph
 from validate.bundle import write_bundle
 from validate.compare import DIFFERENT, NOT_RUN, PASSED
-from validate.graphs import open_graph
 from validate.levels import Level, compare_graphs, find_pipeline, run_levels, scenarios_for
 from validate.network.command import check_network
+from validate.options import add_options
 from validate.report import make_report, verdict, write_report
 
 COLORS = {PASSED: "green", DIFFERENT: "bold red", NOT_RUN: "dim"}
 console = Console()
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--text", metavar="FILE", type=Path, help="text to read (default: the checkpoint's heldout)")
-    parser.add_argument("--tolerance", metavar="X", type=float, help="error allowed, of the largest value "
-                        "(default: float32 1e-4, float16 2e-2)")  # fmt: skip
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the tokens drawn (default 0)")
 
 
 def main() -> int:

@@ -18,19 +18,20 @@ from pathlib import Path
 
 import numpy as np
 
+import runtime.engine
 from contracts.errors import UserError
 from contracts.manifest import Stage, fingerprint
 from contracts.signature import Signature, find_signature
 from contracts.weights import load_graph, references, weights_root
+from runtime.decoders import Decoder, OfSignature, StaticDecoder
+from runtime.engine import read_description, takes
+from runtime.engine_decoder import signature_of
+from runtime.graphs import Graph, open_graph
 from validate.compare import default_tolerance
-from validate.decoders import Decoder, OfSignature, StaticDecoder
-from validate.engine import read_description, takes
-from validate.engine_decoder import signature_of
-from validate.graphs import Graph, open_graph
 from validate.runners import valid_logits
 from validate.scenarios import Scenario
 
-SENT = {"run.py": "bundle_run.py", "engine.py": "engine.py"}
+SENT = {"run.py": Path(__file__).with_name("bundle_run.py"), "engine.py": Path(runtime.engine.__file__)}
 MOST_BYTES = 500_000_000  # of one scenario's logits and caches
 FEED = ("tokens", "counts", "alpha")
 
@@ -56,7 +57,7 @@ def write_bundle(
             arrays |= _expected(graph, scenario, number)
         np.savez(folder / "steps.npz", **arrays)
         for name, source in SENT.items():
-            shutil.copyfile(Path(__file__).with_name(source), folder / name)
+            shutil.copyfile(source, folder / name)
         shutil.copyfile(engine, folder / "model.engine")
         _send_weights(lowered, folder / "weights")
         description["weights"]["root"] = "weights"
@@ -172,21 +173,13 @@ def _expected(graph: Graph, scenario: Scenario, number: int) -> dict[str, np.nda
     """What the engine is fed at each step, what scenario it belongs to, and the valid tokens' logits."""
     arrays = {}
     decoder = graph.decoder(len(scenario.steps[0]["tokens"]))
-    forward = decoder.forward
+    assert isinstance(decoder, StaticDecoder)
     for index, step in enumerate(scenario.steps):
-        given = {}
-
-        def recorded(feeds, buffers, given=given):
-            given.update(feeds)
-            return forward(feeds, buffers)
-
-        assert isinstance(decoder, StaticDecoder)
-        decoder.forward = recorded
-        logits = decoder.step(*(step[name] for name in FEED))
+        asked = [step[name] for name in FEED]
         place = f"{number}/{index}"
         arrays |= {f"{place}/{name}": step[name] for name in FEED}
-        arrays |= {f"{place}/feed/{name}": np.array(value) for name, value in given.items()}
-        arrays[f"{place}/expected"] = valid_logits(logits, step["counts"], graph.last_only)
+        arrays |= {f"{place}/feed/{name}": value for name, value in decoder.feeds(*asked).items()}
+        arrays[f"{place}/expected"] = valid_logits(decoder.step(*asked), step["counts"], graph.last_only)
     return arrays
 
 

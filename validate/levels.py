@@ -13,11 +13,11 @@ from onnx import TensorProto
 from contracts.errors import UserError
 from contracts.manifest import read_manifest
 from models.tokenizer import Tokenizer, open_tokenizer
+from runtime.engine import read_description, takes, why_not
+from runtime.engine_decoder import open_engine
+from runtime.graphs import Graph, open_graph
 from validate.bundle import Results, read_results
 from validate.compare import DIFFERENT, NOT_RUN, PASSED, TOLERANCES, Comparison, ScenarioResult, compare
-from validate.engine import read_description, takes, why_not
-from validate.engine_decoder import open_engine
-from validate.graphs import Graph, open_graph
 from validate.network.compare import ROUNDED
 from validate.network.decoder import open_network
 from validate.reference import open_reference

@@ -9,8 +9,8 @@ from onnx import TensorProto
 from torch import nn
 
 from models import Checkpoint, load_model, meta_model, open_checkpoint
-from validate.decoders import Decoder, GrowingDecoder
-from validate.layerwise import LARGE
+from runtime.decoders import Decoder, GrowingDecoder
+from runtime.layerwise import LARGE
 
 DTYPES = {
     TensorProto.FLOAT: torch.float32,

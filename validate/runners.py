@@ -9,13 +9,13 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
 from contracts.signature import LOGITS, present_name
-from validate.decoders import Decoder
+from runtime.decoders import Decoder
 
 FP8_MANTISSA = 3  # bits of e4m3
 
 
 class Model(Protocol):
-    """What can be stepped: validate.graphs.Graph, validate.reference.Reference."""
+    """What can be stepped: runtime.graphs.Graph, validate.reference.Reference."""
 
     name: str
     dtype: int  # onnx.TensorProto type that it computes in

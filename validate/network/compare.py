@@ -15,7 +15,7 @@ import onnx
 import onnxruntime as ort
 
 from contracts.weights import load_graph, weights_root
-from validate.graphs import from_ort, open_session, to_ort
+from runtime.graphs import from_ort, open_session, to_ort
 from validate.network.description import Network
 from validate.network.evaluate import Evaluator
 from validate.network.inputs import Feeds

@@ -10,7 +10,7 @@ import torch
 from contracts.errors import UserError
 from contracts.signature import Signature, find_signature
 from contracts.weights import load_graph
-from validate.decoders import NOISE_SEED, Decoder, GrowingDecoder, OfSignature, positions_of
+from runtime.decoders import NOISE_SEED, Decoder, GrowingDecoder, OfSignature, positions_of
 from validate.network.dtypes import TORCH, to_torch
 from validate.network.evaluate import Evaluator
 from validate.network.parse import parse
@@ -44,7 +44,7 @@ class NetworkModel(OfSignature):
 
 
 class StaticNetworkDecoder:
-    """A cache of fixed capacity that begins full of noise, as validate.decoders.StaticDecoder does for onnxruntime."""
+    """A cache of fixed capacity that begins full of noise, as runtime.decoders.StaticDecoder does for onnxruntime."""
 
     def __init__(self, evaluate: Evaluator, signature: Signature, batch: int):
         self.evaluate, self.signature = evaluate, signature

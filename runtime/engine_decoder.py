@@ -1,14 +1,11 @@
-"""An engine as a decoder that validate.compare steps through its scenarios: level 4."""
+"""An engine as a decoder that keeps its caches on the GPU."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from onnx import TensorProto
-
 from contracts.signature import Cache, Signature
-from validate.decoders import OfSignature, StaticDecoder
-from validate.engine import Engine, Session, read_description, to_numpy
+from runtime.decoders import OfSignature, StaticDecoder
+from runtime.engine import Engine, Session, read_description
 
 
 @dataclass(frozen=True)
@@ -24,23 +21,18 @@ class EngineModel(OfSignature):
         (logits,) = (tensor for tensor in self.engine.description["outputs"] if tensor["role"] == "logits")
         return logits["shape"][-1]
 
-    def decoder(self, batch: int) -> "EngineDecoder":
-        return EngineDecoder(Session(self.engine, batch), self.signature)
+    @property
+    def largest_step(self) -> tuple[int, int]:
+        """The most sequences, and the most tokens of one sequence, that a profile allows."""
+        tokens = self.signature.tokens
+        shapes = [
+            profile["shapes"][tokens][2] for profile in self.engine.description["profiles"] if tokens in profile["shapes"]
+        ]
+        shapes = shapes or [next(tensor["shape"] for tensor in self.engine.description["inputs"] if tensor["name"] == tokens)]
+        return max(batch for batch, _ in shapes), max(width for _, width in shapes)
 
-
-class EngineDecoder(StaticDecoder):
-    """A StaticDecoder whose caches lie on the GPU."""
-
-    def __init__(self, session: Session, signature: Signature):
-        shapes = [tuple(session.caches[cache.past].shape) for cache in signature.caches]
-        dtype = np.float16 if signature.dtype == TensorProto.FLOAT16 else np.float32
-        super().__init__(lambda feeds, buffers: session.run(feeds), signature, shapes, dtype)
-        self.session = session
-        session.fill({cache.past: noise for cache, noise in zip(signature.caches, self.buffers)})
-        self.buffers = []
-
-    def caches(self) -> list[np.ndarray]:
-        return [to_numpy(self.session.caches[cache.past]) for cache in self.signature.caches]
+    def decoder(self, batch: int, noise: bool = True) -> StaticDecoder:
+        return StaticDecoder(Session(self.engine, batch), self.signature, noise)
 
 
 def open_engine(path: Path, name: str = "engine") -> EngineModel:

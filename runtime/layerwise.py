@@ -39,7 +39,7 @@ class Part:
 
 
 class LayerwiseSession:
-    """The part of onnxruntime.InferenceSession that validate.graphs uses."""
+    """The part of onnxruntime.InferenceSession that runtime.graphs uses."""
 
     def __init__(self, model: onnx.ModelProto, root: Path):
         self.model = model

@@ -91,12 +91,18 @@ class Session:
         self.on_gpu = engine.device != "cpu"
         self.stream = torch.cuda.Stream() if self.on_gpu else None
         self.graphs = graphs and self.on_gpu
-        self.caches = {
-            name: torch.zeros((batch, *tensor["shape"][1:]), dtype=getattr(torch, tensor["dtype"]), device=engine.device)
-            for name, tensor in _by_role(engine.description, "cache").items()
+        self.caches = self._empty("cache")
+        self.crossed = self._empty("encoder_cache")
+        self.steps: dict[tuple[int, int, int], Step] = {}  # by width and rows
+
+    def _empty(self, role: str) -> dict[str, torch.Tensor]:
+        return {
+            name: torch.zeros(
+                (self.batch, *tensor["shape"][1:]), dtype=getattr(torch, tensor["dtype"]), device=self.engine.device
+            )
+            for name, tensor in _by_role(self.engine.description, role).items()
             if tensor["is_input"]
         }
-        self.steps: dict[int, Step] = {}
 
     def fill(self, values: dict[str, np.ndarray]) -> None:
         """Writes whole caches, by the name of the input."""
@@ -104,34 +110,41 @@ class Session:
             self.caches[name].copy_(torch.from_numpy(np.ascontiguousarray(value)))
 
     def run(self, feeds: dict[str, np.ndarray]) -> np.ndarray:
-        """One step: the engine's inputs by name, without caches and weights. Returns the logits, float16 or float32;
-        the caches hold the step's tokens afterwards. Raises ValueError where no profile allows the shapes."""
+        """One step of all sequences: the engine's inputs by name, without caches and weights. Returns the logits, float16
+        or float32; the caches hold the step's tokens afterwards. Raises ValueError where no profile allows the shapes."""
+        return to_numpy(self.advance(feeds))
+
+    def advance(self, feeds: dict[str, np.ndarray], rows: slice = slice(None)) -> torch.Tensor:
+        """The same for some adjacent sequences, to which `feeds` belong. The logits hold until the next step."""
         tokens = next(iter(_by_role(self.engine.description, "tokens")))
-        width = feeds[tokens].shape[1]
-        if width not in self.steps:
-            self.steps[width] = Step(self, {name: value.shape for name, value in feeds.items()}, width)
+        key = feeds[tokens].shape[1], *rows.indices(self.batch)[:2]
+        if key not in self.steps:
+            for other in [other for other in self.steps if other[0] > 1]:
+                del self.steps[other]  # lengths of prompts hardly recur, and their logits are large
+            self.steps[key] = Step(self, {name: value.shape for name, value in feeds.items()}, key[0], rows)
         with torch.cuda.stream(self.stream) if self.on_gpu else contextlib.nullcontext():
-            logits = self.steps[width].run(feeds)
+            logits = self.steps[key].run(feeds)
         if self.on_gpu:
             self.stream.synchronize()
-        return to_numpy(logits)
+        return logits
 
 
 class Step:
-    """Buffers for the inputs and logits of steps of one width, which keep their addresses from step to step."""
+    """Buffers for the inputs and logits of steps of one width and some rows, which keep their addresses from step to step."""
 
-    def __init__(self, session: Session, shapes: dict[str, tuple[int, ...]], width: int):
+    def __init__(self, session: Session, shapes: dict[str, tuple[int, ...]], width: int, rows: slice = slice(None)):
         description, device = session.engine.description, session.engine.device
-        self.session, self.width, self.shapes = session, width, shapes
-        self.profile = choose_profile(description, {**shapes, **{name: tuple(t.shape) for name, t in session.caches.items()}})
+        self.session, self.width = session, width
+        self.caches = {name: cache[rows] for name, cache in (session.caches | session.crossed).items()}
+        self.profile = choose_profile(description, {**shapes, **{name: tuple(t.shape) for name, t in self.caches.items()}})
         inputs = {tensor["name"]: tensor for tensor in description["inputs"]}
         self.buffers = {
             name: torch.empty(shape, dtype=getattr(torch, inputs[name]["dtype"]), device=device)
             for name, shape in shapes.items()
         }
         ((self.logits_name, logits),) = _by_role(description, "logits").items()
-        rows = 1 if any(tensor["role"] == "sequence_lengths" for tensor in description["inputs"]) else width
-        shape = (session.batch, rows, logits["shape"][-1])
+        places = 1 if any(tensor["role"] == "sequence_lengths" for tensor in description["inputs"]) else width
+        shape = (*next(iter(shapes.values()))[:1], places, logits["shape"][-1])
         self.logits = torch.empty(shape, dtype=getattr(torch, logits["dtype"]), device=device)
         self.runs, self.graph = 0, None
 
@@ -155,12 +168,12 @@ class Step:
     def _bound_context(self, stream: int):
         """The profile's context with every tensor bound. A cache's two ends have one address."""
         context = self.session.engine.context(self.profile, stream)
-        for name, buffer in (*self.buffers.items(), *self.session.caches.items()):
+        for name, buffer in (*self.buffers.items(), *self.caches.items()):
             context.set_input_shape(name, tuple(buffer.shape))
             context.set_tensor_address(name, buffer.data_ptr())
         for name, tensor in _by_role(self.session.engine.description, "cache").items():
             if not tensor["is_input"]:
-                context.set_tensor_address(name, self.session.caches[tensor["same_buffer_as"]].data_ptr())
+                context.set_tensor_address(name, self.caches[tensor["same_buffer_as"]].data_ptr())
         context.set_tensor_address(self.logits_name, self.logits.data_ptr())
         return context
 
@@ -203,9 +216,9 @@ def read_description(path: Path) -> dict:
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """A copy; bfloat16, which numpy has not, as float32."""
+    """A copy; bfloat16 and fp8, which numpy has not, as float32."""
     tensor = tensor.detach().to("cpu", copy=True)
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return (tensor.float() if tensor.dtype in (torch.bfloat16, torch.float8_e4m3fn) else tensor).numpy()
 
 
 def _by_role(description: dict, role: str) -> dict[str, dict]:

@@ -1,0 +1,116 @@
+"""A batch of sequences in onnxruntime: inputs, logits and caches bound to memory that stays where it is.
+
+A static cache is one buffer for both its ends, so a step copies none of it. A captured CUDA graph remembers addresses,
+which is why a decoding step's buffers are kept from step to step.
+"""
+
+import numpy as np
+import onnxruntime as ort
+import torch
+
+from contracts.signature import Signature
+from runtime.layerwise import LayerwiseSession
+
+TORCH_TYPES = {
+    "tensor(float)": torch.float32,
+    "tensor(float16)": torch.float16,
+    "tensor(bfloat16)": torch.bfloat16,
+    "tensor(int64)": torch.int64,
+    "tensor(int32)": torch.int32,
+    "tensor(int8)": torch.int8,
+    "tensor(float8e4m3fn)": torch.float8_e4m3fn,
+}
+ONNX_TYPES = {
+    torch.float32: 1,
+    torch.float16: 10,
+    torch.bfloat16: 16,
+    torch.int64: 7,
+    torch.int32: 6,
+    torch.int8: 3,
+    torch.float8_e4m3fn: 17,
+}
+
+
+class BoundSession:
+    """`batch` sequences with caches of their own. `decoding` is the session for steps of one token for each of them: the
+    same one, unless another of the same graph is put there."""
+
+    def __init__(self, session: ort.InferenceSession, signature: Signature, batch: int, device: str = "cpu"):
+        self.session = self.decoding = session
+        self.signature, self.batch, self.device = signature, batch, device
+        self.inputs = {value.name: value for value in session.get_inputs()}
+        self.logits = next(value for value in session.get_outputs() if value.name == signature.logits)
+        self.caches = {cache.past: self._empty(cache.past) for cache in signature.caches}
+        self.crossed = {cache.past: self._empty(cache.past) for cache in signature.encoder_caches}
+        self.steps: dict[tuple[int, int, int], Step] = {}  # by width and rows
+
+    def advance(self, feeds: dict[str, np.ndarray], rows: slice = slice(None)) -> torch.Tensor:
+        """One step of some adjacent sequences, to which `feeds` (inputs by name, without caches) belong. Returns logits
+        [B,S,vocab], on the device, which hold until the next step; the caches hold the step's tokens afterwards."""
+        key = feeds[self.signature.tokens].shape[1], *rows.indices(self.batch)[:2]
+        if key not in self.steps:
+            for other in [other for other in self.steps if other[0] > 1]:
+                del self.steps[other]  # lengths of prompts hardly recur, and their logits are large
+            self.steps[key] = Step(self, feeds, key[0], rows)
+        return self.steps[key].run(feeds)
+
+    def _empty(self, name: str) -> torch.Tensor:
+        declared = self.inputs[name]
+        return torch.zeros((self.batch, *declared.shape[1:]), dtype=TORCH_TYPES[declared.type], device=self.device)
+
+
+class Step:
+    """A step of one width for some rows."""
+
+    def __init__(self, bound: BoundSession, feeds: dict[str, np.ndarray], width: int, rows: slice):
+        decodes = width == 1 and len(range(*rows.indices(bound.batch))) == bound.batch
+        self.session, self.device = bound.decoding if decodes else bound.session, bound.device
+        self.binding = self.session.io_binding()
+        self.buffers = {}
+        for name, value in feeds.items():
+            dtype = TORCH_TYPES[bound.inputs[name].type]
+            self.buffers[name] = torch.empty(value.shape, dtype=dtype, device=self.device)
+            self._bind(self.binding.bind_input, name, self.buffers[name])
+        for cache in bound.signature.caches:
+            buffer = bound.caches[cache.past][rows]
+            self._bind(self.binding.bind_input, cache.past, buffer)
+            self._bind(self.binding.bind_output, cache.present, buffer)
+        for name, buffer in bound.crossed.items():
+            self._bind(self.binding.bind_input, name, buffer[rows])
+        batch = len(feeds[bound.signature.tokens])
+        places = 1 if bound.signature.sequence_lengths else width
+        shape = (batch, places, bound.logits.shape[-1])
+        self.logits = torch.empty(shape, dtype=TORCH_TYPES[bound.logits.type], device=self.device)
+        self._bind(self.binding.bind_output, bound.signature.logits, self.logits)
+
+    def run(self, feeds: dict[str, np.ndarray]) -> torch.Tensor:
+        for name, buffer in self.buffers.items():
+            buffer.copy_(torch.from_numpy(np.ascontiguousarray(feeds[name])))
+        if self.device != "cpu":
+            torch.cuda.synchronize()  # what torch wrote must be there before onnxruntime's own stream reads it
+        self.session.run_with_iobinding(self.binding)
+        return self.logits
+
+    def _bind(self, bind, name: str, tensor: torch.Tensor) -> None:
+        assert tensor.is_contiguous()
+        bind(name, self.device, 0, ONNX_TYPES[tensor.dtype], list(tensor.shape), tensor.data_ptr())
+
+
+class CopyingSession:
+    """The same for a session to which no memory can be bound: a step's caches come out of it anew, and are copied."""
+
+    def __init__(self, session: LayerwiseSession, signature: Signature, shapes: list[tuple[int, ...]], dtype: type):
+        self.session, self.signature = session, signature
+        self.caches = {cache.past: torch.from_numpy(np.zeros(shape, dtype)) for cache, shape in zip(signature.caches, shapes)}
+        batch, sizes = shapes[0][0], {value.name: value.shape for value in session.get_inputs()}
+        self.crossed = {
+            cache.past: torch.from_numpy(np.zeros((batch, *sizes[cache.past][1:]), dtype)) for cache in signature.encoder_caches
+        }
+
+    def advance(self, feeds: dict[str, np.ndarray], rows: slice = slice(None)) -> torch.Tensor:
+        pasts = {name: cache[rows].numpy() for name, cache in (self.caches | self.crossed).items()}
+        presents = [cache.present for cache in self.signature.caches]
+        logits, *written = self.session.run([self.signature.logits, *presents], feeds | pasts)
+        for cache, present in zip(self.signature.caches, written):
+            self.caches[cache.past][rows] = torch.from_numpy(present)
+        return torch.from_numpy(logits)

@@ -1,0 +1,223 @@
+"""Steps a decoder through tokens and keeps its KV cache between steps.
+
+B rows take S tokens a step, padded on the right; `counts` says how many of a row's tokens are valid, from 0 to S. What
+a padded position computes is never looked at, and its slot in the cache is given to the row's next token.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from contracts.signature import Signature
+from runtime.engine import to_numpy
+
+# tokens [B,S], positions [B,S], mask [B,P+S], pasts [B,kv_heads,P,head_dim], alpha [B], cross-attention's caches by name
+# where there are any -> logits, presents
+Forward = Callable[..., tuple[np.ndarray, list[np.ndarray]]]
+ALL_ROWS = slice(None)
+
+NOISE_SEED = 20  # for the slots of a static cache that nothing has been written to
+ENCODER_SEED = 21
+NOISE_PERIOD = 65537  # a prime, so that no two heads or slots have the same noise
+
+
+class OfSignature:
+    """What a signature says of a model."""
+
+    signature: Signature
+
+    @property
+    def dtype(self) -> int:
+        return self.signature.float_dtype
+
+    @property
+    def capacity(self) -> int | None:
+        return self.signature.capacity
+
+    @property
+    def trained_length(self) -> int | None:
+        return self.signature.ntk_trained_length
+
+    @property
+    def longest(self) -> int | None:
+        """The most tokens that a sequence can have; None where neither cache nor positions bound it."""
+        bounds = (self.signature.capacity, getattr(self.signature, "learned_positions", None))
+        return min((bound for bound in bounds if bound), default=None)
+
+    @property
+    def last_only(self) -> bool:
+        """True if the graph gives logits for each row's last valid token only."""
+        return self.signature.sequence_lengths is not None
+
+    @property
+    def cache_names(self) -> list[tuple[int, str]]:
+        return [(cache.layer, cache.role) for cache in self.signature.caches]
+
+
+class Decoder(Protocol):
+    lengths: np.ndarray  # int64 [B]: valid tokens of each row so far
+
+    def step(self, tokens_BS: np.ndarray, counts: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+        """Logits [B,S,vocab], or [B,1,vocab] from a graph that gives each row's last valid token only."""
+
+    def caches(self) -> list[np.ndarray]:
+        """Of each layer key and value, [B,kv_heads,slots,head_dim]: row b's tokens fill its first lengths[b] slots."""
+
+
+class RowDecoder(Decoder, Protocol):
+    """A decoder whose rows can be stepped apart and begun anew, as one after another sequence takes a row."""
+
+    def advance(self, tokens_BS: np.ndarray, counts: np.ndarray, alpha: np.ndarray, rows: slice = ALL_ROWS) -> torch.Tensor:
+        """A step of some adjacent rows, to which the arguments belong. Logits as of `step`, on the device that they were
+        computed on; they hold until the next step."""
+
+    def keep(self, row: int, count: int) -> None:
+        """Forgets all but the first `count` tokens of a row."""
+
+    def cross(self, values: dict[str, np.ndarray]) -> None:
+        """What cross-attention reads from now on: the inputs [B,kv_heads,slots,head_dim] of Signature.encoder_caches."""
+
+    @property
+    def slot_bytes(self) -> int:
+        """What one token takes in all caches."""
+
+
+class Session(Protocol):
+    """A batch in a runtime that computes in memory bound to it: runtime.bound.BoundSession, runtime.engine.Session."""
+
+    caches: dict[str, torch.Tensor]  # by input [B,kv_heads,L,head_dim]; a step writes its tokens' keys and values
+    crossed: dict[str, torch.Tensor]  # the same for those that no step changes
+
+    def advance(self, feeds: dict[str, np.ndarray], rows: slice) -> torch.Tensor: ...
+
+
+class GrowingDecoder:
+    """A cache that each step returns longer. Between steps it is packed, so that a row's tokens lie side by side
+    whatever padding they came with; slots beyond a shorter row's length are masked."""
+
+    def __init__(self, forward: Forward, empty: list[np.ndarray]):
+        self.forward, self.pasts = forward, empty
+        self.crossed: dict[str, np.ndarray] = {}
+        self.lengths = np.zeros(len(empty[0]), np.int64)
+
+    def step(self, tokens_BS: np.ndarray, counts: np.ndarray, alpha: np.ndarray, rows: slice = ALL_ROWS) -> np.ndarray:
+        lengths, pasts = self.lengths[rows], [past[rows] for past in self.pasts]
+        past_slots = np.arange(pasts[0].shape[2])
+        new_slots = np.arange(tokens_BS.shape[1])
+        valid = np.concatenate([past_slots < lengths[:, None], new_slots < counts[:, None]], axis=1)
+        positions = positions_of(lengths, counts, tokens_BS.shape[1])
+        crossed = {name: value[rows] for name, value in self.crossed.items()}
+        logits, presents = self.forward(tokens_BS, positions, valid.astype(np.int64), pasts, alpha, **crossed)
+        packed = [_packed(present, valid) for present in presents]
+        whole = len(lengths) == len(self.lengths)
+        self.pasts = packed if whole else [_joined(past, part, rows) for past, part in zip(self.pasts, packed)]
+        self.lengths = self.lengths.copy()
+        self.lengths[rows] += counts
+        return logits
+
+    def advance(self, tokens_BS: np.ndarray, counts: np.ndarray, alpha: np.ndarray, rows: slice = ALL_ROWS) -> torch.Tensor:
+        return torch.from_numpy(self.step(tokens_BS, counts, alpha, rows))
+
+    def keep(self, row: int, count: int) -> None:
+        self.lengths[row] = count
+
+    def cross(self, values: dict[str, np.ndarray]) -> None:
+        self.crossed = values
+
+    @property
+    def slot_bytes(self) -> int:
+        return sum(past.shape[1] * past.shape[3] * past.itemsize for past in self.pasts)
+
+    def caches(self) -> list[np.ndarray]:
+        return self.pasts
+
+
+class StaticDecoder:
+    """A cache of fixed capacity, the same buffer as input and output of each step.
+
+    With `noise` it begins full of it: a graph that attends to a slot which nobody has written to shows it.
+    """
+
+    def __init__(self, session: Session, signature: Signature, noise: bool = True):
+        self.session, self.signature = session, signature
+        first = session.caches[signature.caches[0].past]
+        self.lengths = np.zeros(len(first), np.int64)
+        if noise:
+            values = np.random.default_rng(NOISE_SEED).standard_normal(NOISE_PERIOD, np.float32)
+            for cache in signature.caches:
+                buffer = session.caches[cache.past]
+                buffer.copy_(torch.from_numpy(np.resize(values, tuple(buffer.shape))))
+
+    def feeds(
+        self, tokens_BS: np.ndarray, counts: np.ndarray, alpha: np.ndarray, rows: slice = ALL_ROWS
+    ) -> dict[str, np.ndarray]:
+        """What the graph is given for a step, by name, beside its caches."""
+        names, lengths = self.signature, self.lengths[rows]
+        feeds = {
+            names.tokens: tokens_BS,
+            names.positions: positions_of(lengths, counts, tokens_BS.shape[1]),
+            names.write_indices: lengths,
+            names.sequence_lengths: counts,
+            names.ntk_alpha: alpha,
+        }
+        return {name: value for name, value in feeds.items() if name is not None}
+
+    def advance(self, tokens_BS: np.ndarray, counts: np.ndarray, alpha: np.ndarray, rows: slice = ALL_ROWS) -> torch.Tensor:
+        logits = self.session.advance(self.feeds(tokens_BS, counts, alpha, rows), rows)
+        self.lengths = self.lengths.copy()
+        self.lengths[rows] += counts
+        return logits
+
+    def step(self, tokens_BS: np.ndarray, counts: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+        return to_numpy(self.advance(tokens_BS, counts, alpha))
+
+    def keep(self, row: int, count: int) -> None:
+        self.lengths[row] = count
+
+    def cross(self, values: dict[str, np.ndarray]) -> None:
+        for name, value in values.items():
+            self.session.crossed[name].copy_(torch.from_numpy(np.ascontiguousarray(value)))
+
+    @property
+    def slot_bytes(self) -> int:
+        caches = (self.session.caches[cache.past] for cache in self.signature.caches)
+        return sum(cache.shape[1] * cache.shape[3] * cache.element_size() for cache in caches)
+
+    def caches(self) -> list[np.ndarray]:
+        return [to_numpy(self.session.caches[cache.past]) for cache in self.signature.caches]
+
+
+def positions_of(lengths: np.ndarray, counts: np.ndarray, width: int) -> np.ndarray:
+    """int64 [B,S]: where each token of a step stands in its row. Padding repeats the row's last position, so that a
+    model with a table of positions is never asked for one beyond it."""
+    offsets = np.minimum(np.arange(width), np.maximum(counts[:, None] - 1, 0))
+    return np.maximum(lengths[:, None] + offsets - (counts[:, None] == 0), 0)
+
+
+def _packed(present: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    if valid.all():
+        return present
+    lengths = valid.sum(axis=1)
+    packed = np.zeros((*present.shape[:2], lengths.max(), present.shape[3]), present.dtype)
+    for row, length in enumerate(lengths):
+        packed[row, :, :length] = present[row][:, valid[row]]
+    return packed
+
+
+def _joined(past: np.ndarray, part: np.ndarray, rows: slice) -> np.ndarray:
+    """The caches of all rows [B,kv_heads,P,head_dim] with those of some rows, `part`, in their place."""
+    slots = max(past.shape[2], part.shape[2])
+    joined = np.zeros((*past.shape[:2], slots, past.shape[3]), past.dtype)
+    joined[:, :, : past.shape[2]] = past
+    joined[rows, :, : part.shape[2]] = part
+    return joined
+
+
+def encoder_caches(shapes: list[tuple[int, int, int]], batch: int, dtype: type) -> list[np.ndarray]:
+    """Made-up keys and values of cross-attention [B,heads,slots,head_dim] for caches of these shapes: what a decoder reads
+    of an encoder, the same for all rows and for every model that is asked."""
+    random = np.random.default_rng(ENCODER_SEED)
+    made = [random.standard_normal(shape, np.float32).astype(dtype) for shape in shapes]
+    return [np.repeat(cache[None], batch, axis=0) for cache in made]

@@ -1,0 +1,243 @@
+"""Opens decoder graphs in onnxruntime: what they need to be stepped, whatever made them.
+
+To be compared, a graph is computed as it is written, on the CPU; to generate text, as fast as onnxruntime can, also on CUDA.
+"""
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from onnx import TensorProto
+
+from contracts.errors import UserError
+from contracts.signature import QUANTIZED, Signature, find_signature
+from contracts.twin import float32_twin, has_bfloat16
+from contracts.weights import ORT_ROOT_OPTION, load_graph, references, weights_root
+from runtime.bound import BoundSession, CopyingSession
+from runtime.decoders import GrowingDecoder, OfSignature, RowDecoder, StaticDecoder, encoder_caches
+from runtime.layerwise import LayerwiseSession, is_large, with_fewer_slots, with_products_by_rows
+
+CUDA = {"arena_extend_strategy": "kSameAsRequested"}
+ARRAYS = {  # of caches; a bfloat16 graph runs as its float32 twin
+    TensorProto.FLOAT16: np.float16,
+    TensorProto.INT8: np.int8,
+    TensorProto.FLOAT8E4M3FN: ml_dtypes.float8_e4m3fn,
+}
+HEADROOM = 1.2  # of the weights, for what a session needs beside them
+
+
+@dataclass(frozen=True)
+class Graph(OfSignature):
+    """A decoder graph in onnxruntime. A bfloat16 graph runs as its float32 twin."""
+
+    name: str
+    signature: Signature
+    session: ort.InferenceSession | LayerwiseSession = field(repr=False)
+    cache_shapes: tuple[tuple[int, int, int], ...]  # of each past input: kv_heads, slots (0 where it grows), head_dim
+    encoder_shapes: tuple[tuple[int, int, int], ...]  # of each cache of cross-attention
+    vocab: int
+    quantised: str | None = None  # the format and options that surgery quantised it with
+    rounds: bool = False  # whether it rounds activations or its cache to 8 bits
+    device: str = "cpu"  # or "cuda"
+    decoding: Callable[[int], ort.InferenceSession | None] = field(repr=False, default=lambda batch: None)
+
+    @property
+    def layerwise(self) -> bool:
+        """True if the graph is too large to be loaded at once."""
+        return isinstance(self.session, LayerwiseSession)
+
+    def decoder(self, batch: int, noise: bool = True) -> RowDecoder:
+        """With `noise`, a static cache begins full of it, and cross-attention reads made-up caches."""
+        dtype = ARRAYS.get(self.signature.dtype, np.float32)
+        shapes = [(batch, *shape) for shape in self.cache_shapes]
+        if not self.signature.static:
+            made = GrowingDecoder(self._forward, [np.zeros(shape, dtype) for shape in shapes])
+        elif self.layerwise:
+            made = StaticDecoder(CopyingSession(self.session, self.signature, shapes, dtype), self.signature, noise)
+        else:
+            bound = BoundSession(self.session, self.signature, batch, self.device)
+            bound.decoding = self.decoding(batch) or self.session
+            made = StaticDecoder(bound, self.signature, noise)
+        if noise:
+            caches = encoder_caches(self.encoder_shapes, batch, ARRAYS.get(self.dtype, np.float32))
+            made.cross({cache.past: value for cache, value in zip(self.signature.encoder_caches, caches)})
+        return made
+
+    def _forward(self, tokens, positions, mask, pasts, alpha, **crossed):
+        names = self.signature
+        feeds = {names.tokens: tokens, names.positions: positions, names.mask: mask, names.ntk_alpha: alpha}
+        feeds = {name: value for name, value in feeds.items() if name is not None}
+        feeds |= crossed | {cache.past: past for cache, past in zip(names.caches, pasts)}
+        outputs = [names.logits, *(cache.present for cache in names.caches)]
+        if self.layerwise:
+            logits, *presents = self.session.run(outputs, feeds)
+            return logits, presents
+        found = self.session.run_with_ort_values(outputs, {name: to_ort(value) for name, value in feeds.items()})
+        return found[0].numpy(), [from_ort(present) for present in found[1:]]
+
+
+def open_graph(path: Path, name: str | None = None, past_pattern: str | None = None) -> Graph:
+    """Opens an ONNX file. Raises UserError where it is no decoder graph, or onnxruntime cannot load it."""
+    return graph_of(load_graph(path), weights_root(path), name or str(path), past_pattern)
+
+
+def open_to_generate(path: Path, device: str) -> Graph:
+    """The same, computed as fast as onnxruntime can on "cpu" or "cuda"."""
+    return graph_of(load_graph(path), weights_root(path), str(path), device=device, as_written=False)
+
+
+def graph_of(
+    model: onnx.ModelProto,
+    root: Path,
+    name: str,
+    past_pattern: str | None = None,
+    device: str = "cpu",
+    as_written: bool = True,
+) -> Graph:
+    """The same for a graph in memory whose external weights lie under `root`."""
+    if as_written and is_large(model):
+        model = with_fewer_slots(model)
+    signature = find_signature(model, name, past_pattern)
+    _refuse_unknown_inputs(model, signature, name)
+    if as_written:
+        session = open_session(model, root, name)
+    else:
+        on_gpu = device == "cuda" and signature.static  # a growing cache goes through numpy, which has no bfloat16
+        session = fast_session(model if on_gpu else runnable(model), root, name, device)
+    shapes = {value.name: value.shape for value in session.get_inputs()}
+    logits = next(value.shape for value in session.get_outputs() if value.name == signature.logits)
+    if not isinstance(logits[-1], int):
+        raise UserError(name, f"the vocabulary's size, last dimension of {signature.logits}, is not fixed", "fix it")
+    cache_shapes = []
+    for cache in signature.caches:
+        _, kv_heads, slots, head_dim = shapes[cache.past]
+        if not (isinstance(kv_heads, int) and isinstance(head_dim, int)):
+            raise UserError(name, f"heads and width of {cache.past} are not fixed", "fix these two dimensions")
+        cache_shapes.append((kv_heads, slots if signature.static else 0, head_dim))
+    encoder_shapes = tuple(tuple(shapes[cache.past][1:]) for cache in signature.encoder_caches)
+    if not all(isinstance(size, int) for shape in encoder_shapes for size in shape):
+        raise UserError(name, "the sizes of its cross-attention's caches are not fixed", "fix all but the batch")
+    quantised = next((entry.value for entry in model.metadata_props if entry.key == QUANTIZED), None)
+    rounds = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    opened = Graph(name, signature, session, tuple(cache_shapes), encoder_shapes, logits[-1], quantised, rounds, device)
+    if device == "cuda" and signature.static:
+        return replace(opened, decoding=lambda batch: captured_session(model, root, name, batch))
+    return opened
+
+
+def open_session(model: onnx.ModelProto, root: Path, name: str) -> ort.InferenceSession | LayerwiseSession:
+    """A CPU session that computes a graph as it is written: bfloat16 as float32, no fusion that changes numbers (above
+    the basic level onnxruntime quantises the activations of DequantizeLinear + MatMul). Large graphs run by layers."""
+    if is_large(model):
+        model = with_products_by_rows(model)
+        return LayerwiseSession(float32_twin(model) if has_bfloat16(model) else model, root)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.enable_mem_reuse = all(node.op_type != "MultiHeadAttention" for node in model.graph.node)  # dies in float16
+    options.log_severity_level = 4  # fatal: an error also comes as an exception
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # PyTorch computes between its steps
+    options.add_session_config_entry(ORT_ROOT_OPTION, str(root))
+    return _session(_at_full_accuracy(runnable(model)), options, name, ["CPUExecutionProvider"])
+
+
+def fast_session(model: onnx.ModelProto, root: Path, name: str, device: str) -> ort.InferenceSession:
+    """A session with all of onnxruntime's fusions, but none that rounds activations to int8. On the CPU a large graph's
+    weights stay mapped files: slower, but they need not fit into memory."""
+    options = _fast_options(root)
+    if device == "cuda":
+        ort.preload_dlls()  # the CUDA libraries that torch came with
+        return _session(model, options, name, [("CUDAExecutionProvider", CUDA), "CPUExecutionProvider"])
+    options.enable_mem_reuse = all(node.op_type != "MultiHeadAttention" for node in model.graph.node)  # dies in float16
+    if not is_large(model):
+        return _session(model, options, name, ["CPUExecutionProvider"])
+    options.add_session_config_entry("session.disable_prepacking", "1")  # a copy of each weight
+    options.enable_cpu_mem_arena = False  # it keeps what it once had
+    return _session(model, options, name, ["CPUExecutionProvider"], ["ConstantFolding"])  # a float32 copy of bfloat16 ones
+
+
+def captured_session(model: onnx.ModelProto, root: Path, name: str, batch: int) -> ort.InferenceSession | None:
+    """A CUDA session for steps of one token for each of `batch` sequences, which onnxruntime captures as a CUDA graph and
+    replays. Its shapes are fixed, so that all arithmetic on them is folded, as capturing needs; hence it holds the weights
+    a second time. None where the GPU's memory does not, or the graph cannot be captured."""
+    free, _ = torch.cuda.mem_get_info()
+    if free < HEADROOM * weight_bytes(model):
+        return None
+    options = _fast_options(root)
+    for dim, size in (("batch", batch), ("sequence", 1)):
+        options.add_free_dimension_override_by_name(dim, size)
+    providers = [("CUDAExecutionProvider", {**CUDA, "enable_cuda_graph": "1"}), "CPUExecutionProvider"]
+    try:
+        return _session(model, options, name, providers)
+    except UserError:  # a node that only the CPU can run
+        return None
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of all weights, inside the file and outside."""
+    external = sum(int(reference.get("length", 0)) for _, reference in references(model))
+    return external + sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+
+
+def _fast_options(root: Path) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # fatal: an error also comes as an exception
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    options.add_session_config_entry(ORT_ROOT_OPTION, str(root))
+    return options
+
+
+def runnable(model: onnx.ModelProto) -> onnx.ModelProto:
+    """What onnxruntime's CPU can run: it has no bfloat16 arithmetic."""
+    return float32_twin(model) if has_bfloat16(model) else model
+
+
+def _session(
+    model: onnx.ModelProto, options: ort.SessionOptions, name: str, providers: list, without: list[str] | None = None
+) -> ort.InferenceSession:
+    """`without`: onnxruntime's optimisations that are left out."""
+    try:
+        return ort.InferenceSession(model.SerializeToString(), options, providers=providers, disabled_optimizers=without)
+    except Exception as error:  # onnxruntime's errors share no public base
+        raise UserError(name, f"onnxruntime cannot load it ({str(error).strip()})", "export it again") from None
+
+
+def _at_full_accuracy(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose MatMulNBits keep their activations in float, which onnxruntime-genai's graphs let them round to int8."""
+    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    for node in copy.graph.node:
+        if node.op_type == "MatMulNBits":
+            kept = [each for each in node.attribute if each.name != "accuracy_level"]
+            node.ClearField("attribute")
+            node.attribute.extend([*kept, onnx.helper.make_attribute("accuracy_level", 1)])
+    return copy
+
+
+def _refuse_unknown_inputs(model: onnx.ModelProto, signature: Signature, name: str) -> None:
+    given = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
+    caches = (cache.past for cache in (*signature.caches, *signature.encoder_caches))
+    known = {signature.tokens, signature.positions, signature.mask, signature.write_indices,
+             signature.sequence_lengths, signature.ntk_alpha, *caches}  # fmt: skip
+    if unknown := sorted(given - known):
+        raise UserError(name, f"has inputs of unknown meaning: {', '.join(unknown)}", "export it without them")
+    if signature.static and signature.mask:
+        raise UserError(name, f"has a static cache and a mask input, {signature.mask}", "run surgery on it first")
+
+
+def to_ort(array: np.ndarray) -> ort.OrtValue:
+    """onnxruntime takes no arrays of fp8, but their bytes."""
+    if array.dtype == ml_dtypes.float8_e4m3fn:
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint8), TensorProto.FLOAT8E4M3FN)
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+def from_ort(value: ort.OrtValue) -> np.ndarray:
+    if value.element_type() != TensorProto.FLOAT8E4M3FN:
+        return value.numpy()
+    data = np.ctypeslib.as_array((ctypes.c_uint8 * value.tensor_size_in_bytes()).from_address(value.data_ptr()))
+    return data.copy().view(ml_dtypes.float8_e4m3fn).reshape(value.shape())
