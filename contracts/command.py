@@ -5,6 +5,7 @@
 
 import argparse
 import errno
+import os
 import sys
 from collections.abc import Callable
 
@@ -34,6 +35,9 @@ def run(prog: str, main: Callable[[], int | None]) -> None:
             status = _say(prog, f"{where}: no space left; free some or choose another --out")
         elif error.errno in (errno.EACCES, errno.EROFS, errno.EPERM) and error.filename:
             status = _say(prog, f"{error.filename}: {error.strerror.lower()}; choose a place that can be written")
+        elif error.errno == errno.EPIPE:  # whoever read the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            status = 0
         else:
             raise
     except KeyboardInterrupt:

@@ -1,4 +1,6 @@
-"""Qwen's tokenizer: byte-level BPE from a `qwen.tiktoken` file, run by tiktoken (tokenization_qwen.py of Qwen/Qwen-7B).
+"""The tokenizer of a checkpoint folder: Qwen's own, or whatever transformers can read without running anything of it.
+
+Qwen's: byte-level BPE from a `qwen.tiktoken` file, run by tiktoken (tokenization_qwen.py of Qwen/Qwen-7B).
 
 Like the original, `encode` first brings text into Unicode's composed form (NFC). So decode(encode(text)) is `text` in
 that form: exact for text that is composed already, which nearly all is, and canonically equal for the rest.
@@ -13,10 +15,12 @@ from typing import Literal
 import tiktoken
 
 from contracts.errors import UserError
+from models.library_tokenizer import LibraryTokenizer, can_read
 
 VOCABULARY = "qwen.tiktoken"
 PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+SYSTEM = "You are a helpful assistant."  # what the original's chat() begins with
 SPECIALS = (END_OF_TEXT, IM_START, IM_END, *(f"<|extra_{i}|>" for i in range(205)))  # numbered after the ranks
 
 
@@ -26,6 +30,10 @@ class Tokenizer:
         self._bpe = tiktoken.Encoding("qwen", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=specials)
         self.size = len(ranks) + len(specials)
         self.end_of_text, self.im_start, self.im_end = (specials[token] for token in (END_OF_TEXT, IM_START, IM_END))
+
+    def stop_ids(self, chat: bool) -> set[int]:
+        """What ends an answer, as get_stop_words_ids of qwen_generation_utils.py has it."""
+        return {self.end_of_text, self.im_start, self.im_end} if chat else {self.end_of_text}
 
     def encode(self, text: str, allow_special: Literal["all"] | Collection[str] = ()) -> list[int]:
         """Token ids. What looks like a special token is encoded as the characters it is written with, unless
@@ -41,6 +49,17 @@ class Tokenizer:
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The exact bytes that the ids stand for: what to count in bits per byte."""
         return self._bpe.decode_bytes(list(ids))
+
+    def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """ChatML for messages {"role": ..., "content": ...}: one of the system or none, then user and assistant in turn,
+        the user last; what the assistant said is stripped, as chat() keeps it. Raises ValueError for any other order."""
+        system = messages[0]["content"] if messages and messages[0]["role"] == "system" else SYSTEM
+        spoken = [message for message in messages if message["role"] != "system"]
+        roles = [message["role"] for message in spoken]
+        if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"] or len(messages) - len(spoken) > 1:
+            raise ValueError(f"the roles {', '.join(message['role'] for message in messages)} are no conversation")
+        said = [each["content"].strip() if each["role"] == "assistant" else each["content"] for each in spoken]
+        return self.chat_prompt(said[-1], list(zip(said[:-1:2], said[1::2])), system)
 
     def chat_prompt(self, user: str, turns: Sequence[tuple[str, str]] = (), system: str = "", window: int = 6144) -> list[int]:
         """ChatML up to the point where the assistant begins, as make_context of qwen_generation_utils.py writes it:
@@ -61,9 +80,11 @@ class Tokenizer:
         return opening + kept + question
 
 
-def open_tokenizer(folder: Path | str) -> Tokenizer:
-    """The tokenizer of a checkpoint folder. Raises UserError where its qwen.tiktoken is missing or malformed."""
+def open_tokenizer(folder: Path | str) -> Tokenizer | LibraryTokenizer:
+    """The tokenizer of a checkpoint folder. Raises UserError where there is none, or it is malformed."""
     file = Path(folder) / VOCABULARY
+    if not file.exists() and can_read(Path(folder)):
+        return LibraryTokenizer(Path(folder))
     try:
         lines = file.read_bytes().splitlines()
     except (FileNotFoundError, NotADirectoryError):

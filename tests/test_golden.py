@@ -4,8 +4,6 @@ The goldens were made by tests/golden/make.py; a change that moves a logit by mo
 """
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +28,8 @@ def golden() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def portable(tiny_export, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("surgery")
-    command = [sys.executable, "-m", "surgery", tiny_export / "model.onnx", "--out", out, "--capacity", "640"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    return out / "model.onnx"
+def portable(tiny_portable) -> Path:
+    return tiny_portable / "model.onnx"
 
 
 def run_graph(path: Path, prompt: np.ndarray, decoded: np.ndarray, alpha: np.ndarray) -> dict[str, np.ndarray]:

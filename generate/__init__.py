@@ -1,0 +1,17 @@
+"""Text out of a pipeline's folder, by one decode loop for every runtime.
+
+__main__   the command line
+opening    the folder to a model that can be stepped here: engine, onnxruntime on CUDA or on the CPU
+command    what the command line asks for, from prompts to text
+prompts    what is asked: a prompt, a file of them, or a conversation
+speech     Whisper: an audio file to spectrograms, and what its decoder is prompted with
+batch      the loop: rows of a batch that sequences take in turn
+sampling   logits to the next token
+text       tokens to text that can be shown
+speed      what it took
+"""
+
+import os
+
+# PyTorch and onnxruntime take turns here: threads of one that spin while they wait cost the other half its time.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

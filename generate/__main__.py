@@ -1,0 +1,35 @@
+"""python -m generate OUT --prompt TEXT | --prompts FILE | --chat | --audio FILE.wav [--temperature T] [--top-k K] [--top-p P] [--stop TEXT] ...
+
+The text goes to standard output, all else to standard error.
+"""
+
+import sys
+
+from contracts.command import run
+from generate.options import parse
+from generate.prompts import read_prompts, said
+
+
+def main() -> None:
+    options = parse()
+    for stream in (sys.stdin, sys.stdout):
+        stream.reconfigure(encoding="utf-8", errors="replace")
+    prompts = read_prompts(options.prompts, options.chat, options.system) if options.prompts else []
+    from generate.command import Generator  # here: torch, onnxruntime and transformers take seconds
+
+    generator = Generator(options)
+    print(f"generate: {generator.what}", file=sys.stderr)
+    if options.audio is not None:
+        generator.listen(options.audio)
+    elif prompts:
+        generator.all(prompts)
+    elif options.prompt is not None:
+        generator.one(said(options.prompt, "--prompt", options.chat, options.system))
+    else:
+        generator.converse(sys.stdin)
+    for line in generator.speed.lines():
+        print(f"generate: {line}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run("generate", main)

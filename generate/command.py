@@ -1,0 +1,188 @@
+"""What the command line asks for: one prompt, a file of prompts, or a conversation."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from contracts.errors import UserError
+from generate.batch import CAPACITY, LENGTH, Batch, Sequence
+from generate.opening import Files, find_files, open_model
+from generate.prompts import Prompt, opening
+from generate.sampling import Sampler, Sampling
+from generate.speed import Speed
+from generate.text import TextStream
+from models.tokenizer import open_tokenizer
+
+if TYPE_CHECKING:
+    from generate.speech import Speech
+
+BATCH = 4
+
+
+class Generator:
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        files = find_files(options.out, options.checkpoint)
+        self.tokenizer = open_tokenizer(files.checkpoint)
+        self.opened = open_model(files, options.runtime)
+        self.what = self.opened.what
+        self.stop_ids = frozenset(self.tokenizer.stop_ids(options.chat))
+        self.speech = self._speech(files)
+        first = self.speech.processors if self.speech else []
+        sampling = Sampling(options.temperature, options.top_k or 0, options.top_p or 1.0,
+                            options.repetition_penalty, options.seed)  # fmt: skip
+        self.sampler = Sampler(sampling, min(self.tokenizer.size, self.opened.model.vocab), first)
+        self.speed = Speed(self.opened.weight_bytes)
+
+    def one(self, prompt: Prompt) -> None:
+        """Continues or answers one prompt, shown as it comes."""
+        for done in self._batch(1).run(iter([self._sequence(0, prompt)]), _show):
+            _finish(done)
+
+    def all(self, prompts: list[Prompt]) -> None:
+        """Runs all prompts, the rows of one batch taking them in turn. All are checked before the first runs."""
+        sequences = [self._sequence(index, prompt) for index, prompt in enumerate(prompts)]
+        batch = self._batch(min(self.options.batch or BATCH, len(sequences)))
+        done = batch.run(iter(sequences), lambda sequence, piece: None)
+        results = (json.dumps(_result(prompts[each.index], each), ensure_ascii=False) for each in in_order(done))
+        _write(results, self.options.results)
+
+    def converse(self, lines: Iterable[str]) -> None:
+        """A conversation: each line is a turn of the user's, and only what is new of it is fed."""
+        batch = self._batch(1)
+        messages = opening(self.options.system)
+        spoken = len(messages)  # what comes before the first turn stays
+        for index, line in enumerate(_prompted(lines)):
+            messages.append({"role": "user", "content": line})
+            try:
+                sequence = self._turn(index, messages, spoken)
+            except UserError as error:
+                messages.pop()
+                print(f"generate: {error}", file=sys.stderr)
+                continue
+            for done in batch.run(iter([sequence]), _show):
+                _finish(done)
+                messages.append({"role": "assistant", "content": done.text.text})
+
+    def listen(self, path: Path) -> None:
+        """Writes down what is said in an audio file, shown as it comes."""
+        batch = self._batch(1)
+        asked = self.speech.listen(path, batch, self._stream, self.options.max_tokens, self.stop_ids,
+                                   self.options.language, self.options.translate)  # fmt: skip
+        for done in batch.run(asked, _show):
+            _finish(done)
+
+    def _speech(self, files: Files) -> "Speech | None":
+        """For an encoder-decoder; raises UserError where it is not asked what it can do."""
+        signature, asked = self.opened.model.signature, self.options.audio is not None
+        if not signature.encoder_caches:
+            if asked:
+                raise UserError("--audio", f"{self.opened.what} is no speech model", "give --prompt TEXT")
+            return None
+        if not asked:
+            raise UserError(self.options.out, "is a speech model", "give --audio FILE.wav")
+        if files.encoder is None:
+            raise UserError(self.options.out, "has no encoder.onnx", "export the checkpoint again")
+        from generate.speech import Encoder, Speech  # here: it takes a second, and text needs none of it
+
+        return Speech(files.checkpoint, Encoder(files.encoder, signature, self.opened.device))
+
+    def _turn(self, index: int, messages: list[dict], spoken: int) -> Sequence:
+        """The next turn; the oldest turns are left out as long as all do not fit. Raises UserError, and leaves out none,
+        where the turn does not fit alone."""
+        kept = list(messages)
+        while True:
+            try:
+                sequence = self._sequence(index, Prompt("this turn", messages=kept))
+                break
+            except UserError:
+                if len(kept) - spoken < 3:
+                    raise
+                del kept[spoken : spoken + 2]
+        if len(kept) < len(messages):
+            left_out = (len(messages) - len(kept)) // 2
+            print(f"generate: the conversation no longer fits: turns left out at its beginning: {left_out}", file=sys.stderr)
+            messages[:] = kept
+        return sequence
+
+    def _sequence(self, index: int, prompt: Prompt) -> Sequence:
+        ids = prompt.ids(self.tokenizer, self.opened.model.longest)
+        return Sequence(index, ids, self.options.max_tokens, self.stop_ids, self._stream())
+
+    def _stream(self) -> TextStream:
+        return TextStream(self.tokenizer.decode, self.options.stop)
+
+    def _batch(self, rows: int) -> Batch:
+        if self.opened.rows is not None and rows > self.opened.rows:
+            print(f"generate: the engine takes {self.opened.rows} sequences side by side, not {rows}", file=sys.stderr)
+            rows = self.opened.rows
+        return Batch(self.opened.model, rows, self.sampler, self.opened.chunk, self.speed)
+
+
+def in_order(done: Iterator[Sequence]) -> Iterator[Sequence]:
+    """Sequences as they were asked, each as soon as those before it are done."""
+    waiting: dict[int, Sequence] = {}
+    following = 0
+    for sequence in done:
+        waiting[sequence.index] = sequence
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
+
+
+def _result(prompt: Prompt, sequence: Sequence) -> dict:
+    asked = prompt.given or ({"prompt": prompt.text} if prompt.messages is None else {"messages": prompt.messages})
+    return {
+        **asked,
+        "text": sequence.text.text,
+        "finish": sequence.finish,
+        "prompt_tokens": len(sequence.prompt),
+        "tokens": len(sequence.answer),
+    }
+
+
+def _write(results: Iterator[str], path: Path | None) -> None:
+    """One line each: to standard output as they come, or to a file that appears when all are there."""
+    if path is None:
+        for line in results:
+            print(line, flush=True)
+        return
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            for line in results:
+                file.write(line + "\n")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    print(f"generate: {path}", file=sys.stderr)
+
+
+def _prompted(lines: Iterable[str]) -> Iterator[str]:
+    """The lines that say something; where somebody types them, a mark shows that it is their turn."""
+    lines = iter(lines)
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = next(lines, None)
+        if line is None:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _show(sequence: Sequence, piece: str) -> None:
+    print(piece, end="", flush=True)
+
+
+def _finish(sequence: Sequence) -> None:
+    """Ends the line, and says if the answer was cut."""
+    print(flush=True)
+    if sequence.finish == LENGTH:
+        print(f"generate: cut after {len(sequence.answer)} tokens (--max-tokens)", file=sys.stderr)
+    elif sequence.finish == CAPACITY:
+        print("generate: cut: the model's cache or positions are full", file=sys.stderr)

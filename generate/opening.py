@@ -1,0 +1,90 @@
+"""A pipeline's folder to a model that can be stepped here: the engine, onnxruntime on CUDA, or onnxruntime on the CPU."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime as ort
+import torch
+
+from contracts.errors import UserError
+from contracts.manifest import read_manifest
+from contracts.twin import has_bfloat16
+from contracts.weights import load_graph, streamed_bytes
+from runtime.engine import read_description, why_not
+from runtime.engine_decoder import EngineModel, open_engine
+from runtime.graphs import Graph, open_to_generate
+
+CHUNK = 512  # tokens of a prompt read in one step
+
+
+@dataclass(frozen=True)
+class Files:
+    """Of a pipeline's folder what generating needs; None where a stage has not written it."""
+
+    graph: Path | None
+    engine: Path | None
+    encoder: Path | None
+    checkpoint: Path
+
+
+@dataclass(frozen=True)
+class Opened:
+    model: Graph | EngineModel
+    rows: int | None  # the most sequences side by side
+    chunk: int  # the most tokens of one sequence in a step
+    device: str  # "cpu" or "cuda"
+    weight_bytes: int  # that a decoding step reads
+    what: str  # for the user
+
+
+def find_files(out: Path, checkpoint: Path | None) -> Files:
+    """`out`: a pipeline's folder, or one of its graphs. Raises UserError where there is nothing to run."""
+    folder = out.parent.parent if out.is_file() else out
+    graph = out if out.is_file() else _first(folder / "surgery" / "model.onnx", folder / "export" / "model.onnx")
+    engine = None if out.is_file() else _first(folder / "build" / "model.engine")
+    if graph is None and engine is None:
+        raise UserError(out, "has neither surgery/model.onnx nor export/model.onnx", "name the --out folder of pipeline.py")
+    recorded = (read_manifest(folder / "export") or {}).get("options", {}).get("checkpoint")
+    found = checkpoint or (Path(recorded) if recorded else None)
+    if found is None or not found.is_dir():
+        wrong = "is no folder" if found else "does not say from which checkpoint it came"
+        raise UserError(found or out, wrong, "name the checkpoint, whose tokenizer is needed, with --checkpoint DIR")
+    encoder = _first(folder / "encoder" / "surgery" / "model.onnx", folder / "export" / "encoder.onnx")
+    return Files(graph, engine, encoder, found)
+
+
+def open_model(files: Files, runtime: str) -> Opened:
+    """`runtime`: "engine", "cuda", "cpu", or "auto" for the first of these that can run here."""
+    reason = _why_no_engine(files.engine)
+    if runtime == "engine" and reason:
+        raise UserError(files.engine or "engine", reason, "take --runtime auto")
+    if files.graph is None and (reason or runtime in ("cuda", "cpu")):
+        raise UserError(files.engine, reason or "has no graph beside it", "run the pipeline here")
+    proto = load_graph(files.graph) if files.graph else None
+    if reason is None and runtime in ("auto", "engine"):
+        model = open_engine(files.engine)
+        rows, width = model.largest_step
+        held = model.engine.description["weights"]  # all of them: which are tables only a graph says
+        size = streamed_bytes(proto) if proto else held["constant_bytes"] + sum(each["bytes"] for each in held["inputs"])
+        return Opened(model, rows, min(width, CHUNK), "cuda", size, f"{files.engine} on {torch.cuda.get_device_name()}")
+    cuda = torch.cuda.is_available() and "CUDAExecutionProvider" in ort.get_available_providers()
+    if runtime == "cuda" and not cuda:
+        raise UserError("--runtime cuda", "onnxruntime has no CUDA provider here", "pip install onnxruntime-gpu, or take auto")
+    device = "cuda" if cuda and runtime != "cpu" else "cpu"
+    model = open_to_generate(files.graph, device)
+    place = torch.cuda.get_device_name() if device == "cuda" else "the CPU"
+    what = f"{files.graph} in onnxruntime on {place}"
+    if has_bfloat16(proto) and not (device == "cuda" and model.signature.static):
+        what += " (bfloat16, which it computes as float32 here: slower, and not the same rounding)"
+    return Opened(model, None, CHUNK, device, streamed_bytes(proto), what)
+
+
+def _why_no_engine(engine: Path | None) -> str | None:
+    if engine is None:
+        return "no engine has been built"
+    description = read_description(engine.with_name("engine.json"))
+    return "it is no decoder with a KV cache" if description["signature"] is None else why_not(description)
+
+
+def _first(*paths: Path) -> Path | None:
+    return next((path for path in paths if path.is_file()), None)

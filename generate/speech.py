@@ -1,0 +1,128 @@
+"""Speech to text with Whisper: an audio file, cut into the windows that the encoder takes, to text window by window.
+
+The log-mel spectrogram is transformers' own. A window is read on its own: what was said before it is no part of its prompt.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from transformers import WhisperFeatureExtractor
+from transformers.generation.logits_process import SuppressTokensAtBeginLogitsProcessor, SuppressTokensLogitsProcessor
+
+from contracts.errors import UserError
+from contracts.signature import Signature, present_name
+from contracts.weights import load_graph, weights_root
+from generate.batch import Batch, Sequence
+from generate.text import TextStream
+from runtime.graphs import fast_session, runnable
+
+GENERATION, PREPROCESSOR = "generation_config.json", "preprocessor_config.json"
+
+
+class Encoder:
+    """A spectrogram to what the decoder's cross-attention reads."""
+
+    def __init__(self, path: Path, signature: Signature, device: str):
+        model = runnable(load_graph(path))
+        self.session = fast_session(model, weights_root(path), str(path), device)
+        (given,) = self.session.get_inputs()
+        self.name, self.dtype = given.name, {"tensor(float)": np.float32, "tensor(float16)": np.float16}[given.type]
+        self.bins, self.frames = given.shape[1:]
+        self.outputs = {present_name(cache.layer, cache.role): cache.past for cache in signature.encoder_caches}
+        if missing := sorted(set(self.outputs) - {output.name for output in self.session.get_outputs()}):
+            raise UserError(path, f"has no outputs {', '.join(missing)}", "export encoder and decoder together")
+
+    def __call__(self, features: np.ndarray) -> dict[str, np.ndarray]:
+        values = self.session.run(list(self.outputs), {self.name: features.astype(self.dtype)})
+        return dict(zip(self.outputs.values(), values))
+
+
+class Speech:
+    """A Whisper checkpoint: how its audio is prepared, and what its decoder is prompted with."""
+
+    def __init__(self, checkpoint: Path, encoder: Encoder):
+        self.encoder = encoder
+        if (checkpoint / PREPROCESSOR).is_file():
+            self.extract = WhisperFeatureExtractor.from_pretrained(str(checkpoint), local_files_only=True)
+        else:
+            hop, rate = 160, 16000  # of every Whisper
+            self.extract = WhisperFeatureExtractor(encoder.bins, chunk_length=encoder.frames * hop // rate)
+        try:
+            self.config = json.loads((checkpoint / GENERATION).read_text())
+        except (FileNotFoundError, ValueError):
+            raise UserError(checkpoint / GENERATION, "is missing or no JSON", "put the checkpoint's own there") from None
+
+    @property
+    def processors(self) -> list:
+        """What the checkpoint never writes, or not at the beginning."""
+        kept = []
+        if self.config.get("suppress_tokens"):
+            kept.append(SuppressTokensLogitsProcessor(self.config["suppress_tokens"]))
+        if self.config.get("begin_suppress_tokens"):
+            kept.append(SuppressTokensAtBeginLogitsProcessor(self.config["begin_suppress_tokens"], len(self.prompt("", False))))
+        return kept
+
+    def windows(self, path: Path) -> Iterator[np.ndarray]:
+        """Spectrograms [1, mel bins, frames]. Raises UserError for a file that holds no audio."""
+        samples = read_audio(path, self.extract.sampling_rate)
+        length = self.encoder.frames * self.extract.hop_length
+        for start in range(0, len(samples), length):
+            window = samples[start : start + length]
+            yield self.extract(window, sampling_rate=self.extract.sampling_rate, return_tensors="np")["input_features"]
+
+    def language(self, batch: Batch, wanted: str | None) -> str:
+        """The token of the language that is wanted, or that the decoder hears in the window it attends to."""
+        known = self.config.get("lang_to_id") or {}
+        if not known:
+            if wanted is not None:
+                raise UserError("--language", "this checkpoint knows one language only", "leave it out")
+            return ""
+        if wanted is not None:
+            if f"<|{wanted}|>" not in known:
+                codes = ", ".join(sorted(code.strip("<|>") for code in known))
+                raise UserError("--language", f"{wanted} is not known", f"give one of {codes}")
+            return f"<|{wanted}|>"
+        logits = batch.peek([self.config["decoder_start_token_id"]])
+        return max(known, key=lambda token: logits[known[token]])
+
+    def prompt(self, language: str, translate: bool) -> list[int]:
+        """Token ids: start of transcript, language and task where the checkpoint has several, no timestamps."""
+        config, ids = self.config, [self.config["decoder_start_token_id"]]
+        if known := config.get("lang_to_id"):
+            ids += [known.get(language, -1), config["task_to_id"]["translate" if translate else "transcribe"]]
+        elif translate:
+            raise UserError("--translate", "this checkpoint only transcribes", "leave it out")
+        return ids + [config["no_timestamps_token_id"]] * ("no_timestamps_token_id" in config)
+
+    def listen(
+        self,
+        path: Path,
+        batch: Batch,
+        stream: Callable[[], TextStream],
+        limit: int,
+        stop_ids: frozenset[int],
+        language: str | None,
+        translate: bool,
+    ) -> Iterator[Sequence]:
+        """What has to be written, window after window, while `batch` attends to that window."""
+        for index, features in enumerate(self.windows(path)):
+            batch.cross(self.encoder(features))
+            prompt = self.prompt(self.language(batch, language), translate)
+            yield Sequence(index, prompt, limit, stop_ids, stream())
+
+
+def read_audio(path: Path, rate: int) -> np.ndarray:
+    """float32 samples of the file at `rate`, its channels mixed into one."""
+    import soundfile
+    import soxr
+
+    try:
+        samples, found = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError):
+        wrong = "holds no audio that can be read" if path.is_file() else "no such file"
+        raise UserError(path, wrong, "name a WAV file") from None
+    if not len(samples):
+        raise UserError(path, "is empty", "name a file with sound in it")
+    return soxr.resample(samples.mean(axis=1), found, rate)

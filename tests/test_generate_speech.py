@@ -1,0 +1,132 @@
+"""Whisper: an audio file in, text out, token by token as transformers' own generate() has it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+from contracts.errors import UserError
+from generate.command import Generator
+from generate.options import parse
+from generate.speech import read_audio
+from models import FAMILIES
+
+ROOT = Path(__file__).parents[1]
+RATE = 16000
+SPECIALS = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|translate|>", "<|transcribe|>", "<|notimestamps|>"]
+END, START, EN, DE, TRANSLATE, TRANSCRIBE, NO_TIMESTAMPS = range(256, 263)
+NEW_TOKENS = 12
+CONFIG = {
+    "vocab_size": 264, "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96, "num_mel_bins": 80, "init_std": 0.3,
+    "max_target_positions": 40, "max_source_positions": 50, "pad_token_id": END, "bos_token_id": END, "eos_token_id": END,
+    "decoder_start_token_id": START, "suppress_tokens": None, "begin_suppress_tokens": None,
+}  # fmt: skip
+GENERATION = {
+    "decoder_start_token_id": START, "eos_token_id": END, "pad_token_id": END, "lang_to_id": {"<|en|>": EN, "<|de|>": DE},
+    "task_to_id": {"translate": TRANSLATE, "transcribe": TRANSCRIBE}, "no_timestamps_token_id": NO_TIMESTAMPS,
+    "suppress_tokens": [3, 5, 9, *range(128, 264)], "begin_suppress_tokens": [32, END], "is_multilingual": True, "max_length": 40,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """Windows of one second; a byte-level vocabulary, of which only ASCII is ever written."""
+    folder = tmp_path_factory.mktemp("whisper")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: place for place, token in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.add_special_tokens(SPECIALS)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    torch.manual_seed(0)
+    WhisperForConditionalGeneration(WhisperConfig(**CONFIG)).save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps(GENERATION))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory) -> Path:
+    """1.7 seconds in stereo at 44.1 kHz: two windows, the second not full."""
+    time = np.arange(int(44100 * 1.7)) / 44100
+    noise = 0.05 * np.random.default_rng(0).standard_normal(len(time))
+    tone = 0.4 * np.sin(2 * np.pi * (300 + 200 * np.sin(2 * np.pi * 3 * time)) * time) + noise
+    path = tmp_path_factory.mktemp("audio") / "speech.wav"
+    soundfile.write(path, np.stack([tone, tone / 2], axis=1), 44100, subtype="PCM_16")
+    return path
+
+
+@pytest.fixture(scope="module")
+def out(checkpoint, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("pipeline")
+    for stage, given in (("export", ["--checkpoint", checkpoint]), ("surgery", [out / "export" / "model.onnx"])):
+        command = [sys.executable, "-m", stage, *map(str, given), "--out", str(out / stage)]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return out
+
+
+def expected(checkpoint: Path, audio: Path, language: str | None, task: str) -> list[list[int]]:
+    """By transformers, window after window."""
+    model = WhisperForConditionalGeneration.from_pretrained(checkpoint).eval()
+    extract, samples = WhisperFeatureExtractor(80, chunk_length=1), read_audio(audio, RATE)
+    written = []
+    for start in range(0, len(samples), RATE):
+        window = extract(samples[start : start + RATE], sampling_rate=RATE, return_tensors="pt")["input_features"]
+        tokens = model.generate(window, language=language, task=task, do_sample=False, max_new_tokens=NEW_TOKENS)[0].tolist()
+        written.append([token for token in tokens if token < END])
+    return written
+
+
+needs_whisper = pytest.mark.skipif("whisper" not in FAMILIES, reason="export knows no Whisper")
+
+
+@needs_whisper
+@pytest.mark.parametrize("graph", ["", "export/model.onnx"], ids=["static", "growing"])
+@pytest.mark.parametrize(
+    ("language", "task"), [("en", "transcribe"), ("de", "transcribe"), ("de", "translate"), (None, "transcribe")]
+)
+def test_tokens_are_those_of_transformers(checkpoint, out, audio, capsys, graph, language, task):
+    asked = [str(out / graph), "--audio", str(audio), "--max-tokens", str(NEW_TOKENS), "--runtime", "cpu"]
+    asked += ["--language", language] * (language is not None) + ["--translate"] * (task == "translate")
+    Generator(parse(asked)).listen(audio)
+    windows = expected(checkpoint, audio, language, task)
+    printed = capsys.readouterr()
+    assert len(windows) == 2
+    assert windows[0] != windows[1]
+    tokenizer = Generator(parse(asked)).tokenizer
+    assert printed.out == "".join(tokenizer.decode(window) + "\n" for window in windows)
+
+
+@needs_whisper
+def test_a_speech_model_is_given_audio(out, audio):
+    with pytest.raises(UserError, match=r"is a speech model; give --audio FILE\.wav"):
+        Generator(parse([str(out), "--prompt", "a"]))
+    with pytest.raises(UserError, match="--language: fr is not known; give one of de, en"):
+        Generator(parse([str(out), "--audio", str(audio), "--language", "fr"])).listen(audio)
+
+
+def test_audio_is_mixed_and_resampled(tmp_path):
+    time = np.arange(48000) / 48000
+    left = np.sin(2 * np.pi * 440 * time)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, np.zeros_like(left)], axis=1), 48000, subtype="FLOAT")
+    samples = read_audio(tmp_path / "a.wav", RATE)
+    assert samples.dtype == np.float32
+    assert len(samples) == RATE
+    middle = slice(1000, -1000)
+    np.testing.assert_allclose(samples[middle], np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)[middle] / 2, atol=1e-3)
+
+
+def test_a_file_without_audio(tmp_path):
+    (tmp_path / "a.wav").write_text("no sound at all")
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), RATE)
+    for name, says in (("a.wav", "holds no audio that can be read"), ("none.wav", "no such file"), ("empty.wav", "is empty")):
+        with pytest.raises(UserError, match=f"{name}: {says}; name a") as raised:
+            read_audio(tmp_path / name, RATE)
+        assert "\n" not in str(raised.value)
