@@ -303,6 +303,22 @@ def test_a_pipeline_folder_gets_a_report(pipeline):
     assert not re.search(r"src=|@import|url\((?!#)|<link|<script|href=\"(?!#)", html)  # needs nothing beside it
 
 
+def test_the_report_shows_a_layer_before_and_after(pipeline):
+    """Both pictures, and only those that surgery's manifest knows."""
+    for when in ("before", "after"):
+        (pipeline / "surgery" / f"{when}.svg").write_text(
+            f'<svg xmlns="http://www.w3.org/2000/svg"><text>{when} it</text></svg>'
+        )
+    (pipeline / "surgery" / "report.json").write_text('{"unfused": []}')
+    validate_pipeline(pipeline, options())
+    assert "before it" not in (pipeline / "validate" / "report.html").read_text()
+    manifest = {"outputs": {"before.svg": 0, "after.svg": 0}, "seconds": 1, "peak_memory_bytes": 1, "options": {}}
+    (pipeline / "surgery" / "manifest.json").write_text(json.dumps(manifest))
+    validate_pipeline(pipeline, options(force=True))
+    html = (pipeline / "validate" / "report.html").read_text()
+    assert all(f"<text>{when} it</text>" in html for when in ("before", "after"))
+
+
 def test_run_results_are_polygraphys_and_small(pipeline):
     validate_pipeline(pipeline, options())
     files = sorted((pipeline / "validate" / "polygraphy").iterdir())

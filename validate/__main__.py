@@ -131,7 +131,7 @@ def _run(stage: Stage, title: str, force: bool, folder: Path | None, check) -> i
         with _progress() as tell:
             levels = check(tell, save)
             tell("writing the report")
-            write_report(make_report(title, levels, stage.identity["versions"], started, folder), partial)
+            write_report(make_report(title, levels, stage.identity["versions"], started, folder), partial, folder)
         stage.extra["verdict"] = verdict(levels)
     _show(levels)
     console.print(f"validate: {verdict(levels)} → {stage.out}/report.html", style=COLORS[verdict(levels)], soft_wrap=True)

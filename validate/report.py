@@ -40,19 +40,27 @@ def make_report(title: str, levels: list[Level], versions: dict, started: float,
     }
 
 
-def write_report(report: dict, folder: Path) -> None:
+def write_report(report: dict, folder: Path, pipeline: Path | None = None) -> None:
+    """`pipeline`: the folder whose surgery has drawn one layer before and after, where there is one."""
     (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
-    (folder / "report.html").write_text(render(report))
+    (folder / "report.html").write_text(render(report, _pictures(pipeline / "surgery") if pipeline else {}))
 
 
-def render(report: dict) -> str:
-    """The report as one HTML page that needs nothing beside it."""
+def render(report: dict, pictures: dict[str, str] | None = None) -> str:
+    """The report as one HTML page that needs nothing beside it. `pictures`: SVG of a layer, by before and after."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"error": _error, "bytes": _bytes, "seconds": _seconds, "bar": _bar}
-    return environment.get_template("report.html.j2").render(report, plots=plots)
+    return environment.get_template("report.html.j2").render(report, plots=plots, pictures=pictures or {})
+
+
+def _pictures(surgery: Path) -> dict[str, str]:
+    """What surgery's last run drew, both or none."""
+    drawn = {when: f"{when}.svg" for when in ("before", "after")}
+    outputs = (read_manifest(surgery) or {}).get("outputs", {})
+    return {when: (surgery / name).read_text() for when, name in drawn.items()} if set(drawn.values()) <= outputs.keys() else {}
 
 
 def _summary(levels: list[Level]) -> str:
