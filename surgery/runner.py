@@ -121,6 +121,7 @@ def lower(
     for each in plan.lowering:
         _run(graph, each, report, verify)
     report.count("lowered", graph)
+    report.notes += graph.notes
     return graph
 
 

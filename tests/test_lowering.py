@@ -5,6 +5,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import decoder_graphs
+import numpy as np
 import onnx
 import pytest
 
@@ -12,6 +14,7 @@ from surgery import files
 from surgery.graph import consumers, producer
 from surgery.lowering import joint_rotary
 from surgery.passes import packed_heads, query_scale
+from surgery.runner import make_plan, operate
 from tests.decoding import decode, largest_error
 
 ROOT = Path(__file__).parents[1]
@@ -78,3 +81,29 @@ def test_the_portable_graph_scales_no_query(operated):
     assert not any(consumers(node.outputs[0], "Mul") for node in rotations)
     assert ops(graph)["Transpose"] == 2 * LAYERS  # heads first, and back after attention
     assert query_scale.run(graph) == packed_heads.run(graph) == 0
+
+
+@pytest.mark.parametrize("heads", [2, 4])
+def test_attention_of_few_heads_may_be_taken_apart(heads, tmp_path, monkeypatch):
+    """For one token TensorRT has fused kernels of four query heads or more; with fewer it builds no engine, unless marked."""
+    monkeypatch.setattr(decoder_graphs, "HEADS", heads)
+    monkeypatch.setattr(decoder_graphs, "KV_HEADS", 2)
+    monkeypatch.setattr(decoder_graphs, "HEAD_DIM", 16)
+    monkeypatch.setattr(decoder_graphs, "HIDDEN", heads * 16)
+    onnx.save(decoder_graphs.decoder_graph(static=False, dtype=np.float16), tmp_path / "model.onnx")
+    plan = make_plan("static", 32, "all")
+    _, lowered, report = operate(files.read(tmp_path / "model.onnx"), plan)
+    marked = [bool(node.attrs.get("TRT_decomposable")) for node in lowered.nodes("TRT_Attention")]
+    assert marked == [heads < 4] * 2
+    assert [f"{heads} query heads" in note for note in report.notes] == [True] * (2 if heads < 4 else 0)
+    if heads < 4:
+        files.write(lowered, tmp_path / "model.trt.onnx")
+        command = [sys.executable, "-m", "build", tmp_path / "model.trt.onnx", "--out", tmp_path / "build"]
+        built = subprocess.run([*command, "--compute-capability", "8.9"], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert built.returncode == 0, built.stderr
+        for node in lowered.nodes("TRT_Attention"):
+            node.attrs.clear()
+        files.write(lowered, tmp_path / "model.trt.onnx")
+        command[-1] = tmp_path / "unmarked"
+        built = subprocess.run([*command, "--compute-capability", "8.9"], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert built.returncode == 2, "TensorRT has a kernel for two heads now: take the mark out"

@@ -31,6 +31,7 @@ HOLDERS = ("Conv", "ConvTranspose")  # their layers hold weights themselves
 MOVES = ("KV_CACHE_UPDATE", "CONCATENATION", "SHUFFLE", "UNSQUEEZE", "SQUEEZE", "SLICE", "CAST", "IDENTITY",
          "ELEMENTWISE")  # fmt: skip
 FUSED_HEAD_DIMS = range(16, 257)
+LEAST_HEADS = 4  # of the query, where a step may have one token
 FUSED_DTYPES = ("HALF", "BF16")
 
 
@@ -185,8 +186,14 @@ def _attentions(network: Network, producers: dict[str, Layer]) -> Iterator[Findi
             yield Finding(
                 "warning", where, f"attention in {query.dtype} is decomposed", "use float16 or bfloat16 to have it fused"
             )
-        if query.shape[3] not in FUSED_HEAD_DIMS:
-            yield Finding("error", where, f"no fused kernel for head dimension {query.shape[3]} (16 to 256)", "pad the heads")
+        without = next((what for what, fused in (
+            (f"head dimension {query.shape[3]} (16 to 256)", query.shape[3] in FUSED_HEAD_DIMS),
+            (f"one token of {query.shape[1]} query heads (4 or more)", not 0 <= query.shape[1] < LEAST_HEADS),
+        ) if not fused), None)  # fmt: skip
+        if without and not settings["decomposable"]:
+            yield Finding("error", where, f"no fused kernel for {without}", "mark it decomposable (TRT_decomposable=1)")
+        elif without and query.dtype in FUSED_DTYPES:
+            yield Finding("warning", where, f"no fused kernel for {without}: it is decomposed", "use another number of heads")
         if settings["causal_kind"] == "LOWER_RIGHT":
             yield Finding(
                 "warning", where, "its valid slots are given as lengths, which TensorRT computes wrongly on some GPUs",
