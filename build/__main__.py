@@ -25,6 +25,7 @@ from contracts.signature import Signature, find_signature
 from contracts.weights import load_graph, weights_root
 
 ENGINE = "model.engine"
+TIMINGS = "timings.cache"  # of kernels, where the flavour times them
 HELD_TWICE = 100_000_000  # bytes; less may be kernels' code
 COST = ("kernels", "kernels_by_layer", "kernels_outside_layers", "decode_bytes", "copied_bytes", "floor_bytes")
 
@@ -56,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
     _say_memory(needed)
     with stage.writing() as folder:
         names = frozenset(weight.name for weight in bound)
-        job = Job(args.model, root, folder / ENGINE, kind, capabilities, signature, profiles, names)
+        job = Job(args.model, root, folder / ENGINE, kind, capabilities, signature, profiles, names, args.out / TIMINGS)
         result = build(job)
         kernels, graph = result["kernels"], describe_graph(proto, signature, names)
         findings += result["findings"] + [finding for listed in kernels for finding in add_cost(listed, graph)]

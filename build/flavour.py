@@ -7,6 +7,7 @@ rtx         builds ahead of time, without a GPU, for the compute capabilities it
 import ctypes
 import importlib
 import re
+from pathlib import Path
 from types import ModuleType
 
 from contracts.errors import UserError
@@ -61,6 +62,19 @@ def set_capabilities(name: str, config, wanted: tuple[str, ...]) -> None:
     config.num_compute_capabilities = len(wanted)
     for index, capability in enumerate(wanted):
         config.set_compute_capability(getattr(load(name).ComputeCapability, "SM" + capability.replace(".", "")), index)
+
+
+def read_timings(name: str, config, file: Path) -> None:
+    """Gives a builder config the kernel timings of earlier builds on this GPU. TensorRT-RTX times nothing."""
+    if name == "standard":
+        timings = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
+        config.set_timing_cache(timings, False)  # False: not those of another GPU
+
+
+def write_timings(name: str, config, file: Path) -> None:
+    """Keeps a finished build's kernel timings for the next one."""
+    if name == "standard":
+        file.write_bytes(bytes(config.get_timing_cache().serialize()))
 
 
 def gpu_capability() -> str | None:

@@ -36,6 +36,7 @@ class Job:
     signature: Signature | None
     profiles: tuple[Profile, ...]
     weights_as_inputs: frozenset[str]
+    timings: Path  # of earlier builds, where there were any
 
 
 def work(job: Job, sender: Connection) -> None:
@@ -91,7 +92,9 @@ def build(job: Job, report) -> dict:
         _add_profile(builder, config, profile)
     monitor = _monitor(trt, report)
     config.progress_monitor = monitor
+    flavour.read_timings(job.flavour, config, job.timings)
     _stream(trt, builder, network, config, job, log)
+    flavour.write_timings(job.flavour, config, job.engine.with_name(job.timings.name))
     return {
         "version": trt.__version__,
         "inputs": [_tensor(network.get_input(i)) for i in range(network.num_inputs)],

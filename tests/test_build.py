@@ -1,11 +1,11 @@
 """build/: real engines of small decoders, built with TensorRT-RTX on the CPU, and what stops a build."""
 
-import argparse
 import json
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +15,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import build.__main__ as build_main
 from build import flavour
 from build.audit import audit_graph
-from build.cost import add_cost, describe_graph, kernels_a_layer, over_floor
 from build.kernels import read_kernels
-from build.memory import estimate, refuse_what_cannot_fit
 from build.precisions import supported
 from build.process import build
 from build.profiles import make_profiles
@@ -57,7 +54,9 @@ def job(proto: onnx.ModelProto, folder: Path) -> Job:
     signature = find_signature(proto)
     profiles = make_profiles(proto, signature, split=True, batch=2, prompt=16, past=64)
     model = saved(proto, folder)
-    return Job(model, folder, folder / "model.engine", "rtx", ("8.9",), signature, profiles, frozenset())
+    return Job(
+        model, folder, folder / "model.engine", "rtx", ("8.9",), signature, profiles, frozenset(), folder / "timings.cache"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -353,142 +352,6 @@ def test_fraction_counts_phases_within_phases():
     assert fraction.step("unknown", 0) == pytest.approx(3 / 4)
 
 
-def kernel(name: str, inputs=(), constants=(), outputs=(), nodes=()) -> dict:
-    tensors = [
-        [{"name": n, "shape": list(shape), "dtype": "half"} for n, shape in each] for each in (inputs, constants, outputs)
-    ]
-    return {"name": name, "type": "kgen", "kernel": True, "onnx_nodes": list(nodes),
-            **dict(zip(("inputs", "constants", "outputs"), tensors))}  # fmt: skip
-
-
-def cost(*kernels: dict, bound=frozenset()) -> tuple[dict, list]:
-    proto = build_graphs.decoder()
-    profile = {"profile": "decode", "entries": list(kernels)}
-    return profile, add_cost(profile, describe_graph(proto, find_signature(proto), frozenset(bound)))
-
-
-CACHE = [-1, 4, 64, 32]
-
-
-def test_bytes_of_kernels():
-    written = kernel("_scatter_myl0_1", [("present.0.key", CACHE), ("k", [-1, 128])], [], [("present.0.key", CACHE)])
-    rows = kernel("__myl_CastGathMul_myl0_2", [("input_ids", [-1, 1])], [("embed", [512, 128])], [("x", [-1, 128])])
-    halves = kernel("__myl_SiluMul_myl0_3", [("y", [-1, 256])] * 3, [], [("z", [-1, 256])])
-    made = kernel("gemm_myl0_2", [("x", [-1, 128])], [("w", [128, 512])], [("y", [-1, 512])], ["layers.1/mlp.w1"])
-    profile, findings = cost(rows, made, halves, written)
-    assert [entry["bytes"] for entry in profile["entries"]] == [
-        {"weights": 256, "cache": 0, "other": 2 + 256},  # one row of the table
-        {"weights": 2 * 128 * 512, "cache": 0, "other": 256 + 1024},
-        {"weights": 0, "cache": 0, "other": 1024 + 512},  # parts of y, together no more than all of it
-        {"weights": 0, "cache": 2 * 4 * 32, "other": 256},  # one slot
-    ]
-    assert (findings, kernels_a_layer(profile), profile["kernels_outside_layers"]) == ([], "3", 1)
-    assert over_floor(profile) == sum(profile["decode_bytes"].values()) / profile["floor_bytes"]
-
-
-@pytest.mark.parametrize(
-    ("name", "tensor", "where", "way_out"),
-    [
-        ("past_key_values.0.key", CACHE, "inputs", "lower the graph"),
-        ("0.down.weight", [128, 256], "inputs", "take --weights constant"),
-        ("dconst", [128, 256], "constants", "take --weights constant"),
-    ],
-)
-def test_copies_of_weights_and_caches_are_findings(name, tensor, where, way_out):
-    moved = kernel("__myl_TranMove_myl0_1", **{where: [(name, tensor)]}, outputs=[("elsewhere", tensor[::-1])])
-    profile, (finding,) = cost(moved, bound={"0.down.weight"})
-    assert (finding.severity, way_out in finding.way_out) == ("warning", True)
-    assert f"of {name}" in finding.what
-    assert profile["copied_bytes"] == 2 * 2 * abs(int(np.prod(tensor)))
-
-
-def test_a_copy_whose_heads_are_joined_with_the_batch_keeps_its_size():
-    moved = kernel("__myl_ReshTran_myl0_1", [("present.0.key", CACHE)], [], [("elsewhere", [-1, 32, 64])])
-    used = kernel("_gemm_mha_myl0_2", [("elsewhere", [-1, 32, 64])], [], [("y", [-1, -1, 32])])
-    profile, (finding,) = cost(moved, used)
-    assert profile["entries"][1]["bytes"]["other"] == 2 * (4 * 64 * 32 + 32)
-    assert "1 kernels copy caches" in finding.what
-
-
-def test_unknown_dtype_leaves_the_bytes_unknown():
-    entry = kernel("gemm_myl0_1", [("x", [-1, 128])])
-    entry["inputs"][0]["dtype"] = "posit16"
-    profile, findings = cost(entry)
-    assert (profile["decode_bytes"], over_floor(profile), findings) == (None, None, [])
-
-
-def test_a_growing_cache_leaves_the_bytes_unknown():
-    proto = build_graphs.decoder()
-    for value in (*proto.graph.input, *proto.graph.output):
-        if len(value.type.tensor_type.shape.dim) == 4:
-            value.type.tensor_type.shape.dim[2].dim_param = "past"
-    profile = {"profile": "any", "entries": [kernel("gemm_myl0_1", [("x", [-1, 128])])]}
-    assert add_cost(profile, describe_graph(proto, find_signature(proto))) == []
-    assert (profile["decode_bytes"], profile["floor_bytes"]) == (None, None)
-
-
-def memory(proto: onnx.ModelProto, **options):
-    signature = find_signature(proto)
-    return estimate(proto, signature, make_profiles(proto, signature, split=True, batch=4, prompt=64, past=64), **options)
-
-
-def test_memory_of_qwen_7b_as_measured():
-    """15.44 GB of weights, products merged: 18.3 GB of anonymous memory; as inputs: 0.6 GB. Apart: more than 20 GB."""
-    proto = build_graphs.decoder(layers=32)
-    merged = [node for node in proto.graph.node if node.op_type == "Gemm"]
-    for index, node in enumerate(merged):
-        node.input[0] = f"apart_{index}"
-    assert memory(proto, constant=15_440_000_000, bound=0).builder_peak == pytest.approx(18.3e9, rel=0.03)
-    assert memory(proto, constant=107_410, bound=15_440_000_000).builder_peak == pytest.approx(0.6e9, rel=0.03)
-    for node, input_ in zip(
-        merged, [node.input[0] for node in build_graphs.decoder(layers=32).graph.node if node.op_type == "Gemm"]
-    ):
-        node.input[0] = input_
-    siblings = 32 * 2 * (3 * 128 * 128 + 2 * 128 * 256)
-    apart = memory(proto, constant=15_440_000_000, bound=0)
-    assert apart.builder_peak - 1.15 * 15_440_000_000 - siblings == pytest.approx(606e6, rel=0.01)
-
-
-def test_memory_at_run_time():
-    needed = memory(build_graphs.decoder(layers=2), constant=1_000_000, bound=500)
-    assert needed.caches == 4 * 2 * 2 * 4 * 64 * 32 * 2
-    assert needed.logits == 4 * 64 * 512 * 2
-    assert needed.weights == 1_000_500
-    # a layer's products, the mask, one layer's caches
-    assert needed.activations == 256 * 2 * (5 * 128 + 2 * 256 + 64) + needed.caches // 2
-    assert needed.gpu == needed.caches + needed.logits + needed.weights + needed.activations
-
-
-def test_what_cannot_fit_is_refused_with_the_numbers(tmp_path, monkeypatch):
-    needed = memory(build_graphs.decoder(), constant=15_440_000_000, bound=0)
-    monkeypatch.setattr("build.memory.available_memory", lambda: 24_000_000_000)
-    monkeypatch.setattr("build.memory.shutil.disk_usage", lambda folder: argparse.Namespace(free=16_000_000_000))
-    refuse_what_cannot_fit(tmp_path / "m.onnx", tmp_path / "not" / "yet", needed, as_inputs=False)
-    monkeypatch.setattr("build.memory.shutil.disk_usage", lambda folder: argparse.Namespace(free=9_000_000_000))
-    with pytest.raises(UserError, match=r"the engine needs about 15.4 GB, and 9.0 GB are free"):
-        refuse_what_cannot_fit(tmp_path / "m.onnx", tmp_path / "not" / "yet", needed, as_inputs=False)
-    monkeypatch.setattr("build.memory.available_memory", lambda: 17_000_000_000)
-    with pytest.raises(
-        UserError, match=r"needs about 18.1 GB of memory, and 17.0 GB are free; free memory, or take --weights input"
-    ):
-        refuse_what_cannot_fit(tmp_path / "m.onnx", tmp_path, needed, as_inputs=False)
-
-
-def test_a_build_that_cannot_fit_does_not_start(tmp_path, monkeypatch):
-    monkeypatch.setattr("build.memory.TENSORRT", 10**15)
-    monkeypatch.setattr(sys, "argv", ["build", str(saved(build_graphs.decoder(), tmp_path)), "--out", str(tmp_path / "out")])
-    with pytest.raises(UserError, match="building its engine needs about 1000000"):
-        build_main.main(build_main._arguments())
-    assert not (tmp_path / "out").exists()
-
-
-def test_weights_that_an_engine_holds_twice():
-    assert build_main.held_twice(3_302_000_000, 3_299_000_000, two=True) == []
-    (finding,) = build_main.held_twice(6_000_000_000, 3_299_000_000, two=True)
-    assert "2,701.0 MB more than its weights" in finding.what
-    assert build_main.held_twice(6_000_000_000, 3_299_000_000, two=False) == []
-
-
 def test_a_type_that_a_gpu_lacks(tmp_path, capsys):
     model = onnx.parser.parse_model("""<ir_version: 11, opset_import: ["": 24]>
         g (float16[4,1] x) => (float16[4,2] y) <float8e4m3fn[1,2] w = {56, 64}, float16 s = {14336}>
@@ -499,3 +362,20 @@ def test_a_type_that_a_gpu_lacks(tmp_path, capsys):
         with pytest.raises(UserError, match=r"is quantised to fp8, which compute capability 8\.[06] does not have; name 8\.9"):
             supported(model, "m", capabilities, asked)
     assert supported(model, "m", ("8.9", "9.0"), asked=True) == ("8.9", "9.0")
+
+
+def test_timings_are_kept_between_builds(tmp_path):
+    """Standard TensorRT's calls, which TensorRT-RTX has too but lets do nothing."""
+    trt = flavour.load("rtx")
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    file = tmp_path / "timings.cache"
+    for _ in range(2):  # without earlier ones, and with
+        config = builder.create_builder_config()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            flavour.read_timings("standard", config, file)
+            flavour.write_timings("standard", config, file)
+        assert file.stat().st_size > 0
+    flavour.write_timings("rtx", config, tmp_path / "none.cache")
+    assert not (tmp_path / "none.cache").exists()
