@@ -52,6 +52,7 @@ EXPECTED = {
     "gptj-torchscript-17-float32": gpt2 | {"LayerNormalization": 3, "RotaryEmbedding": 4},
     "llama-dynamo-24-float16": llama,
     "llama-torchscript-14-float16": llama,
+    "llama-torchscript-17-float32": llama,
     "mpt-torchscript-17-float32": gpt2,
     "opt-dynamo-18-float32": opt,
     "opt-torchscript-17-float32": opt,

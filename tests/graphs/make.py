@@ -21,7 +21,7 @@ EXPORTS = (
     "bloom-dynamo-18-float32", "bloom-torchscript-17-float32", "gemma-dynamo-18-float32", "gemma3-dynamo-18-float32",
     "gpt2-torchscript-14-float32", "gpt2_mask-dynamo-18-float32", "gptbigcode-dynamo-18-float32",
     "gptbigcode-torchscript-17-float32", "gptj-torchscript-17-float32", "gptneox-dynamo-23-float16", "gptneox-torchscript-17-float32",
-    "llama-dynamo-24-float16", "llama-torchscript-14-float16", "mpt-torchscript-17-float32", "opt-dynamo-18-float32",
+    "llama-dynamo-24-float16", "llama-torchscript-14-float16", "llama-torchscript-17-float32", "mpt-torchscript-17-float32", "opt-dynamo-18-float32",
     "opt-torchscript-17-float32", "phi3-dynamo-18-float32", "phi3-torchscript-17-float32", "qwen2_bare-dynamo-18-float32",
     "qwen2_mask-torchscript-17-float32", "qwen3-dynamo-23-float32", "qwen3-torchscript-20-float32",
     "sam_vision-dynamo-18-float32", "sam_vision-torchscript-17-float32", "whisper-dynamo-18-float32",
