@@ -27,6 +27,7 @@ LOGITS = "logits"
 QUANTISED = (onnx.TensorProto.INT8, onnx.TensorProto.FLOAT8E4M3FN)  # what a cache may be instead
 CACHE_WORDS = r"past|cache|(^|[._])(key|value|k|v)s?([._\d]|$)"
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+ROLES = ("tokens", "positions", "mask", "write_indices", "logits")  # of inputs and outputs, where names do not say
 SIDES = {"encoder": "encoder.", "cross": "encoder.", "decoder": "decoder."}
 QUANTIZED = "suture.quantized"  # metadata of a quantised graph: the format, and the rest of the options that made it
 NTK_TRAINED_LENGTH = "suture.ntk_trained_length"  # metadata of a graph that takes ntk_alpha: the config's seq_length
@@ -94,11 +95,15 @@ class Signature:
 
 
 def find_signature(
-    model: onnx.ModelProto, name: object = "graph", past_pattern: str | None = None, need_caches: bool = True
+    model: onnx.ModelProto,
+    name: object = "graph",
+    past_pattern: str | None = None,
+    need_caches: bool = True,
+    given: dict[str, str] | None = None,
 ) -> Signature:
     """Reads the signature of a decoder graph with a KV cache. `past_pattern` (a regular expression) overrides what
-    counts as a cache input. Raises UserError naming what could not be paired, and, with `need_caches`, for a graph
-    without any cache (an encoder)."""
+    counts as a cache input, `given` (by role: ROLES) which input or output is for what. Raises UserError naming what could
+    not be paired, and, with `need_caches`, for a graph without any cache (an encoder)."""
     initializers = {tensor.name for tensor in model.graph.initializer}
     inputs = {value.name: value for value in model.graph.input if value.name not in initializers}
     if past_pattern is None:
@@ -117,12 +122,14 @@ def find_signature(
     write_indices = _first(inputs, r"^write_ind|^cache_position$|^past_lengths?$", rank=1) if writes and caches else None
     write_indices = write_indices or next((written for written in inputs if caches and written in writes), None)
     find = _required if caches else lambda name, values, pattern, what: _first(values, pattern)
-    logits = find(name, outputs, r"logits|lm_head|output", "logits output")
+    given = _known(name, given or {}, inputs, outputs)
+    write_indices = given.get("write_indices", write_indices)
+    logits = given.get("logits") or find(name, outputs, r"logits|lm_head|output", "logits output")
     return Signature(
-        tokens=find(name, inputs, r"input_ids|tokens|decoder_input", "token input"),
+        tokens=given.get("tokens") or find(name, inputs, r"input_ids|tokens|decoder_input", "token input"),
         logits=logits,
-        positions=_first(inputs, r"pos(ition)?_?(ids?|s)$|^positions?$"),
-        mask=_first(inputs, r"^(?!.*(encoder|cross)).*mask"),
+        positions=given.get("positions") or _first(inputs, r"pos(ition)?_?(ids?|s)$|^positions?$"),
+        mask=given.get("mask") or _first(inputs, r"^(?!.*(encoder|cross)).*mask"),
         write_indices=write_indices,
         sequence_lengths=_first(inputs, r"^sequence_lengths$", rank=1),
         ntk_alpha=_first(inputs, r"^ntk_alpha$", rank=1),
@@ -135,6 +142,18 @@ def find_signature(
         encoder_caches=tuple(encoder_caches),
         logits_dtype=outputs[logits].type.tensor_type.elem_type if logits else onnx.TensorProto.UNDEFINED,
     )
+
+
+def _known(name: object, given: dict[str, str], inputs: dict, outputs: dict) -> dict[str, str]:
+    """What was given. Raises UserError for a role or a tensor that does not exist."""
+    for role, tensor in given.items():
+        if role not in ROLES:
+            raise UserError(f"{role}={tensor}", "no such role", f"choose from {', '.join(ROLES)}")
+        ends = outputs if role == "logits" else inputs
+        if tensor not in ends:
+            what = "output" if role == "logits" else "input"
+            raise UserError(name, f"has no {what} {tensor}", f"choose from {', '.join(ends)}")
+    return given
 
 
 def _refuse_other_caches(name: object, inputs: dict[str, onnx.ValueInfoProto]) -> None:

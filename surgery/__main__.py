@@ -25,7 +25,7 @@ from surgery.quantize.run import quantise
 from surgery.runner import Pass, make_plan, operate
 from surgery.weights import drop_unused, new_file, settle
 
-OPTIONS = ("cache", "capacity", "logits", "merge", "attention", "skip", "own", "verify", "bisect", "past",
+OPTIONS = ("cache", "capacity", "logits", "merge", "attention", "skip", "own", "verify", "bisect", "past", "named",
            *quantising.OPTIONS)  # fmt: skip
 FLOAT = "float"  # the folder, beside a quantised graph, of the same graph before it was quantised
 
@@ -56,6 +56,8 @@ def surgery(options: argparse.Namespace) -> int:
     """Writes the portable and the lowered graph into options.out. Returns the exit status."""
     if options.capacity < 1:
         raise UserError("--capacity", f"{options.capacity} slots hold nothing", "give at least 1")
+    if unclear := [each for each in options.named if "=" not in each]:
+        raise UserError(f"--name {unclear[0]}", "says no role", "write it as tokens=NAME or the like")
     plan = make_plan(
         options.cache, options.capacity, options.logits, options.skip, options.own, options.merge, options.attention
     )
@@ -68,7 +70,7 @@ def surgery(options: argparse.Namespace) -> int:
         print(f"surgery: up to date ({options.out})")
         return 0
     source = load_graph(options.model)
-    graph = files.read(options.model, options.past)
+    graph = files.read(options.model, options.past, dict(each.split("=", 1) for each in options.named))
     pictures = {"before.svg": picture.draw_layer(graph, PICTURED, f"Layer {PICTURED} before surgery")}
     verifier = verify.Verifier(source, graph.signature, graph.root) if options.verify or options.bisect else None
     try:

@@ -25,10 +25,10 @@ FOREIGN = ("SimplifiedLayerNormalization",)  # onnxruntime's, in the standard's 
 G_LOGGER.severity = G_LOGGER.ERROR  # graph-surgeon warns of dtypes numpy lacks, which are never touched here
 
 
-def read(path: Path, past_pattern: str | None = None) -> Graph:
+def read(path: Path, past_pattern: str | None = None, given: dict[str, str] | None = None) -> Graph:
     """Reads the graph of `path`, brought to opset 24, with inferred shapes and nodes named by module path."""
     model = load_graph(path)
-    signature = find_signature(model, path, past_pattern, need_caches=False)
+    signature = find_signature(model, path, past_pattern, need_caches=False, given=given)
     _name_by_module(model)
     model = _upgrade(model, path)
     declare_shapes(model)

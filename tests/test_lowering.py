@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import pytest
 
-from surgery import files
-from surgery.graph import consumers, producer
+from surgery import files, verify
+from surgery.graph import consumers, onnx_type, producer
 from surgery.lowering import joint_rotary
 from surgery.passes import packed_heads, query_scale
 from surgery.runner import make_plan, operate
@@ -107,3 +107,16 @@ def test_attention_of_few_heads_may_be_taken_apart(heads, tmp_path, monkeypatch)
         command[-1] = tmp_path / "unmarked"
         built = subprocess.run([*command, "--compute-capability", "8.9"], cwd=ROOT, capture_output=True, text=True, check=False)
         assert built.returncode == 2, "TensorRT has a kernel for two heads now: take the mark out"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_boolean_mask_becomes_an_additive_one(dtype, tmp_path):
+    """That of a growing cache, which all layers share: TensorRT builds none that is boolean and shared for short sequences."""
+    onnx.save(decoder_graphs.decoder_graph(static=False, dtype=dtype), tmp_path / "model.onnx")
+    portable, lowered, _ = operate(files.read(tmp_path / "model.onnx"), make_plan("growing", 32, "all"))
+    attentions = lowered.nodes("TRT_Attention")
+    assert len(attentions) == 2
+    assert len({id(node.inputs[3]) for node in attentions}) == 1
+    assert {onnx_type(node.inputs[3]) for node in attentions} == {onnx_type(attentions[0].inputs[0])}
+    before, after = (verify.State.of(graph) for graph in (portable, lowered))
+    verify.compare("lowered", before, before, after)

@@ -7,6 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from contracts.errors import UserError
 from contracts.signature import find_signature
+from surgery.__main__ import main
 from tests.decoding import decode, largest_error
 from tests.graphs import weightless
 from tests.test_surgery_families import FUSED, counts, llama, operated
@@ -122,3 +123,19 @@ def test_a_cache_without_its_output_is_named():
     del source.graph.output[[value.name for value in source.graph.output].index("present_v_1")]
     with pytest.raises(UserError, match="past_v_1"):
         find_signature(source)
+
+
+def test_inputs_whose_names_say_nothing(tmp_path, capsys):
+    source = renamed(weightless.load(GROWING), {"input_ids": "a", "attention_mask": "b", "position_ids": "c", "logits": "d"})
+    onnx.save(source, tmp_path / "model.onnx")
+    arguments = [str(tmp_path / "model.onnx"), "--out", str(tmp_path / "out"), "--capacity", "32"]
+    with pytest.raises(UserError, match="no token input"):
+        main(arguments)
+    given = ["--name", "tokens=a", "--name", "mask=b", "--name", "positions=c", "--name", "logits=d"]
+    assert main(arguments + given) == 0
+    portable = onnx.load(tmp_path / "out" / "model.onnx")
+    assert counts(portable, FUSED) == llama
+    assert largest_error(decode(weightless.load(GROWING), alone=True), decode(portable, alone=False)) < 1e-4
+    for wrong, says in (("tokens=z", "has no input z"), ("colour=a", "no such role"), ("a", "says no role")):
+        with pytest.raises(UserError, match=says):
+            main([*arguments, "--name", wrong])

@@ -7,7 +7,7 @@
 TensorRT's parser drops nonpad_kv_seqlen without a word and would attend over the whole cache; its is_causal counts from
 the cache's first slot. Its importer multiplies query and keys by sqrt(scale), which reads and writes the whole key cache
 at each step; TRT_Attention adds no scale. The mask is additive, since a boolean one that two layers share does not build
-for a short sequence.
+for a short sequence; one that is boolean, as in a graph whose cache grows, becomes where(mask, 0, a large negative number).
 
 On request, the lengths form, which reads no slot beyond a row's last, and is silently wrong on some GPUs:
 
@@ -19,8 +19,9 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from surgery.graph import Graph, is_half, need, onnx_type, producer, static_dim
+from surgery.slots import HIDDEN
 
-HIDDEN = {"FLOAT16": -6e4, "BFLOAT16": -1e30, "FLOAT": -1e30}  # finite: a sum with a score stays finite
+BOOL = onnx.TensorProto.BOOL
 
 
 def run(graph: Graph, lengths: bool = False) -> int:
@@ -39,6 +40,8 @@ def _lower(graph: Graph, attention: gs.Node, masks: dict[tuple[int, int], gs.Ten
             inputs, attrs = [None, None, attention.inputs[6]], {"causal_kind": "lower_right"}
         else:
             mask = _shared_mask(graph, producer(keys, "TensorScatter").inputs[2], static_dim(keys, 2), onnx_type(query), masks)
+    if mask is not None and onnx_type(mask) == BOOL:
+        mask = _additive(graph, mask, onnx_type(query), masks)
     scale = attention.attrs.get("scale")
     if scale is None:
         need(static_dim(query, 3), "neither its scale nor its head size is known")
@@ -71,6 +74,15 @@ def _shared_mask(
     key = (id(write_indices), dtype)
     if key not in masks:
         masks[key] = _causal_mask(graph, write_indices, capacity, dtype)
+    return masks[key]
+
+
+def _additive(graph: Graph, mask: gs.Tensor, dtype: int, masks: dict[tuple[int, int], gs.Tensor]) -> gs.Tensor:
+    key = (id(mask), dtype)
+    if key not in masks:
+        hidden = graph.number(HIDDEN[onnx.TensorProto.DataType.Name(dtype)], dtype)
+        inputs = [mask, graph.number(0, dtype), hidden]
+        masks[key] = graph.new("Where", inputs, name="mask/additive", dtype=dtype, shape=mask.shape)
     return masks[key]
 
 
