@@ -56,6 +56,8 @@ def surgery(options: argparse.Namespace) -> int:
     """Writes the portable and the lowered graph into options.out. Returns the exit status."""
     if options.capacity < 1:
         raise UserError("--capacity", f"{options.capacity} slots hold nothing", "give at least 1")
+    if options.model.resolve() in [(options.out / name).resolve() for name in ("model.onnx", "model.trt.onnx")]:
+        raise UserError(options.model, "would be overwritten", "name another folder with --out")
     if unclear := [each for each in options.named if "=" not in each]:
         raise UserError(f"--name {unclear[0]}", "says no role", "write it as tokens=NAME or the like")
     plan = make_plan(
