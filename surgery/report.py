@@ -11,6 +11,8 @@ from contracts.signature import Signature
 from surgery.graph import Graph, NearMiss
 
 LEFT_DECOMPOSED = ("Softmax", "ReduceMean", "Sigmoid", "Erf", "Tanh")  # what fused forms are made of
+TABLES = ("Cos", "Cast", "Concat", "Expand", "Gather", "Identity", "Mul", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
+          "Unsqueeze")  # fmt: skip
 UNKNOWN_FORM = "no pass knows this form"
 EXPERTS = "a mixture of experts stays as it is: the standard has no operator for it, and TensorRT builds none"
 UNSUPPORTED = {"TopK": EXPERTS, "MoE": EXPERTS, "QMoE": EXPERTS}
@@ -114,7 +116,20 @@ class Report:
 
 def _unfused(node: gs.Node) -> bool:
     """Whether it is part of a form that some pass writes as one node, or an op of onnxruntime's own."""
-    return node.op in (*LEFT_DECOMPOSED, *UNSUPPORTED) or bool(node.domain)
+    return node.op in (*LEFT_DECOMPOSED, *UNSUPPORTED) or bool(node.domain) or (node.op == "Cos" and _rotates_by_hand(node))
+
+
+def _rotates_by_hand(cosine: gs.Node) -> bool:
+    """Whether a table of cosines goes elsewhere than into RotaryEmbedding nodes."""
+    waiting, seen = [cosine], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) not in seen and node.op != "RotaryEmbedding":
+            seen.add(id(node))
+            if node.op not in TABLES:
+                return True
+            waiting += [user for tensor in node.outputs for user in tensor.outputs]
+    return False
 
 
 def _why(node: gs.Node) -> str:

@@ -99,6 +99,11 @@ def test_alike_misses_are_one_line(tiny_export):
     assert line == f"not fused: Sigmoid at {report.unfused[0]['node']} and 3 more (no pass knows this form)"
 
 
+def test_a_rotation_written_out_is_said(tiny_export):
+    _, _, report = operate(files.read(tiny_export / "model.onnx"), make_plan("static", 64, "all", skip=["rotary_embedding"]))
+    assert [each["op"] for each in report.unfused] == ["Cos"]
+
+
 # --- the picture -------------------------------------------------------------------------------------------------------
 
 
