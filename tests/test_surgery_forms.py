@@ -129,7 +129,7 @@ def test_inputs_whose_names_say_nothing(tmp_path, capsys):
     source = renamed(weightless.load(GROWING), {"input_ids": "a", "attention_mask": "b", "position_ids": "c", "logits": "d"})
     onnx.save(source, tmp_path / "model.onnx")
     arguments = [str(tmp_path / "model.onnx"), "--out", str(tmp_path / "out"), "--capacity", "32"]
-    with pytest.raises(UserError, match="no token input"):
+    with pytest.raises(UserError, match="no logits output"):
         main(arguments)
     given = ["--name", "tokens=a", "--name", "mask=b", "--name", "positions=c", "--name", "logits=d"]
     assert main(arguments + given) == 0
