@@ -20,8 +20,6 @@ from surgery import files, picture, verify
 from surgery.graph import Graph
 from surgery.options import add_options
 from surgery.quantize import options as quantising
-from surgery.quantize.calibration import read_windows
-from surgery.quantize.run import quantise
 from surgery.runner import Pass, make_plan, operate
 from surgery.weights import drop_unused, new_file, settle
 
@@ -82,6 +80,9 @@ def surgery(options: argparse.Namespace) -> int:
             def quantising_pass(graph: Graph) -> Pass | None:
                 if request is None:
                     return None
+                from surgery.quantize.calibration import read_windows  # only here: torch takes 0.2 GB and seconds
+                from surgery.quantize.run import quantise
+
                 _keep_float(graph, partial, options.out)
                 graph.weights_file = new_file(partial, "quantised")
                 windows = read_windows(request, options.model, graph.signature.capacity) if request.calibrated else None

@@ -1,1 +1,1 @@
-"""Quantisation of a portable graph: run.py does it, options.py is its part of the command line, formats.py the choice."""
+"""Quantisation of a portable graph: run.py does it, and is imported only where it is asked for: torch takes seconds."""
