@@ -126,20 +126,22 @@ def line(row: Row) -> str:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Bytes against divergence: what is left below and to the left of a format is no reason to take it."""
+    """Each format's divergence, mean and 99th percentile, with the bytes that it takes."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 4.5))
-    for row in rows:
-        axes.plot([row.bytes / 1e6] * 2, [row.mean_kl, row.kl_99], color="#9bb4d0", zorder=1)
-        axes.scatter(row.bytes / 1e6, row.mean_kl, color="#3b6fb6", zorder=2)
-        axes.annotate(row.format, (row.bytes / 1e6, row.mean_kl), xytext=(6, 2), textcoords="offset points", fontsize=8)
-    axes.set(yscale="log", xlabel="weights, MB", ylabel="KL divergence from float32, nats: mean to 99th percentile")
-    axes.grid(alpha=0.3)
-    axes.margins(x=0.15)
+    figure, axes = pyplot.subplots(figsize=(8, 0.4 * len(rows) + 1))
+    places, means, tails = range(len(rows)), [row.mean_kl for row in rows], [row.kl_99 for row in rows]
+    axes.hlines(places, means, tails, color="#9bb4d0")
+    axes.scatter(means, places, color="#3b6fb6", label="mean", zorder=2)
+    axes.scatter(tails, places, color="white", edgecolor="#3b6fb6", label="99th percentile", zorder=2)
+    axes.set_yticks(places, [f"{row.format}   {row.bytes / 1e6:.1f} MB" for row in rows])
+    axes.invert_yaxis()
+    axes.set(xscale="log", xlabel="KL divergence from float32, nats a token")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(loc="lower left")
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
 
