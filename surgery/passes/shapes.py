@@ -1,7 +1,7 @@
 """Shape arithmetic in one form: known sizes are constants, every other size is read by a Shape of the input that has it.
 
     Gather(Shape(x), i), Slice(Shape(x), ...), Concat(...), Where(Equal(sizes, -1), ones, sizes), ...
-        →  a constant, Shape(input, i : j), its Squeeze, or a Concat of these
+        →  a constant, Shape(input, i : j), a sum of two such, its Squeeze, or a Concat of these
     Reshape(x [B, S, 128], [B, S, -1, 32])  →  Reshape(x, [B, S, 4, 32])
 
 After it, whatever still reads the past length does so from a cache input, where the static cache can see it, and every
@@ -11,7 +11,7 @@ tensor has the shape that follows, where TorchScript hides it behind comparisons
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from surgery.entries import Entry
+from surgery.entries import Entry, Sum
 from surgery.files import sort
 from surgery.graph import Graph, onnx_type, rank
 from surgery.sizes import INT64, Sizes
@@ -82,8 +82,8 @@ def _rewrite(graph: Graph, node: gs.Node, sizes: Sizes, made: dict[tuple, gs.Ten
 
 
 def _readable(entry: Entry, sizes: Sizes, but_from: gs.Tensor | None = None) -> bool:
-    """Whether it is a number, an axis of a tensor, or held by another tensor than `but_from`."""
-    if isinstance(entry, int) or (entry.axis is not None and entry.axis.axis >= 0):
+    """Whether it is a number, an axis of a tensor, a sum of inputs' axes, or held by another tensor than `but_from`."""
+    if isinstance(entry, int) or (entry.axis is not None and entry.axis.axis >= 0) or _summands(entry, sizes):
         return True
     holder = _holder(entry, sizes)
     return holder is not None and holder[0] is not but_from
@@ -93,6 +93,16 @@ def _holder(entry: Entry, sizes: Sizes) -> tuple[gs.Tensor, int] | None:
     if entry in sizes.holders:
         return sizes.holders[entry]
     return None if entry.axis is None else (sizes.tensors[entry.axis.source], entry.axis.index)
+
+
+def _summands(entry: Entry, sizes: Sizes) -> list[Sum]:
+    """The axes of the graph's inputs whose sizes add up to the entry; none where it is something else."""
+    if isinstance(entry, int) or len(entry.terms) < 2:
+        return []
+    terms = [Sum((term,)) for term in entry.terms]
+    ends = {id(tensor) for tensor in sizes.graph.gs.inputs}
+    known = [term.axis is not None and term.axis.axis >= 0 and id(sizes.tensors[term.axis.source]) in ends for term in terms]
+    return terms if all(known) else []
 
 
 def _in_form(node: gs.Node, sizes: Sizes) -> bool:
@@ -105,6 +115,8 @@ def _in_form(node: gs.Node, sizes: Sizes) -> bool:
     above = [tensor.inputs[0] if tensor.inputs else None for tensor in node.inputs]
     if node.op == "Squeeze":
         return above[0] is not None and above[0].op == "Shape" and _in_form(above[0], sizes)
+    if node.op == "Add":
+        return all(part is not None and part.op in ("Shape", "Squeeze") and _in_form(part, sizes) for part in above)
     if node.op != "Concat" or len(_runs(entries)) != len(above):
         return False
     computed = [part for part in above if part is not None and part.op in SIZE_OPS and part.op not in ("Unsqueeze", "Gather")]
@@ -152,6 +164,13 @@ def _part(graph: Graph, entries: list[Entry], sizes: Sizes) -> gs.Tensor:
         part = graph.new("Shape", [source], attrs, dtype=np.int64, shape=[len(entries)])
         sizes.values[id(part)] = entries
         return part
+    summands = _summands(entries[0], sizes)
+    if summands:
+        total = _part(graph, summands[:1], sizes)
+        for each in summands[1:]:
+            total = graph.new("Add", [total, _part(graph, [each], sizes)], dtype=np.int64, shape=[1])
+        sizes.values[id(total)] = entries
+        return total
     source, index = _holder(entries[0], sizes)
     if rank(source) == 0:
         return graph.new("Unsqueeze", [source, graph.int64([0])], shape=[1])
