@@ -25,15 +25,17 @@ from contracts.command import FOUND_DIFFERENCE, UNUSABLE_INPUT, Parser, run
 from contracts.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parent
+ENCODERS = {"surgery": "export/encoder.onnx", "build": "encoder/surgery/model.trt.onnx"}  # what stages read for an encoder
 ENGINE_WEIGHTS = "--engine-weights"  # build's --weights, which here would be export's
 
 
 @dataclass
 class Outcome:
-    stage: str
+    stage: str  # as the table shows it
     status: int
     seconds: float
     result: str
+    folder: Path  # of the stage's results
 
 
 def main() -> int:
@@ -60,9 +62,13 @@ def main() -> int:
         if stage != "validate":
             arguments += ["--out", str(out / stage)]
         outcomes.append(_run(stage, arguments + ["--force"] * options.force, out))
+        if stage in ENCODERS and (out / "export" / "encoder.onnx").exists() and outcomes[-1].status == 0:
+            arguments = [str(out / ENCODERS[stage]), *_given(group, options), "--out", str(out / "encoder" / stage)]
+            outcomes.append(_run(stage, arguments + ["--force"] * options.force, out / "encoder"))
+            outcomes[-1].stage += " of the encoder"
         if outcomes[-1].status not in (0, FOUND_DIFFERENCE):
             break
-    Console().print(_table(outcomes, out))
+    Console().print(_table(outcomes))
     return max((outcome.status for outcome in outcomes), default=0)
 
 
@@ -91,8 +97,8 @@ def _run(stage: str, arguments: list[str], out: Path) -> Outcome:
         print(
             f"pipeline: {stage} was killed by {signal.Signals(-status).name}; run the same command to carry on", file=sys.stderr
         )
-        return Outcome(stage, UNUSABLE_INPUT, seconds, f"killed by {signal.Signals(-status).name}")
-    return Outcome(stage, status, seconds, _result(stage, status, out))
+        return Outcome(stage, UNUSABLE_INPUT, seconds, f"killed by {signal.Signals(-status).name}", out / stage)
+    return Outcome(stage, status, seconds, _result(stage, status, out), out / stage)
 
 
 def _environment() -> dict[str, str]:
@@ -118,11 +124,11 @@ def _result(stage: str, status: int, out: Path) -> str:
     return f"{json.loads((out / stage / 'report.json').read_text())['verdict']} → {out / stage / 'report.html'}"
 
 
-def _table(outcomes: list[Outcome], out: Path) -> Table:
+def _table(outcomes: list[Outcome]) -> Table:
     table = Table("stage", "seconds", "peak memory", "result")
     table.columns[1].justify = table.columns[2].justify = "right"
     for outcome in outcomes:
-        manifest = read_manifest(out / outcome.stage) if outcome.status in (0, FOUND_DIFFERENCE) else None
+        manifest = read_manifest(outcome.folder) if outcome.status in (0, FOUND_DIFFERENCE) else None
         memory = f"{manifest['peak_memory_bytes'] / 1e6:,.0f} MB" if manifest else ""
         table.add_row(outcome.stage, f"{outcome.seconds:.1f}", memory, outcome.result)
     return table

@@ -15,7 +15,7 @@ from build.memory import Estimate, estimate, refuse_what_cannot_fit
 from build.options import add_options
 from build.precisions import supported
 from build.process import build
-from build.profiles import dynamic_inputs, make_profiles
+from build.profiles import BATCH, dynamic_inputs, make_profiles
 from build.weights import bindable, constant_bytes, weight_files
 from build.worker import Job
 from contracts.command import Parser, run
@@ -95,11 +95,11 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _signature(proto: onnx.ModelProto, model: Path) -> Signature | None:
-    """None for a graph that is no decoder, which is fine as long as no shape needs a range."""
+    """None for a graph that is no decoder, which is fine as long as no shape but the batch needs a range."""
     try:
         return find_signature(proto, model)
     except UserError as error:
-        dynamic = ", ".join(value.name for value in dynamic_inputs(proto))
+        dynamic = ", ".join(value.name for value in dynamic_inputs(proto, but=BATCH))
         if dynamic:
             wrong = f"dynamic inputs ({dynamic}) of a graph that is no decoder with a KV cache: {error.parts[1]}"
             raise UserError(model, wrong, "fix their shapes, or export with a KV cache") from None

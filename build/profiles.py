@@ -16,6 +16,7 @@ import onnx
 from contracts.errors import UserError
 from contracts.signature import Signature
 
+BATCH = "batch"  # the name of that dimension, in graphs that are no decoders
 Range = tuple[int, int, int]  # smallest, the one to optimise for, largest
 
 
@@ -38,6 +39,8 @@ def make_profiles(
     dynamic = dynamic_inputs(proto)
     if not dynamic:
         return ()
+    if signature is None:
+        return (Profile("any", {value.name: _shape_range(value, {BATCH: (1, 1, batch)}) for value in dynamic}),)
     capacity = signature.capacity if signature.static else None
     if capacity == -1:
         raise UserError(signature.caches[0].past, "a static cache without a fixed capacity", "run surgery --capacity N")
@@ -59,8 +62,13 @@ def make_profiles(
     return tuple(profiles)
 
 
-def dynamic_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    return [value for value in proto.graph.input if any(not dim.HasField("dim_value") for dim in _dims(value))]
+def dynamic_inputs(proto: onnx.ModelProto, but: str | None = None) -> list[onnx.ValueInfoProto]:
+    """Inputs with a dimension that is not fixed, if it has another name than `but`."""
+    return [
+        value
+        for value in proto.graph.input
+        if any(not dim.HasField("dim_value") and (but is None or dim.dim_param != but) for dim in _dims(value))
+    ]
 
 
 def _ranges(

@@ -25,6 +25,7 @@ SEQUENCE_LENGTHS = "sequence_lengths"
 NTK_ALPHA = "ntk_alpha"
 LOGITS = "logits"
 QUANTISED = (onnx.TensorProto.INT8, onnx.TensorProto.FLOAT8E4M3FN)  # what a cache may be instead
+FEATURES = "input_features"  # of an encoder: log-mel spectrograms [B, mel bins, frames]
 CACHE_WORDS = r"past|cache|(^|[._])(key|value|k|v)s?([._\d]|$)"
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 ROLES = ("tokens", "positions", "mask", "write_indices", "logits")  # of inputs and outputs, where names do not say
@@ -32,6 +33,7 @@ SIDES = {"encoder": "encoder.", "cross": "encoder.", "decoder": "decoder."}
 QUANTIZED = "suture.quantized"  # metadata of a quantised graph: the format, and the rest of the options that made it
 NTK_TRAINED_LENGTH = "suture.ntk_trained_length"  # metadata of a graph that takes ntk_alpha: the config's seq_length
 KNOWN_POSITIONS = "suture.known_positions"  # metadata of a graph whose tables of positions end there
+LEARNED_POSITIONS = "suture.learned_positions"  # metadata of a graph with a table of positions: its rows
 
 
 def past_name(layer: int, role: str) -> str:
@@ -77,6 +79,7 @@ class Signature:
     capacity: int | None  # slots of a static cache; None where the cache grows
     dtype: int  # onnx.TensorProto type of the cache
     ntk_trained_length: int | None
+    learned_positions: int | None = None  # rows of a table of positions: no sequence can be longer
     encoder_caches: tuple[Cache, ...] = ()  # what a decoder's cross-attention reads; decoding does not change it
     logits_dtype: int = onnx.TensorProto.UNDEFINED
 
@@ -139,6 +142,7 @@ def find_signature(
         capacity=_static(shape[2]) if write_indices else None,
         dtype=inputs[caches[0].past].type.tensor_type.elem_type if caches else onnx.TensorProto.UNDEFINED,
         ntk_trained_length=int(metadata[NTK_TRAINED_LENGTH]) if NTK_TRAINED_LENGTH in metadata else None,
+        learned_positions=int(metadata[LEARNED_POSITIONS]) if LEARNED_POSITIONS in metadata else None,
         encoder_caches=tuple(encoder_caches),
         logits_dtype=outputs[logits].type.tensor_type.elem_type if logits else onnx.TensorProto.UNDEFINED,
     )

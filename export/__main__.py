@@ -9,12 +9,16 @@ import torch
 from rich.console import Console
 
 from contracts.command import Parser, run
+from contracts.errors import UserError
 from contracts.manifest import Stage
 from export.options import add_options
 from export.packed import write_packed
-from export.trace import trace
+from export.trace import trace, trace_encoder
 from export.weights import attach
-from models import checkpoint_folder, meta_model, open_checkpoint
+from models import meta_model, open_checkpoint, shipped
+from models.random_checkpoint import of_preset, presets
+
+DECODER, ENCODER = "model.onnx", "encoder.onnx"
 
 
 def main() -> None:
@@ -27,7 +31,7 @@ def main() -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    folder = options.checkpoint or checkpoint_folder(options.model)
+    folder = options.checkpoint or _named(options.model, options.out, options.dtype)
     checkpoint = open_checkpoint(folder)
     dtype = options.dtype or checkpoint.dtype
     files = sorted({entry.file for entry in checkpoint.tensors.values()})
@@ -43,17 +47,41 @@ def export(options: argparse.Namespace) -> None:
     model = meta_model(checkpoint)
     with stage.writing() as partial:
         with Console().status(f"export: tracing {model.dimensions.layers} layers"):
-            graph = trace(model, getattr(torch, dtype))
-        packed = write_packed(graph, checkpoint, dtype, partial)
+            graphs = _trace(model, getattr(torch, dtype))
+        packed = write_packed(graphs[DECODER], checkpoint, dtype, partial)
         weights = "copy" if packed else options.weights  # of what is not packed, which must lie beside the rest
-        stage.extra |= attach(graph, checkpoint, dtype, weights, partial, options.out)
+        stage.extra |= attach(list(graphs.values()), checkpoint, dtype, weights, partial, options.out)
         stage.extra["bytes_copied"] += packed
-        onnx.save(ir.to_proto(graph), partial / "model.onnx")
-        stage.extra["nodes"] = len(graph.graph)
+        for name, graph in graphs.items():
+            onnx.save(ir.to_proto(graph), partial / name)
+        stage.extra["nodes"] = len(graphs[DECODER].graph)
     print(
-        f"export: {len(graph.graph)} nodes, {dtype}, weights by {stage.extra['weights']} "
-        f"({(stage.extra['bytes_referenced'] + stage.extra['bytes_copied']) / 1e6:.1f} MB) → {options.out}/model.onnx"
+        f"export: {stage.extra['nodes']} nodes, {dtype}, weights by {stage.extra['weights']} "
+        f"({(stage.extra['bytes_referenced'] + stage.extra['bytes_copied']) / 1e6:.1f} MB) → {options.out}/{', '.join(graphs)}"
     )
+
+
+def _named(name: str, out: Path, dtype: str | None) -> Path:
+    """The folder of a checkpoint that comes with the project, or of one with the dimensions of a model that does not."""
+    if name in shipped():
+        return shipped()[name]
+    if name not in presets():
+        raise UserError(
+            f"--model {name}", f"is none of {', '.join([*sorted(shipped()), *presets()])}", "or give --checkpoint DIR"
+        )
+    folder = out / "checkpoint"
+    print(f"export: {name}: its weights do not come with the project, so random ones of its dimensions take their place in "
+          f"{folder}; give the published ones with --checkpoint DIR", flush=True)  # fmt: skip
+    of_preset(name, folder, dtype or "bfloat16")
+    return folder
+
+
+def _trace(model: torch.nn.Module, dtype: torch.dtype) -> dict[str, ir.Model]:
+    """The graphs by the names of their files."""
+    if model.dimensions.encoder_slots is None:
+        return {DECODER: trace(model, dtype)}
+    decoder, encoder = model.parts()
+    return {DECODER: trace(decoder, dtype), ENCODER: trace_encoder(encoder, decoder, dtype)}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", metavar="NAME", help="a checkpoint that comes with the project, such as tiny-qwen")
+    source.add_argument("--model", metavar="NAME", help="a checkpoint that comes with the project, such as tiny-qwen, or a "
+                        "model's dimensions with random weights, such as llama-2-7b")  # fmt: skip
     source.add_argument("--checkpoint", metavar="DIR", type=Path, help="a folder with config.json and safetensors")
     parser.add_argument("--dtype", choices=DTYPES, help="of weights and arithmetic (default: the checkpoint's own)")
     parser.add_argument(

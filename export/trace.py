@@ -11,18 +11,16 @@ from dataclasses import replace
 import onnx_ir as ir
 import torch
 from onnxscript import optimizer
-from torch.export import Dim
 
-from contracts.signature import LOGITS, MASK, NTK_ALPHA, NTK_TRAINED_LENGTH, POSITIONS, TOKENS, past_name, present_name
+from contracts.signature import LEARNED_POSITIONS, NTK_TRAINED_LENGTH, POSITIONS, TOKENS
+from export.interface import Interface, decoder_interface, encoder_interface
 from export.repeat import LayersDiffer, repeat
 from export.shallow import KEPT, without_middle
 from models import Dimensions
 
 OPSET = 18  # every operator written out: what any runtime of the last years runs
+GROWING = re.compile(r"past_key_values\.\d+\.(decoder\.)?(key|value)$")
 TRACED_LAYERS = "suture.traced_layers"
-BATCH, SEQUENCE, PAST = 2, 3, 5  # example sizes: different, and neither 0 nor 1, which torch.export would fix
-
-
 SCOPES = "pkg.torch.onnx.name_scopes"  # where a node came from: all of the tracer's notes that later stages read
 
 
@@ -33,21 +31,28 @@ def trace(model: torch.nn.Module, dtype: torch.dtype, whole: bool = False) -> ir
     initializers named in the module's state_dict have no values yet; metadata "suture.traced_layers" says how many
     layers the tracer saw.
     """
-    layers = model.dimensions.layers
-    shallow = None if whole else without_middle(model, layers)
+    dimensions = model.dimensions
+    interface = decoder_interface(dimensions, dtype)
+    shallow = None if whole else without_middle(model, dimensions.layers)
     if shallow is not None:
         few, blocks = shallow
-        graph = _trace(few, replace(model.dimensions, layers=KEPT), dtype)
+        graph = _trace(few, decoder_interface(replace(dimensions, layers=KEPT), dtype), dtype)
         try:
-            repeat(graph.graph, layers, blocks)
-            return _finished(graph, model.dimensions, KEPT)
+            repeat(graph.graph, dimensions.layers, blocks)
+            return _finished(graph, interface, KEPT, dimensions)
         except LayersDiffer:  # alike as modules, but not as graphs
             pass
-    return _finished(_trace(model, model.dimensions, dtype), model.dimensions, layers)
+    return _finished(_trace(model, interface, dtype), interface, dimensions.layers, dimensions)
 
 
-def _trace(model: torch.nn.Module, dimensions: Dimensions, dtype: torch.dtype) -> ir.Model:
-    model = model.to(dtype).to_empty(device="cpu")
+def trace_encoder(encoder: torch.nn.Module, decoder: torch.nn.Module, dtype: torch.dtype) -> ir.Model:
+    """The same for the encoder that fills the cross-attention caches of `decoder` (see models.whisper.Encoder)."""
+    interface = encoder_interface(decoder.dimensions, encoder.features, dtype)
+    return _finished(_trace(encoder, interface, dtype), interface, decoder.dimensions.layers)
+
+
+def _trace(model: torch.nn.Module, interface: Interface, dtype: torch.dtype) -> ir.Model:
+    _give_memory(model, dtype)
     parameters = set(model.state_dict())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -55,10 +60,10 @@ def _trace(model: torch.nn.Module, dimensions: Dimensions, dtype: torch.dtype) -
             logging.getLogger(chatty).setLevel(logging.ERROR)
         program = torch.onnx.export(
             model,
-            _example_inputs(dimensions, dtype),
-            input_names=_input_names(dimensions),
-            output_names=_output_names(dimensions),
-            dynamic_shapes=_dynamic_shapes(dimensions),
+            interface.examples,
+            input_names=list(interface.inputs),
+            output_names=list(interface.outputs),
+            dynamic_shapes=interface.dynamic,
             opset_version=OPSET,
             dynamo=True,
             optimize=False,
@@ -72,14 +77,27 @@ def _trace(model: torch.nn.Module, dimensions: Dimensions, dtype: torch.dtype) -
     return graph
 
 
-def _finished(graph: ir.Model, dimensions: Dimensions, traced_layers: int) -> ir.Model:
-    _name_axes(graph.graph, dimensions)
+def _give_memory(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Puts the parameters, as `dtype`, on memory of the CPU that nothing touches. Tables that a model keeps beside its
+    parameters have their values already, and their type."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            empty = torch.empty_like(parameter, dtype=dtype, device="cpu")
+            setattr(module, name, torch.nn.Parameter(empty, requires_grad=False))
+
+
+def _finished(graph: ir.Model, interface: Interface, traced_layers: int, dimensions: Dimensions | None = None) -> ir.Model:
+    inputs = graph.graph.inputs
+    inputs[:] = [value for value in inputs if value.name != POSITIONS or value.uses()]  # a model may not look at them
+    _name_axes(graph.graph, interface)
     graph.graph.metadata_props.clear()
     for node in graph.graph:
         for note in set(node.metadata_props) - {SCOPES}:
             del node.metadata_props[note]
-    if dimensions.ntk_trained_length is not None:
+    if dimensions is not None and dimensions.ntk_trained_length is not None:
         graph.metadata_props[NTK_TRAINED_LENGTH] = str(dimensions.ntk_trained_length)
+    if dimensions is not None and dimensions.positions is not None:
+        graph.metadata_props[LEARNED_POSITIONS] = str(dimensions.positions)
     graph.metadata_props[TRACED_LAYERS] = str(traced_layers)
     graph.producer_name = "suture"
     return graph
@@ -88,54 +106,20 @@ def _finished(graph: ir.Model, dimensions: Dimensions, traced_layers: int) -> ir
 def _measure_first_inputs(graph: ir.Graph) -> None:
     """Takes batch, sequence and past lengths from the first input that has them; the tracer takes any layer's cache."""
     inputs = {value.name: value for value in graph.inputs}
+    cache = next((value for name, value in inputs.items() if GROWING.match(name)), None)
     for node in graph:
         read = node.inputs[0] if node.inputs else None
-        if node.op_type == "Shape" and read in inputs.values() and re.match(r"past_key_values\.", read.name):
+        if node.op_type == "Shape" and read in inputs.values() and GROWING.match(read.name):
             axis = node.attributes.get_int("start", 0)
             if node.attributes.get_int("end", 4) == axis + 1 and axis in (0, 2):
-                node.replace_input_with(0, inputs[TOKENS] if axis == 0 else inputs[past_name(0, "key")])
+                node.replace_input_with(0, inputs[TOKENS] if axis == 0 else cache)
 
 
-def _example_inputs(dimensions: Dimensions, dtype: torch.dtype) -> tuple:
-    tokens = torch.zeros(BATCH, SEQUENCE, dtype=torch.int64)
-    mask = torch.ones(BATCH, PAST + SEQUENCE, dtype=torch.int64)
-    cache = torch.zeros(BATCH, dimensions.kv_heads, PAST, dimensions.head_dim, dtype=dtype)
-    alpha = [] if dimensions.ntk_trained_length is None else [torch.ones(BATCH)]
-    return (tokens, tokens.clone(), mask, [cache.clone() for _ in range(2 * dimensions.layers)], *alpha)
-
-
-def _dynamic_shapes(dimensions: Dimensions) -> tuple:
-    rows = {0: Dim.AUTO, 1: Dim.AUTO}
-    alpha = [] if dimensions.ntk_trained_length is None else [{0: Dim.AUTO}]
-    return (rows, rows, rows, [{0: Dim.AUTO, 2: Dim.AUTO}] * (2 * dimensions.layers), *alpha)
-
-
-def _input_names(dimensions: Dimensions) -> list[str]:
-    caches = [past_name(layer, role) for layer in range(dimensions.layers) for role in ("key", "value")]
-    alpha = [] if dimensions.ntk_trained_length is None else [NTK_ALPHA]
-    return [TOKENS, POSITIONS, MASK, *caches, *alpha]
-
-
-def _output_names(dimensions: Dimensions) -> list[str]:
-    return [LOGITS, *(present_name(layer, role) for layer in range(dimensions.layers) for role in ("key", "value"))]
-
-
-def _name_axes(graph: ir.Graph, dimensions: Dimensions) -> None:
-    """Gives the dynamic axes the signature's names, and forgets the tracer's names for them inside the graph."""
+def _name_axes(graph: ir.Graph, interface: Interface) -> None:
+    """Gives inputs and outputs the interface's axes, and forgets the tracer's names for them inside the graph."""
     for node in graph:
         for value in node.outputs:
             value.shape = None
-    total = "past_sequence + sequence"
+    shapes = interface.inputs | interface.outputs
     for value in [*graph.inputs, *graph.outputs]:
-        if value.name in (TOKENS, POSITIONS):
-            shape = ["batch", "sequence"]
-        elif value.name == MASK:
-            shape = ["batch", total]
-        elif value.name == NTK_ALPHA:
-            shape = ["batch"]
-        elif value.name == LOGITS:
-            shape = ["batch", "sequence", dimensions.vocab]
-        else:
-            length = total if value.name.startswith("present") else "past_sequence"
-            shape = ["batch", dimensions.kv_heads, length, dimensions.head_dim]
-        value.shape = ir.Shape(shape)
+        value.shape = ir.Shape(shapes[value.name])

@@ -26,13 +26,13 @@ SAFETENSORS_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 ALIGNMENT = 64
 
 
-def attach(graph: ir.Model, checkpoint: Checkpoint, dtype: str, mode: str | None, folder: Path, out: Path) -> dict:
-    """Points the graph's parameters at their bytes; writes the copy, where one is needed, into `folder`.
+def attach(graphs: list[ir.Model], checkpoint: Checkpoint, dtype: str, mode: str | None, folder: Path, out: Path) -> dict:
+    """Points the graphs' parameters at their bytes; writes the copy, where one is needed, into `folder`.
 
     mode: "copy", "reference" (where the dtype allows: the rest is copied), or None to choose by size.
     Returns what the manifest records: the mode, the weights root relative to `out`, bytes referenced and copied.
     """
-    names = [name for name in graph.graph.initializers if name in checkpoint.tensors]
+    names = list(dict.fromkeys(name for graph in graphs for name in graph.graph.initializers if name in checkpoint.tensors))
     total = sum(_bytes(checkpoint.tensors[name], dtype) for name in names)
     mode = mode or ("copy" if total < COPY_BELOW else "reference")
     referenced = [name for name in names if mode == "reference" and checkpoint.tensors[name].dtype == dtype]
@@ -46,14 +46,16 @@ def attach(graph: ir.Model, checkpoint: Checkpoint, dtype: str, mode: str | None
     root = Path(os.path.commonpath([place.parent for place in places.values()]))
     for name, place in places.items():
         entry = entries[name]
-        graph.graph.initializers[name].const_value = ir.ExternalTensor(
-            str(place.relative_to(root)),
-            entry.offset,
-            entry.length,
-            getattr(ir.DataType, {"float32": "FLOAT"}.get(dtype, dtype.upper())),
-            shape=ir.Shape(entry.shape),
-            name=name,
-        )
+        for graph in graphs:
+            if name in graph.graph.initializers:
+                graph.graph.initializers[name].const_value = ir.ExternalTensor(
+                    str(place.relative_to(root)),
+                    entry.offset,
+                    entry.length,
+                    getattr(ir.DataType, {"float32": "FLOAT"}.get(dtype, dtype.upper())),
+                    shape=ir.Shape(entry.shape),
+                    name=name,
+                )
     return {
         "weights": mode,
         "weights_root": os.path.relpath(root, out.resolve()),
@@ -91,7 +93,7 @@ def write_copy(checkpoint: Checkpoint, names: list[str], dtype: str, path: Path)
             for chunk in _converted(checkpoint, name, dtype):
                 chunk.tofile(file)
             entries[name] = TensorEntry(
-                path, dtype, checkpoint.tensors[name].shape, start + begin, _bytes(checkpoint.tensors[name], dtype)
+                name, path, dtype, checkpoint.tensors[name].shape, start + begin, _bytes(checkpoint.tensors[name], dtype)
             )
     return entries
 

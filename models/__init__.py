@@ -1,8 +1,8 @@
 """Checkpoints and the architectures that read them: one family a module, found by config.json's model_type.
 
-A new family is a module with `ARCHITECTURES`, the class names that config.json may give, and `build(config, where)`: a
-torch module whose state_dict has the checkpoint's tensor names, with `dimensions` and a forward like models.qwen's; and
-its line in FAMILIES.
+A new family is a module with `ARCHITECTURES`, the class names that config.json may give, `PREFIX`, what its tensors'
+names begin with where the head is saved too, and `build(config, where)`: a torch module whose state_dict has the
+checkpoint's tensor names, with `dimensions` and a forward like models.qwen's; and its line in FAMILIES.
 """
 
 from importlib import import_module
@@ -12,24 +12,51 @@ import torch
 from torch import nn
 
 from contracts.errors import UserError
-from models.checkpoint import CONFIG, Checkpoint, open_checkpoint
+from models import checkpoint as checkpoints
+from models.checkpoint import CONFIG, Checkpoint
 from models.dimensions import Dimensions
 
 __all__ = ["Checkpoint", "Dimensions", "architecture", "checkpoint_folder", "load_model", "meta_model", "open_checkpoint"]
 
-FAMILIES = {"qwen": "models.qwen"}
+FAMILIES = {
+    "qwen": "models.qwen",
+    "llama": "models.llama",
+    "aquila": "models.llama",
+    "mistral": "models.llama",
+    "qwen2": "models.llama",
+    "qwen3": "models.llama",
+    "gpt2": "models.gpt2",
+    "opt": "models.opt",
+    "gpt_bigcode": "models.gptbigcode",
+    "mpt": "models.mpt",
+    "whisper": "models.whisper",
+}
 
 
 def checkpoint_folder(name: str) -> Path:
     """The folder of a checkpoint that comes with the project. Raises UserError naming those there are."""
-    named = {config.parent.name: config.parent for config in Path(__file__).parent.glob(f"*/{CONFIG}")}
+    named = shipped()
     if name not in named:
         raise UserError(f"--model {name}", f"is none of {', '.join(sorted(named))}", "or give --checkpoint DIR")
     return named[name]
 
 
+def shipped() -> dict[str, Path]:
+    """The folders of checkpoints that come with the project, by name."""
+    return {config.parent.name: config.parent for config in Path(__file__).parent.glob(f"*/{CONFIG}")}
+
+
+def open_checkpoint(folder: Path | str) -> Checkpoint:
+    """models.checkpoint.open_checkpoint, tensors under the names that the architecture gives them: a decoder saved without
+    its head lacks the first part of each."""
+    checkpoint = checkpoints.open_checkpoint(folder)
+    module = FAMILIES.get(checkpoint.config.get("model_type"))
+    return checkpoint.under(import_module(module).PREFIX) if module else checkpoint
+
+
 def architecture(config: dict, where: Path) -> nn.Module:
-    """The module that a config.json (at `where`, for errors) describes, without weights: device "meta", eval mode."""
+    """The module that a config.json (at `where`, for errors) describes, without weights: its parameters are on the device
+    "meta", tables that the config alone decides on the CPU. Eval mode."""
     with torch.device("meta"):
         return _family(config, where).build(config, where).eval()
 
@@ -46,9 +73,9 @@ def meta_model(checkpoint: Checkpoint) -> nn.Module:
 def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: str = "cpu") -> nn.Module:
     """The checkpoint's model with its weights, all in `dtype`, in eval mode. Raises as meta_model does."""
     model = meta_model(checkpoint)
-    weights = {name: checkpoint.load(name).to(device, dtype) for name in model.state_dict()}
+    weights = {name: checkpoint.load(name).to(dtype) for name in model.state_dict()}
     model.load_state_dict(weights, assign=True)
-    return model.requires_grad_(False)
+    return model.requires_grad_(False).to(device)
 
 
 def _family(config: dict, where: Path):

@@ -29,6 +29,7 @@ HEADER_LIMIT = 100_000_000  # bytes; the format's own
 class TensorEntry:
     """Where a tensor lies. `dtype` is torch's name where torch computes in it (float32), else safetensors' own (I8)."""
 
+    name: str  # in the file
     file: Path  # as found in the folder, symbolic links not followed
     dtype: str
     shape: tuple[int, ...]
@@ -40,7 +41,13 @@ class TensorEntry:
 class Checkpoint:
     folder: Path
     config: dict
-    tensors: dict[str, TensorEntry]
+    tensors: dict[str, TensorEntry]  # by the architecture's name for each
+
+    def under(self, prefix: str) -> "Checkpoint":
+        """The same, where tensors were saved without the prefix that the architecture's names begin with."""
+        if any(name.startswith(prefix) for name in self.tensors):
+            return self
+        return replace(self, tensors={prefix + name: entry for name, entry in self.tensors.items()})
 
     @cached_property
     def dtype(self) -> str:
@@ -73,12 +80,12 @@ class Checkpoint:
         """The tensor in its stored type, on the CPU; one that is packed in few bits as float32."""
         if is_packed(self, name):
             return load_packed(self, name).dequantised()
-        path = self.entry(name).file
+        entry = self.entry(name)
         try:
-            with safe_open(path, framework="pt") as file:
-                return file.get_tensor(name)
+            with safe_open(entry.file, framework="pt") as file:
+                return file.get_tensor(entry.name)
         except SafetensorError as error:
-            raise UserError(path, f"is not a valid safetensors file ({error})", "download it again") from None
+            raise UserError(entry.file, f"is not a valid safetensors file ({error})", "download it again") from None
 
     def load_float32(self, name: str, rounded_to: torch.dtype) -> torch.Tensor:
         """The tensor as float32, its values those of `rounded_to`. Read in pieces: there is never a second copy."""
@@ -126,7 +133,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     try:
         found = json.loads(header)
         found.pop("__metadata__", None)
-        entries = {name: _entry(file, 8 + header_size, place) for name, place in found.items()}
+        entries = {name: _entry(name, file, 8 + header_size, place) for name, place in found.items()}
     except (ValueError, AttributeError, KeyError, TypeError):
         if 8 + header_size > size > 8 and header_size < HEADER_LIMIT:
             raise _truncated(file, size, 8 + header_size) from None
@@ -156,13 +163,13 @@ def _read_shards(folder: Path) -> dict[str, TensorEntry]:
     return tensors
 
 
-def _entry(file: Path, data: int, place: dict) -> TensorEntry:
+def _entry(name: str, file: Path, data: int, place: dict) -> TensorEntry:
     begin, end = place["data_offsets"]
     shape = tuple(place["shape"])
     dtype, itemsize = FLOATS.get(place["dtype"], (place["dtype"], None))
     if not 0 <= begin <= end or (itemsize and end - begin != itemsize * math.prod(shape)):
         raise ValueError
-    return TensorEntry(file, dtype, shape, data + begin, end - begin)
+    return TensorEntry(name, file, dtype, shape, data + begin, end - begin)
 
 
 def _read_json(file: Path, remedy: str) -> dict:

@@ -11,4 +11,6 @@ class Dimensions:
     head_dim: int
     hidden: int
     vocab: int
-    ntk_trained_length: int | None  # the config's seq_length where the model takes ntk_alpha, else None
+    ntk_trained_length: int | None = None  # the config's seq_length where the model takes ntk_alpha, else None
+    positions: int | None = None  # rows of a table of learned positions, where the model has one: no sequence is longer
+    encoder_slots: int | None = None  # keys of cross-attention, where the decoder attends to an encoder

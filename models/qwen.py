@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from contracts.errors import UserError
 from models.dimensions import Dimensions
+from models.layers import RMSNorm, attend, split_heads, visible
 
 ARCHITECTURES = ("QWenLMHeadModel",)
+PREFIX = "transformer."
 
 
 @dataclass(frozen=True)
@@ -63,20 +65,6 @@ class Config:
             raise UserError(where, f"has no {key}", "use the config.json that came with the weights") from None
 
 
-class RMSNorm(nn.Module):
-    """y = x / sqrt(mean(x²) + ε) · weight, the statistics in float32."""
-
-    def __init__(self, width: int, epsilon: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.epsilon = epsilon
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.epsilon)
-        return normed.to(x.dtype) * self.weight
-
-
 class Attention(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
@@ -96,22 +84,13 @@ class Attention(nn.Module):
         past_key: Tensor,
         past_value: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        batch, steps, _ = x.shape
-        query, key, value = self.c_attn(x).chunk(3, dim=-1)
-        query, key, value = (
-            each.reshape(batch, steps, self.heads, self.head_dim).transpose(1, 2) for each in (query, key, value)
-        )
+        query, key, value = (split_heads(each, self.heads) for each in self.c_attn(x).chunk(3, dim=-1))
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if logn is not None:
             query = query * logn.to(query.dtype)
         key = torch.cat([past_key, key], dim=2)
         value = torch.cat([past_value, value], dim=2)
-
-        scores = query @ key.transpose(2, 3) * self.scale
-        scores = torch.where(mask, scores, torch.finfo(scores.dtype).min)
-        weights = torch.softmax(scores.float(), dim=-1).to(value.dtype)
-        context = (weights @ value).transpose(1, 2).reshape(batch, steps, self.heads * self.head_dim)
-        return self.c_proj(context), key, value
+        return self.c_proj(attend(query, key, value, self.scale, mask)), key, value
 
 
 class MLP(nn.Module):
@@ -234,14 +213,6 @@ def logn_scale(positions: Tensor, seq_length: int) -> Tensor:
     count = positions.float() + 1
     scale = torch.log(count) / math.log(seq_length)
     return torch.where(count > seq_length, scale, torch.ones_like(scale))[:, None, :, None]
-
-
-def visible(attention_mask: Tensor, steps: int) -> Tensor:
-    """bool [B,1,S,P+S]: slot j can be seen from row i, which itself sits in slot P+i."""
-    slots = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    rows = slots[attention_mask.shape[1] - steps :]
-    causal = slots[None, :] <= rows[:, None]
-    return causal & (attention_mask != 0)[:, None, None, :]
 
 
 def build(config: dict, where: object) -> Qwen:

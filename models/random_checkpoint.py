@@ -6,7 +6,6 @@ What costs and bounds depend on, sizes and layout, is real; what cannot be downl
 from a seed, the same on every machine. Memory stays at a few chunks.
 """
 
-import argparse
 import json
 import math
 import os
@@ -30,7 +29,7 @@ PRESETS = Path(__file__).parent / "presets"
 SHARD_BYTES = 2_050_000_000  # cuts Qwen-7B into the shards that were published
 CHUNK = 1 << 22  # elements drawn at once
 ALIGNMENT = 64
-LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers")
+LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
 SAFETENSORS = {name: code for code, (name, _) in FLOATS.items()}
 
 
@@ -51,8 +50,7 @@ class Draw:
 def main() -> None:
     parser = Parser(prog="random_checkpoint", description="Write a checkpoint of a real model's size with random weights.")
     source = parser.add_mutually_exclusive_group(required=True)
-    presets = sorted(path.stem for path in PRESETS.glob("*.json"))
-    source.add_argument("--preset", choices=presets, help="a model's dimensions that come with the project")
+    source.add_argument("--preset", choices=presets(), metavar="NAME", help=f"a model's dimensions: {', '.join(presets())}")
     source.add_argument("--config", metavar="FILE", type=Path, help="another model's config.json")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True)
     parser.add_argument("--layers", type=int, help="instead of as many as the model has")
@@ -62,7 +60,8 @@ def main() -> None:
     options = parser.parse_args()
     started = time.monotonic()
     seed = None if options.empty else options.seed
-    size, shards = write(_config(options), options.out, options.dtype, seed)
+    config = read_config(options.config or PRESETS / f"{options.preset}.json", options.layers)
+    size, shards = write(config, options.out, options.dtype, seed)
     seconds = time.monotonic() - started
     print(f"random_checkpoint: {size:,} bytes in {shards} files in {seconds:.1f} s → {options.out}")
 
@@ -94,14 +93,29 @@ def write(config: dict, out: Path, dtype: str, seed: int | None, shard_bytes: in
     return size, len(shards)
 
 
-def _config(options: argparse.Namespace) -> dict:
-    path = options.config or PRESETS / f"{options.preset}.json"
+def presets() -> list[str]:
+    """The models whose dimensions come with the project."""
+    return sorted(path.stem for path in PRESETS.glob("*.json"))
+
+
+def of_preset(name: str, out: Path, dtype: str) -> bool:
+    """The checkpoint of a preset in `out`, as write makes it; returns whether it had to be made."""
+    config = read_config(PRESETS / f"{name}.json")
+    made = out / CONFIG
+    if made.is_file() and json.loads(made.read_text()) == {**config, "torch_dtype": dtype}:
+        return False
+    write(config, out, dtype, seed=0)
+    return True
+
+
+def read_config(path: Path, layers: int | None = None) -> dict:
+    """A config.json, with another number of layers if one is given. Raises UserError where it cannot be read."""
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(path, f"cannot be read ({error})", "name a config.json") from None
-    if options.layers is not None:
-        config[next(key for key in LAYER_KEYS if key in config)] = options.layers
+    if layers is not None:
+        config |= {key: layers for key in LAYER_KEYS if key in config}
     return config
 
 

@@ -9,7 +9,7 @@ from onnx import TensorProto
 from torch import nn
 
 from models import Checkpoint, load_model, meta_model, open_checkpoint
-from runtime.decoders import Decoder, GrowingDecoder
+from runtime.decoders import Decoder, GrowingDecoder, encoder_caches
 from runtime.layerwise import LARGE
 
 DTYPES = {
@@ -40,7 +40,8 @@ class Reference:
 
     @property
     def cache_names(self) -> list[tuple[int, str]]:
-        return [(layer, role) for layer in range(self.module.dimensions.layers) for role in ("key", "value")]
+        side = "" if self.module.dimensions.encoder_slots is None else "decoder."
+        return [(layer, side + role) for layer in range(self.module.dimensions.layers) for role in ("key", "value")]
 
     def decoder(self, batch: int) -> Decoder:
         of = self.module.dimensions
@@ -48,11 +49,20 @@ class Reference:
             self._forward, [np.zeros((batch, of.kv_heads, 0, of.head_dim), np.float32) for _ in self.cache_names]
         )
 
+    @property
+    def _cache_dtype(self) -> type:
+        """That of the caches that the graph is given: what it reads of an encoder is rounded alike."""
+        return np.float16 if self.dtype == TensorProto.FLOAT16 else np.float32
+
     @torch.inference_mode()
     def _forward(self, tokens, positions, mask, pasts, alpha):
-        tensors = (torch.from_numpy(np.ascontiguousarray(array)) for array in (tokens, positions, mask))
-        alpha = torch.from_numpy(alpha) if self.trained_length is not None else None
-        logits, presents = self.module(*tensors, [torch.from_numpy(past) for past in pasts], alpha)
+        given = (torch.from_numpy(np.ascontiguousarray(array)) for array in (tokens, positions, mask))
+        alpha = [torch.from_numpy(alpha)] if self.trained_length is not None else []
+        of = self.module.dimensions
+        slots = [] if of.encoder_slots is None else [(of.kv_heads, of.encoder_slots, of.head_dim)] * len(pasts)
+        cross = encoder_caches(slots, len(tokens), self._cache_dtype)
+        past = [torch.from_numpy(each.astype(np.float32)) for each in (*pasts, *cross)]
+        logits, presents = self.module(*given, past, *alpha)
         return logits.numpy(), [present.numpy() for present in presents]
 
 

@@ -1,0 +1,66 @@
+"""What goes into a traced model and comes out: examples for the tracer, and the signature's names and axes.
+
+Example sizes are all different, and neither 0 nor 1, which torch.export would fix.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.export import Dim
+
+from contracts.signature import FEATURES, LOGITS, MASK, NTK_ALPHA, POSITIONS, TOKENS, past_name, present_name
+from models import Dimensions
+
+BATCH, SEQUENCE, PAST = 2, 3, 5
+TOTAL = "past_sequence + sequence"
+
+Shape = list[int | str]
+
+
+@dataclass(frozen=True)
+class Interface:
+    """`examples` and `dynamic`: arguments of the module's forward, and which of their axes vary. `inputs` and `outputs`:
+    the shape of each tensor by its name in the graph, in the forward's order."""
+
+    examples: tuple
+    dynamic: tuple
+    inputs: dict[str, Shape]
+    outputs: dict[str, Shape]
+
+
+def decoder_interface(dimensions: Dimensions, dtype: torch.dtype) -> Interface:
+    """Of a decoder's step with a growing cache (see models.qwen.Qwen.forward)."""
+    heads, size, encoder = dimensions.kv_heads, dimensions.head_dim, dimensions.encoder_slots
+    side = "" if encoder is None else "decoder."
+    tokens = torch.zeros(BATCH, SEQUENCE, dtype=torch.int64)
+    mask = torch.ones(BATCH, PAST + SEQUENCE, dtype=torch.int64)
+    rows = {0: Dim.AUTO, 1: Dim.AUTO}
+    inputs = {TOKENS: ["batch", "sequence"], POSITIONS: ["batch", "sequence"], MASK: ["batch", TOTAL]}
+    outputs = {LOGITS: ["batch", "sequence", dimensions.vocab]}
+    caches, grows = [], []
+    for place in _places(dimensions.layers, side):
+        caches.append(torch.zeros(BATCH, heads, PAST, size, dtype=dtype))
+        grows.append({0: Dim.AUTO, 2: Dim.AUTO})
+        inputs[past_name(*place)] = ["batch", heads, "past_sequence", size]
+        outputs[present_name(*place)] = ["batch", heads, TOTAL, size]
+    for place in _places(dimensions.layers, "encoder.") if encoder else []:
+        caches.append(torch.zeros(BATCH, heads, encoder, size, dtype=dtype))
+        grows.append({0: Dim.AUTO})
+        inputs[past_name(*place)] = ["batch", heads, encoder, size]
+    examples, dynamic = (tokens, tokens.clone(), mask, caches), (rows, rows, rows, grows)
+    if dimensions.ntk_trained_length is not None:
+        inputs[NTK_ALPHA] = ["batch"]
+        examples, dynamic = (*examples, torch.ones(BATCH)), (*dynamic, {0: Dim.AUTO})
+    return Interface(examples, dynamic, inputs, outputs)
+
+
+def encoder_interface(dimensions: Dimensions, features: tuple[int, int], dtype: torch.dtype) -> Interface:
+    """Of an encoder that ends in the caches of its decoder's cross-attention (see models.whisper.Encoder)."""
+    example = torch.zeros(BATCH, *features, dtype=dtype)
+    shape = ["batch", dimensions.kv_heads, dimensions.encoder_slots, dimensions.head_dim]
+    outputs = {present_name(*place): shape for place in _places(dimensions.layers, "encoder.")}
+    return Interface((example,), ({0: Dim.AUTO},), {FEATURES: ["batch", *features]}, outputs)
+
+
+def _places(layers: int, side: str) -> list[tuple[int, str]]:
+    return [(layer, side + role) for layer in range(layers) for role in ("key", "value")]

@@ -1,0 +1,54 @@
+"""What the architectures that are written here have in common, as plain operations.
+
+Shapes, in the field's letters: B batch, S tokens of this step, T slots of the cache with them, H heads, D head_dim.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """y = x / sqrt(mean(x²) + ε) · weight, the statistics in float32."""
+
+    def __init__(self, width: int, epsilon: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.epsilon)
+        return normed.to(x.dtype) * self.weight
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """[B,S,H·D] → [B,H,S,D]."""
+    return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(1, 2)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(scale · query · keyᵀ + bias) · value with its heads side by side, [B,S,H·D]; the softmax in float32.
+
+    query [B,H,S,D], key and value [B,H,T,D], mask bool [B,1,S,T], bias float32 [1|B,H,S,T].
+    """
+    scores = query @ key.transpose(2, 3) * scale
+    if bias is not None:
+        scores = scores.float() + bias
+    scores = torch.where(mask, scores, torch.finfo(scores.dtype).min)
+    weights = torch.softmax(scores.float(), dim=-1).to(value.dtype)
+    return (weights @ value).transpose(1, 2).flatten(2)
+
+
+def visible(attention_mask: Tensor, steps: int) -> Tensor:
+    """bool [B,1,S,T]: slot j can be seen from row i, which itself sits in slot T-S+i. attention_mask: [B,T]."""
+    slots = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    rows = slots[attention_mask.shape[1] - steps :]
+    causal = slots[None, :] <= rows[:, None]
+    return causal & (attention_mask != 0)[:, None, None, :]
+
+
+def distances(attention_mask: Tensor, steps: int) -> Tensor:
+    """int64 [B,1,S,T]: how far slot j lies behind (below 0: before) this step's token i, slots of padding not counted."""
+    places = attention_mask.cumsum(1)
+    own = places[:, attention_mask.shape[1] - steps :]
+    return (places[:, None, :] - own[:, :, None])[:, None]

@@ -1,0 +1,17 @@
+"""OPT: learned positions two rows into their table, LayerNorm before or after, ReLU. Galactica: GELU, no biases in some sizes."""
+
+from transformers import OPTForCausalLM
+
+from models import stepped
+from models.stepped import Stepped
+
+ARCHITECTURES = ("OPTForCausalLM",)
+PREFIX = "model."
+
+
+class OPT(Stepped, OPTForCausalLM):
+    learned_positions = True
+
+
+def build(config: dict, where: object) -> OPT:
+    return stepped.build(OPT, config, where, required=("ffn_dim", "max_position_embeddings"))

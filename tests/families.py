@@ -1,0 +1,136 @@
+"""Each family at a tiny random size, in the layout that transformers saves: what tests and benchmarks.models run."""
+
+import json
+import os
+from argparse import Namespace
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+import transformers
+from filelock import FileLock
+
+import export.__main__ as export
+import surgery.__main__ as surgery
+
+CAPACITY = 64
+FUSED = ("Attention", "RMSNormalization", "LayerNormalization", "RotaryEmbedding", "Swish", "Gelu", "TensorScatter")
+DECOMPOSED = ("Softmax", "ReduceMean", "Sigmoid", "Erf", "Tanh")
+
+# fmt: off
+SMALL = {"vocab_size": 160, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+         "intermediate_size": 96, "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+GPT = {"vocab_size": 160, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 80, "bos_token_id": 1, "eos_token_id": 2}
+# fmt: on
+
+llama = {"Attention": 2, "RMSNormalization": 5, "RotaryEmbedding": 4, "Swish": 2, "TensorScatter": 4}
+gpt2 = {"Attention": 2, "LayerNormalization": 5, "Gelu": 2, "TensorScatter": 4}
+
+
+@dataclass(frozen=True)
+class Family:
+    """`model`: transformers' class that saves the checkpoint and gives the reference; `fused`: what surgery must find."""
+
+    model: str
+    config: dict
+    fused: dict[str, int]
+
+
+FAMILIES = {
+    "llama": Family("LlamaForCausalLM", SMALL | {"tie_word_embeddings": False}, llama),
+    "mistral": Family("MistralForCausalLM", SMALL | {"tie_word_embeddings": False, "sliding_window": None}, llama),
+    "qwen2": Family("Qwen2ForCausalLM", SMALL | {"tie_word_embeddings": True}, llama),
+    "qwen3": Family(
+        "Qwen3ForCausalLM", SMALL | {"head_dim": 32, "tie_word_embeddings": False}, llama | {"RMSNormalization": 9}
+    ),
+    "gpt2": Family("GPT2LMHeadModel", GPT, gpt2),
+    "opt": Family(
+        "OPTForCausalLM",
+        {k: v for k, v in SMALL.items() if k not in ("num_key_value_heads", "intermediate_size")}
+        | {"ffn_dim": 96, "word_embed_proj_dim": 64, "activation_function": "gelu", "enable_bias": False},
+        gpt2,
+    ),
+    "gptbigcode": Family("GPTBigCodeForCausalLM", GPT | {"multi_query": True}, gpt2),
+    "decicoder": Family("LlamaForCausalLM", SMALL | {"num_key_value_heads": 1, "tie_word_embeddings": False}, llama),
+    "whisper": Family(
+        "WhisperForConditionalGeneration",
+        {
+            "vocab_size": 160,
+            "d_model": 64,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 96,
+            "decoder_ffn_dim": 96,
+            "num_mel_bins": 8,
+            "max_source_positions": 12,
+            "max_target_positions": 80,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "decoder_start_token_id": 1,
+            "suppress_tokens": [],
+            "begin_suppress_tokens": [],
+        },
+        {"Attention": 4, "LayerNormalization": 7, "Gelu": 2, "TensorScatter": 4},
+    ),
+    "mpt": Family(
+        "MptForCausalLM",
+        {"vocab_size": 160, "d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 128, "attn_config": {"clip_qkv": 1.5}},
+        gpt2,
+    ),
+}
+
+
+RENAMED = {
+    "decicoder": "DeciCoderForCausalLM"
+}  # what a checkpoint calls an architecture that transformers has under another name
+
+
+def reference(name: str) -> torch.nn.Module:
+    """transformers' own model, random from a fixed seed; norms and biases are disturbed as well."""
+    family = FAMILIES[name]
+    model_class = getattr(transformers, family.model)
+    torch.manual_seed(0)
+    config = model_class.config_class(**family.config)
+    model = model_class._from_config(config, attn_implementation="eager").eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def checkpoint(name: str, shared: Path) -> Path:
+    """The folder that transformers' save_pretrained writes, once for all workers."""
+    folder = shared / name / "checkpoint"
+    with FileLock(f"{shared}/{name}.lock"):
+        if not (folder / "config.json").exists():
+            reference(name).save_pretrained(folder)
+            if name in RENAMED:
+                config = json.loads((folder / "config.json").read_text())
+                (folder / "config.json").write_text(json.dumps(config | {"architectures": [RENAMED[name]]}))
+    return folder
+
+
+def operated(name: str, dtype: str, shared: Path) -> Path:
+    """A pipeline's folder with the family exported and operated on, once for all workers."""
+    source, out = checkpoint(name, shared), shared / name / dtype
+    with FileLock(f"{shared}/{name}-{dtype}.lock"):
+        export.export(Namespace(model=None, checkpoint=source, out=out / "export", dtype=dtype, weights=None, force=False))
+        surgery.main([str(out / "export" / "model.onnx"), "--out", str(out / "surgery"), "--capacity", str(CAPACITY)])
+    return out
+
+
+def counts(model: onnx.ModelProto, ops: tuple[str, ...]) -> dict[str, int]:
+    found = Counter(node.op_type for node in model.graph.node)
+    return {op: found[op] for op in ops if found[op]}
+
+
+def shared_folder(tmp_path_factory) -> Path:
+    """A folder that all workers of a run share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "families"
+    folder.mkdir(exist_ok=True)
+    return folder
