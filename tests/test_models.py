@@ -8,8 +8,13 @@ from itertools import pairwise
 import onnx
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from models import load_model, open_checkpoint
+import export.__main__ as export
+import surgery.__main__ as surgery
+from contracts.errors import UserError
+from models import architecture, load_model, open_checkpoint, random_checkpoint
+from models.random_checkpoint import PRESETS, presets, read_config
 from tests.families import DECOMPOSED, FAMILIES, FUSED, checkpoint, counts, operated, reference, shared_folder
 from validate.__main__ import validate_pipeline
 from validate.compare import PASSED
@@ -99,3 +104,70 @@ def test_fuses_all_and_every_level_agrees(name, shared):
     assert counts(portable, DECOMPOSED) == {}
     assert json.loads((out / "surgery" / "report.json").read_text())["unfused"] == []
     assert [level["status"] for level in levels(out)[:3]] == [PASSED] * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_hidden_layers": None}, "num_hidden_layers"),
+        ({"hidden_size": 63}, "refused by transformers"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "type dynamic"),
+        ({"quantization_config": {"bits": 4}}, "quantised"),
+        ({"architectures": ["SomethingElse"]}, "is not supported"),
+    ],
+)
+def test_an_unusable_config_gets_one_line(change, said):
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **FAMILIES["llama"].config} | change
+    config = {key: value for key, value in config.items() if value is not None}
+    with pytest.raises(UserError) as error:
+        architecture(config, "config.json")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_tensors_saved_without_the_heads_prefix_are_found(shared, tmp_path):
+    """As gpt2's own checkpoint names them, and with a tensor that no model has any more."""
+    folder = checkpoint("gpt2", shared)
+    stored = load_file(folder / "model.safetensors")
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
+    assert "wte.weight" in bare
+    save_file(bare | {"h.0.attn.bias": torch.ones(1, 1, 80, 80)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    models = [load_model(open_checkpoint(each), torch.float32).state_dict() for each in (folder, tmp_path)]
+    assert models[0].keys() == models[1].keys()
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+PUBLISHED = {"llama-2-7b": 6_738_415_616, "mistral-7b": 7_248_023_552, "qwen2.5-7b": 7_615_616_512, "qwen3-8b": 8_190_735_360,
+             "gpt2-medium": 354_823_168, "mpt-7b": 6_649_286_656, "whisper-large-v2": 1_543_304_960}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_presets_are_models_of_a_supported_family(preset):
+    path = PRESETS / f"{preset}.json"
+    model = architecture(read_config(path), path)
+    size = sum(tensor.numel() for tensor in model.state_dict().values())
+    assert size == PUBLISHED.get(preset, size)
+    assert size > 4e8 or preset in ("gpt2-medium", "whisper-small")
+
+
+def test_a_preset_is_a_random_checkpoint_and_says_so(tmp_path, monkeypatch, capsys):
+    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **FAMILIES["gpt2"].config}
+    (tmp_path / "gpt2-tiny.json").write_text(json.dumps(config))
+    monkeypatch.setattr(random_checkpoint, "PRESETS", tmp_path)
+    folder = export._named("gpt2-tiny", tmp_path / "out", "float16")
+    assert "random ones of its dimensions" in capsys.readouterr().out
+    assert open_checkpoint(folder).dtype == "float16"
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert export._named("gpt2-tiny", tmp_path / "out", "float16") == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(UserError, match="is none of tiny-qwen, gpt2-tiny"):
+        export._named("gpt2-large", tmp_path / "out", None)
+
+
+def test_a_cache_is_no_longer_than_the_table_of_positions():
+    assert surgery._capacity(None, 80) == 80
+    assert surgery._capacity(None, None) == surgery._capacity(None, 1 << 20) == surgery.CAPACITY
+    assert surgery._capacity(80, 80) == 80
+    with pytest.raises(UserError, match="the model has 80 positions"):
+        surgery._capacity(81, 80)
