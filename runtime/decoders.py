@@ -43,7 +43,7 @@ class OfSignature:
     @property
     def longest(self) -> int | None:
         """The most tokens that a sequence can have; None where neither cache nor positions bound it."""
-        bounds = (self.signature.capacity, getattr(self.signature, "learned_positions", None))
+        bounds = (self.signature.capacity, self.signature.learned_positions)
         return min((bound for bound in bounds if bound), default=None)
 
     @property

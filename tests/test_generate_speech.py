@@ -16,7 +16,6 @@ from contracts.errors import UserError
 from generate.command import Generator
 from generate.options import parse
 from generate.speech import read_audio
-from models import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 RATE = 16000
@@ -84,10 +83,6 @@ def expected(checkpoint: Path, audio: Path, language: str | None, task: str) -> 
     return written
 
 
-needs_whisper = pytest.mark.skipif("whisper" not in FAMILIES, reason="export knows no Whisper")
-
-
-@needs_whisper
 @pytest.mark.parametrize("graph", ["", "export/model.onnx"], ids=["static", "growing"])
 @pytest.mark.parametrize(
     ("language", "task"), [("en", "transcribe"), ("de", "transcribe"), ("de", "translate"), (None, "transcribe")]
@@ -104,7 +99,6 @@ def test_tokens_are_those_of_transformers(checkpoint, out, audio, capsys, graph,
     assert printed.out == "".join(tokenizer.decode(window) + "\n" for window in windows)
 
 
-@needs_whisper
 def test_a_speech_model_is_given_audio(out, audio):
     with pytest.raises(UserError, match=r"is a speech model; give --audio FILE\.wav"):
         Generator(parse([str(out), "--prompt", "a"]))
