@@ -89,6 +89,8 @@ class Checkpoint:
 
     def load_float32(self, name: str, rounded_to: torch.dtype) -> torch.Tensor:
         """The tensor as float32, its values those of `rounded_to`. Read in pieces: there is never a second copy."""
+        if is_packed(self, name):
+            return self.load(name).to(rounded_to).float()
         entry = self.entry(name)
         stored = getattr(torch, entry.dtype)
         whole = torch.empty(entry.shape, dtype=torch.float32)

@@ -79,12 +79,17 @@ def open_reference(checkpoint: Path, weights: int = TensorProto.FLOAT) -> Refere
 
 
 def _reading_as_it_goes(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
-    """The checkpoint's model without weights: each module reads its own when it is called, and drops them after."""
+    """The checkpoint's model without weights: each module reads its own when it is called, and drops them after. Only
+    embeddings that are the head, too, stay: what multiplies with them is no module."""
     model = meta_model(checkpoint)
+    vocab = model.dimensions.vocab
+    tied = not any(isinstance(module, nn.Linear) and module.out_features == vocab for module in model.modules())
     for path, module in model.named_modules():
-        names = [name for name, _ in module.named_parameters(recurse=False)]
-        if names:
-            _read_when_called(module, {name: f"{path}.{name}" for name in names}, checkpoint, dtype)
+        names = {name: f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)}
+        if tied and isinstance(module, nn.Embedding) and module.num_embeddings == vocab:
+            module.weight = nn.Parameter(checkpoint.load_float32(names["weight"], rounded_to=dtype))
+        elif names:
+            _read_when_called(module, names, checkpoint, dtype)
     return model.requires_grad_(False)
 
 
