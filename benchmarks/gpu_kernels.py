@@ -10,7 +10,7 @@ from benchmarks.gpu_limits import synchronize
 
 STEPS = 10
 KINDS = (  # first match wins; names of cuBLAS, onnxruntime, flash attention and torch's own kernels
-    ("matrix products", r"gemm|gemv|cutlass.*(gemm|gett)|nvjet|cublas|splitKreduce|sm90_xmma|ampere_.*s\d+"),
+    ("matrix products", r"gemm|matmul|gemv|cutlass.*(gemm|gett)|nvjet|cublas|splitKreduce|sm90_xmma|ampere_.*s\d+"),
     ("attention", r"flash|fmha|attention|softmax"),
     ("normalisation", r"norm"),
     ("rotary embedding", r"rotary|rope"),
