@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 import export.__main__ as export
 import surgery.__main__ as surgery
 from contracts.errors import UserError
+from contracts.signature import find_signature
+from contracts.weights import load_graph
 from models import architecture, load_model, open_checkpoint, random_checkpoint
 from models.random_checkpoint import PRESETS, presets, read_config
 from tests.families import DECOMPOSED, FAMILIES, FUSED, checkpoint, counts, operated, reference, shared_folder
@@ -165,9 +167,9 @@ def test_a_preset_is_a_random_checkpoint_and_says_so(tmp_path, monkeypatch, caps
         export._named("gpt2-large", tmp_path / "out", None)
 
 
-def test_a_cache_is_no_longer_than_the_table_of_positions():
-    assert surgery._capacity(None, 80) == 80
-    assert surgery._capacity(None, None) == surgery._capacity(None, 1 << 20) == surgery.CAPACITY
-    assert surgery._capacity(80, 80) == 80
-    with pytest.raises(UserError, match="the model has 80 positions"):
-        surgery._capacity(81, 80)
+def test_a_cache_is_no_longer_than_the_table_of_positions(shared, tmp_path):
+    """GPT-2's table has 80 rows here: more slots are not made, and that is said."""
+    exported = operated("gpt2", "float32", shared) / "export" / "model.onnx"
+    assert find_signature(load_graph(exported)).learned_positions == 80
+    surgery.main([str(exported), "--out", str(tmp_path)])
+    assert find_signature(load_graph(tmp_path / "model.onnx")).capacity == 80
