@@ -21,16 +21,17 @@ def own_slots(graph: Graph, write_indices: gs.Tensor) -> gs.Variable:
 def causal_bias(
     graph: Graph,
     write_indices: gs.Tensor,
-    capacity: int,
+    past: gs.Variable,
     dtype: int,
     window: int | None = None,
     slopes: tuple[float, ...] | None = None,
 ) -> gs.Variable:
-    """What is added to scores [B, heads, S, capacity]: `slopes[head] * (slot - own slot)` (ALiBi, Press et al. 2022; 0
+    """What is added to scores [B, heads, S, capacity] over the static cache `past`, whose shape alone says its capacity: `slopes[head] * (slot - own slot)` (ALiBi, Press et al. 2022; 0
     without slopes) where a slot counts, a large negative number where not: behind the own slot, or `window` or more
     slots before it."""
     own = graph.new("Unsqueeze", [own_slots(graph, write_indices), graph.int64([1, 3])], name="bias/own")
-    slots = graph.int64(list(range(capacity)), name="slots")
+    size = graph.new("Squeeze", [graph.new("Shape", [past], {"start": 2, "end": 3}, dtype=np.int64)], name="bias/capacity")
+    slots = graph.new("Range", [graph.int64(0), size, graph.int64(1)], name="bias/slots", dtype=np.int64)
     visible = graph.new("LessOrEqual", [slots, own], name="bias/causal", dtype=np.bool_)
     if window is not None:
         before = graph.new("Sub", [own, graph.int64(window)], name="bias/before")
@@ -45,5 +46,5 @@ def causal_bias(
         if dtype != onnx.TensorProto.FLOAT:
             weights = graph.new("Cast", [weights], {"to": dtype}, name="bias/slopes", dtype=dtype)
         added = graph.new("Mul", [distance, weights], name="bias/alibi", dtype=dtype)
-    shape = ["batch", 1 if slopes is None else len(slopes), "sequence", capacity]
+    shape = ["batch", 1 if slopes is None else len(slopes), "sequence", past.shape[2]]
     return graph.new("Where", [visible, added, hidden], name="bias/bias", dtype=dtype, shape=shape)

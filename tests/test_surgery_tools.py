@@ -22,6 +22,8 @@ from surgery import capacity, files, picture, verify
 from surgery.__main__ import main
 from surgery.runner import make_plan, operate
 from surgery.steps import STEPS
+from tests.decoding import decode, largest_error
+from tests.graphs import weightless
 from validate.compare import compare
 from validate.scenarios import make_scenarios, random_tokens
 
@@ -60,6 +62,15 @@ def test_capacity_lowered_graph_computes_the_same(growing, tmp_path):
     portable, lowered = (state(load_graph(tmp_path / "12" / name)) for name in ("model.onnx", "model.trt.onnx"))
     assert len(portable.outputs) == len(STEPS)
     assert verify.compare("lowered", portable, portable, lowered) < 1e-5
+
+
+def test_capacity_of_a_graph_with_a_bias_over_slots(tmp_path):
+    """ALiBi's bias reads the capacity from the cache."""
+    onnx.save(weightless.load("bloom-dynamo-18-float32"), tmp_path / "source.onnx")
+    main([str(tmp_path / "source.onnx"), "--out", str(tmp_path / "small"), "--capacity", "32"])
+    capacity.main([str(tmp_path / "small"), "--capacity", "64", "--out", str(tmp_path / "large")])
+    small, large = (onnx.load(tmp_path / name / "model.onnx") for name in ("small", "large"))
+    assert largest_error(decode(small, alone=False), decode(large, alone=False)) < 1e-6
 
 
 def test_capacity_refuses(growing, tmp_path):

@@ -173,7 +173,7 @@ def _make_static(graph: Graph, growing: list[Growing], positions: list[Positions
         else:
             key = (kind.window, kind.slopes, onnx_type(attention.inputs[0]))
             if key not in made:
-                made[key] = causal_bias(graph, write_indices, capacity, key[2], kind.window, kind.slopes)
+                made[key] = causal_bias(graph, write_indices, growing[0].past, key[2], kind.window, kind.slopes)
             attention.inputs[3] = made[key]
     graph.signature = replace(graph.signature, write_indices=WRITE_INDICES, capacity=capacity)
 
