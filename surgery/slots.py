@@ -26,9 +26,9 @@ def causal_bias(
     window: int | None = None,
     slopes: tuple[float, ...] | None = None,
 ) -> gs.Variable:
-    """What is added to scores [B, heads, S, capacity] over the static cache `past`, whose shape alone says its capacity: `slopes[head] * (slot - own slot)` (ALiBi, Press et al. 2022; 0
-    without slopes) where a slot counts, a large negative number where not: behind the own slot, or `window` or more
-    slots before it."""
+    """What is added to scores [B, heads, S, capacity] over the static cache `past`, whose shape alone says its capacity:
+    `slopes[head] * (slot - own slot)` (ALiBi, Press et al. 2022; 0 without slopes) where a slot counts, a large negative
+    number where not: behind the own slot, or `window` or more slots before it."""
     own = graph.new("Unsqueeze", [own_slots(graph, write_indices), graph.int64([1, 3])], name="bias/own")
     size = graph.new("Squeeze", [graph.new("Shape", [past], {"start": 2, "end": 3}, dtype=np.int64)], name="bias/capacity")
     slots = graph.new("Range", [graph.int64(0), size, graph.int64(1)], name="bias/slots", dtype=np.int64)

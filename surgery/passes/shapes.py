@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 
 from surgery.entries import Entry, Sum
 from surgery.files import sort
-from surgery.graph import Graph, onnx_type, rank
+from surgery.graph import Graph, onnx_type, producer, rank
 from surgery.sizes import INT64, Sizes
 
 SIZE_OPS = ("Shape", "Gather", "Slice", "Concat", "Where", "Squeeze", "Unsqueeze", "Reshape", "ConstantOfShape", "Expand",
@@ -46,6 +46,13 @@ def _note_shape(graph: Graph, tensor: gs.Variable, sizes: Sizes) -> None:
     tensor.shape = [graph.unique("size") if unnamed else name for name, unnamed in zip(names, vague)]
 
 
+def _reads_capacity(graph: Graph, node: gs.Node) -> bool:
+    """Whether this is the number of a static cache's slots, which is written in the caches' shapes alone."""
+    shape = producer(node.inputs[0], "Shape") if node.op == "Squeeze" else node
+    read = shape is not None and shape.op == "Shape" and graph.signature.static
+    return read and shape.inputs[0].name in {cache.past for cache in graph.signature.caches}
+
+
 def _fill(graph: Graph, reshape: gs.Node, sizes: Sizes, made: dict[tuple, gs.Tensor]) -> bool:
     """Puts the number that -1 or 0 stands for into a Reshape's target."""
     target, filled = sizes.entries(reshape.inputs[1]), sizes.filled(reshape)
@@ -66,7 +73,7 @@ def _rewrite(graph: Graph, node: gs.Node, sizes: Sizes, made: dict[tuple, gs.Ten
     """Puts the one form in place of a node whose entries are known."""
     output = node.outputs[0]
     entries = sizes.values.get(id(output)) if node.op in SIZE_OPS and len(node.outputs) == 1 else None
-    if not entries or onnx_type(output) != INT64 or graph.is_output(output):
+    if not entries or onnx_type(output) != INT64 or graph.is_output(output) or _reads_capacity(graph, node):
         return False
     if not all(_readable(entry, sizes, but_from=output) for entry in entries):
         return False
