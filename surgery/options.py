@@ -10,7 +10,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--capacity", type=int, default=2048, help="slots of a static cache (%(default)s)")
     parser.add_argument("--logits", choices=("all", "last"), default="all", help="of every token or the last (%(default)s)")
     parser.add_argument("--merge", choices=("qkv", "gate-up"), nargs="+", default=[],
-                        help="merge these weights of each layer, in a new file that then holds all weights")  # fmt: skip
+                        help="merge these weights of each layer: by reference where they follow one another in "
+                        "a file, else in a new one that then holds all weights")  # fmt: skip
     parser.add_argument("--attention", choices=("mask", "lengths"), default="mask",
                         help="what hides the rest of a static cache in the lowered graph (%(default)s); "
                         "lengths is silently wrong on some GPUs")  # fmt: skip
