@@ -19,7 +19,7 @@ from surgery.graph import Graph
 OPSET = 24  # TensorScatter, Swish, Attention with nonpad_kv_seqlen
 LAST_OPSET_WITH_OTHER_MEANINGS = 17  # reductions take their axes as inputs from 18 on; later changes only add types
 IR_VERSION = 11
-PRODUCER = "suture"
+PRODUCER = "suture.surgery"  # export is another
 FOREIGN = ("SimplifiedLayerNormalization",)  # onnxruntime's, in the standard's domain, where onnx does not know it
 
 G_LOGGER.severity = G_LOGGER.ERROR  # graph-surgeon warns of dtypes numpy lacks, which are never touched here

@@ -82,6 +82,8 @@ def test_both_graphs_are_standard(exported, operated):
     assert len(set(names)) == len(names)
     assert sum(name.endswith("/attention") for name in names) == LAYERS
     assert {f"layers.{layer}/attention" for layer in range(LAYERS)} < set(names)
+    assert {f"layers.{layer}/attn.c_attn" for layer in range(LAYERS)} < set(names)
+    assert not [name for name in names if "node_" in name or name.startswith(("/", "transformer."))]
     lowered = onnx.load(operated / "model.trt.onnx", load_external_data=False).graph.node
     assert sum(node.op_type == "TRT_Attention" for node in lowered) == LAYERS
     assert not any(node.op_type == "Attention" and len(node.input) > 6 for node in lowered)

@@ -45,8 +45,7 @@ def make_scenarios(
     if few_steps:
         return [
             scenario("prompt", "24 tokens at once", [[24]]),
-            scenario("ragged batch", "prompts of 17 and 16 tokens in chunks of different size, then decoding",
-                     [[16, 9], [1, 7]], [[1, 1]] * 2),
+            scenario("ragged batch", "prompts of 16 and 9 tokens padded on the right, then a token each", [[16, 9]], [[1, 1]]),
         ]  # fmt: skip
     scenarios = [
         scenario("prompt", "24 tokens at once", [[24]]),

@@ -37,9 +37,11 @@ def _pack(graph: Graph, split: gs.Node) -> bool:
     rows = graph.new("Shape", [tokens], {"start": 0, "end": 2}, dtype=np.int64, shape=[2])
     target = graph.new("Concat", [rows, graph.int64([sum(counts), head_dim])], {"axis": 0}, dtype=np.int64, shape=[4])
     batch, _, steps, _ = heads[0].shape
-    apart = graph.new("Reshape", [packed, target], {"allowzero": 1}, shape=[batch, steps, sum(counts), head_dim])
-    together = graph.new("Transpose", [apart], {"perm": HEADS_FIRST}, shape=[batch, sum(counts), steps, head_dim])
-    split_heads(graph, split.name, together, heads, counts)
+    module = f"{packed.inputs[0].name if packed.inputs else split.name}".rpartition("/")[0]  # exporters' splits have none
+    shapes = [batch, steps, sum(counts), head_dim], [batch, sum(counts), steps, head_dim]
+    apart = graph.new("Reshape", [packed, target], {"allowzero": 1}, f"{module}/heads", shape=shapes[0])
+    together = graph.new("Transpose", [apart], {"perm": HEADS_FIRST}, f"{module}/transpose", shape=shapes[1])
+    split_heads(graph, f"{module}/split", together, heads, counts)
     return True
 
 
