@@ -102,6 +102,7 @@ def operate(
     """
     report, source = Report(), graph.signature
     report.count("before", graph)
+    files.remove_unused(graph)
     verify("reading it at opset 24", graph)
     for each in plan.portable:
         _run(graph, each, report, verify)
@@ -129,13 +130,14 @@ def apply(graph: Graph, each: Pass) -> int:
     """Runs one pass, removes the nodes that nothing uses any more, and infers shapes anew where something changed.
 
     Returns how often the pass matched; where, and where nearly, is in graph.matched and graph.near_misses."""
-    graph.near_misses, graph.matched = [], []
+    graph.near_misses, graph.matched, nodes_before = [], [], len(graph.gs.nodes)
     try:
         matches = each.run(graph)
     except Exception as error:
         error.add_note(f"in the pass {each.name}")
         raise
-    files.remove_unused(graph)
+    if matches or len(graph.gs.nodes) != nodes_before:  # a near miss may leave some behind
+        files.remove_unused(graph)
     if matches:
         files.refresh(graph)
     return matches
