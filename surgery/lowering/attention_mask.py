@@ -19,7 +19,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from surgery.graph import Graph, is_half, need, onnx_type, producer, static_dim
-from surgery.slots import HIDDEN
+from surgery.slots import HIDDEN, causal_bias
 
 BOOL = onnx.TensorProto.BOOL
 
@@ -39,7 +39,7 @@ def _lower(graph: Graph, attention: gs.Node, masks: dict[tuple[int, int], gs.Ten
         if lengths:
             inputs, attrs = [None, None, attention.inputs[6]], {"causal_kind": "lower_right"}
         else:
-            mask = _shared_mask(graph, producer(keys, "TensorScatter").inputs[2], static_dim(keys, 2), onnx_type(query), masks)
+            mask = _shared_mask(graph, producer(keys, "TensorScatter"), onnx_type(query), masks)
     if mask is not None and onnx_type(mask) == BOOL:
         mask = _additive(graph, mask, onnx_type(query), masks)
     scale = attention.attrs.get("scale")
@@ -68,12 +68,11 @@ def _scaled(graph: Graph, query: gs.Tensor, scale: float) -> gs.Tensor:
     return graph.new("Cast", [scaled], {"to": dtype}, dtype=dtype, shape=query.shape)
 
 
-def _shared_mask(
-    graph: Graph, write_indices: gs.Tensor, capacity: int, dtype: int, masks: dict[tuple[int, int], gs.Tensor]
-) -> gs.Tensor:
+def _shared_mask(graph: Graph, update: gs.Node, dtype: int, masks: dict[tuple[int, int], gs.Tensor]) -> gs.Tensor:
+    past, _, write_indices = update.inputs
     key = (id(write_indices), dtype)
     if key not in masks:
-        masks[key] = _causal_mask(graph, write_indices, capacity, dtype)
+        masks[key] = causal_bias(graph, write_indices, past, dtype)
     return masks[key]
 
 
@@ -84,16 +83,3 @@ def _additive(graph: Graph, mask: gs.Tensor, dtype: int, masks: dict[tuple[int, 
         inputs = [mask, graph.number(0, dtype), hidden]
         masks[key] = graph.new("Where", inputs, name="mask/additive", dtype=dtype, shape=mask.shape)
     return masks[key]
-
-
-def _causal_mask(graph: Graph, write_indices: gs.Tensor, capacity: int, dtype: int) -> gs.Tensor:
-    tokens = graph.input(graph.signature.tokens)
-    steps = graph.new("Squeeze", [graph.new("Shape", [tokens], {"start": 1, "end": 2}, dtype=np.int64)], name="mask/steps")
-    step = graph.new("Range", [graph.int64(0), steps, graph.int64(1)], name="mask/step", dtype=np.int64)
-    first = graph.new("Unsqueeze", [write_indices, graph.int64([1, 2, 3])], name="mask/first")
-    own_slot = graph.new("Add", [first, graph.new("Unsqueeze", [step, graph.int64([1])])], name="mask/own_slot")
-    slots = graph.int64(list(range(capacity)), name="slots")
-    visible = graph.new("LessOrEqual", [slots, own_slot], name="mask/visible", dtype=np.bool_)
-    hidden = graph.number(HIDDEN[onnx.TensorProto.DataType.Name(dtype)], dtype)
-    shape = ["batch", 1, "sequence", capacity]
-    return graph.new("Where", [visible, graph.number(0, dtype), hidden], name="mask/bias", dtype=dtype, shape=shape)
