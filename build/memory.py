@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from build.profiles import Profile
 from contracts.errors import UserError
 from contracts.signature import Signature
+from contracts.weights import stored_size, tensor_bytes
 
 TENSORRT, A_LAYER, WEIGHTS = 350_000_000, 8_000_000, 1.15
 KERNELS_A_LAYER = 1_000_000  # bytes of code in the engine's file, each profile's
@@ -83,7 +84,7 @@ def _sibling_bytes(proto: onnx.ModelProto) -> int:
     groups = defaultdict(list)
     for node in proto.graph.node:
         if node.op_type in PRODUCTS and node.input[1] in weights:
-            groups[node.input[0]].append(_bytes(weights[node.input[1]]))
+            groups[node.input[0]].append(tensor_bytes(weights[node.input[1]]))
     return sum(sum(group) for group in groups.values() if len(group) > 1)
 
 
@@ -97,18 +98,18 @@ def _at_run_time(proto: onnx.ModelProto, signature: Signature, profiles: tuple[P
     pasts = [
         (largest.get(cache.past) or _shape(values[cache.past]), values[cache.past].elem_type) for cache in signature.caches
     ]
-    caches = sum(math.prod(shape) * _size(dtype) for shape, dtype in pasts)
+    caches = sum(math.prod(shape) * stored_size(dtype) for shape, dtype in pasts)
     logits = values[signature.logits]
     vocabulary = logits.shape.dim[-1].dim_value
     slots = pasts[0][0][2]
     width = _product_widths(proto, vocabulary) / max(signature.layers, 1)
-    element = _size(signature.dtype)
+    element = stored_size(signature.dtype)
     activations = tokens * (width + slots) * element + caches / max(signature.layers, 1)
     if signature.dtype == TensorProto.FLOAT:  # TensorRT has no fused float32 attention
         heads = max(width / 8 / max(signature.head_dim, 1), signature.kv_heads)
         activations += 2 * tokens * slots * heads * element
     rows = tokens if signature.sequence_lengths is None else pasts[0][0][0]
-    return caches, math.ceil(activations), rows * vocabulary * _size(logits.elem_type)
+    return caches, math.ceil(activations), rows * vocabulary * stored_size(logits.elem_type)
 
 
 def _product_widths(proto: onnx.ModelProto, vocabulary: int) -> int:
@@ -125,14 +126,6 @@ def _product_widths(proto: onnx.ModelProto, vocabulary: int) -> int:
 
 def _shape(value: onnx.TypeProto.Tensor) -> list[int]:
     return [max(dim.dim_value, 1) for dim in value.shape.dim]
-
-
-def _bytes(tensor: TensorProto) -> int:
-    return math.prod(tensor.dims) * _size(tensor.data_type)
-
-
-def _size(dtype: int) -> int:
-    return helper.tensor_dtype_to_np_dtype(dtype).itemsize
 
 
 def _gb(size: int) -> str:

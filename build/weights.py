@@ -1,6 +1,5 @@
 """Weights as inputs of the engine: it stays small, and whoever runs it binds them from the checkpoint's own files."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from contracts.errors import UserError
-from contracts.weights import references
+from contracts.weights import references, tensor_bytes
 
 PRODUCTS = ("Gemm", "MatMul", "Gather")
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -36,9 +35,10 @@ def bindable(proto: onnx.ModelProto, model: Path) -> list[Weight]:
     for tensor, reference in references(proto):
         if tensor.name in multiplied and len(tensor.dims) >= 2 and tensor.data_type in FLOATS:
             dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-            size = math.prod(tensor.dims) * dtype.itemsize
             offset = int(reference.get("offset", 0))
-            found.append(Weight(tensor.name, reference["location"], offset, size, dtype.name, tuple(tensor.dims)))
+            found.append(
+                Weight(tensor.name, reference["location"], offset, tensor_bytes(tensor), dtype.name, tuple(tensor.dims))
+            )
     if not found:
         raise UserError(model, "no weights outside the graph's file, so none to bind", "take --weights constant")
     return found

@@ -81,12 +81,17 @@ def streamed_bytes(proto: onnx.ModelProto) -> int:
     external = {tensor.name: int(reference.get("length", 0)) for tensor, reference in references(proto)}
     weights = 0
     for tensor in proto.graph.initializer:
-        whole = external.get(tensor.name) or math.prod(tensor.dims) * stored_size(tensor.data_type)
+        whole = external.get(tensor.name) or tensor_bytes(tensor)
         if tensor.name in read:
             weights += whole
         elif tensor.name in tables:
             weights += whole / max(tensor.dims[0] if tensor.dims else 1, 1)
     return math.ceil(weights)
+
+
+def tensor_bytes(tensor: TensorProto) -> int:
+    """Bytes that a weight takes, whatever says where they are."""
+    return math.ceil(math.prod(tensor.dims) * stored_size(tensor.data_type))
 
 
 def stored_size(dtype: int) -> float:

@@ -18,7 +18,7 @@ from onnx import TensorProto
 from contracts.errors import UserError
 from contracts.signature import QUANTIZED, Signature, find_signature
 from contracts.twin import float32_twin, has_bfloat16
-from contracts.weights import ORT_ROOT_OPTION, load_graph, references, weights_root
+from contracts.weights import ORT_ROOT_OPTION, load_graph, tensor_bytes, weights_root
 from runtime.bound import BoundSession, CopyingSession
 from runtime.decoders import GrowingDecoder, OfSignature, RowDecoder, StaticDecoder, encoder_caches
 from runtime.layerwise import LayerwiseSession, is_large, with_fewer_slots, with_products_by_rows
@@ -180,8 +180,7 @@ def captured_session(model: onnx.ModelProto, root: Path, name: str, batch: int) 
 
 def weight_bytes(model: onnx.ModelProto) -> int:
     """Bytes of all weights, inside the file and outside."""
-    external = sum(int(reference.get("length", 0)) for _, reference in references(model))
-    return external + sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    return sum(tensor_bytes(tensor) for tensor in model.graph.initializer)
 
 
 def _fast_options(root: Path) -> ort.SessionOptions:

@@ -16,7 +16,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from contracts.signature import find_signature
-from contracts.weights import ORT_ROOT_OPTION, references
+from contracts.weights import ORT_ROOT_OPTION, references, tensor_bytes
 
 LARGE = 4_000_000_000  # bytes of weights from which a graph runs this way
 MOST_WEIGHTS = 256_000_000  # bytes of weights in one part; a product with a larger one is taken by rows
@@ -64,8 +64,8 @@ class LayerwiseSession:
         for index, part in enumerate(self.parts):
             computed = self._open(part, values).run(part.outputs, {name: values[name] for name in part.inputs})
             found = dict(zip(part.outputs, computed))
-            results |= {name: found.pop(name) for name in names if name in found}
-            values |= found | {name: results[name] for name in part.outputs if name in results}
+            results |= {name: found[name] for name in names if name in found}
+            values |= found
             still = {name for later in self.parts[index + 1 :] for name in later.inputs}
             values = {name: value for name, value in values.items() if name in still}
         return [results[name] for name in names]
@@ -94,7 +94,7 @@ class LayerwiseSession:
 
 
 def is_large(model: onnx.ModelProto) -> bool:
-    return sum(_bytes(tensor) for tensor, _ in references(model)) >= LARGE
+    return sum(tensor_bytes(tensor) for tensor, _ in references(model)) >= LARGE
 
 
 def split(model: onnx.ModelProto) -> list[Part]:
@@ -120,7 +120,7 @@ def split(model: onnx.ModelProto) -> list[Part]:
         for node in layers[level]:
             group = [*_made_of_weights(node, weighed), node]
             read = [name for each in group if each.op_type != "Gather" for name in _reads(each)]  # that reads a few rows
-            added = sum(_bytes(initializers[name]) for name in read if name in initializers)
+            added = sum(tensor_bytes(initializers[name]) for name in read if name in initializers)
             if size and size + added > MOST_WEIGHTS:
                 parts.append([])
                 size = 0
@@ -182,14 +182,15 @@ def with_products_by_rows(model: onnx.ModelProto) -> onnx.ModelProto:
     without bias whose weight is [out, in], and for a MatMul with such a weight transposed."""
     by_rows = onnx.ModelProto.FromString(model.SerializeToString())
     graph = by_rows.graph
-    large = {t.name: (t, place) for t, place in references(by_rows) if _bytes(t) > MOST_WEIGHTS}
+    large = {t.name: (t, place) for t, place in references(by_rows) if tensor_bytes(t) > MOST_WEIGHTS}
     transposed = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Transpose" and n.input[0] in large}
-    nodes = []
+    nodes, parts = [], {}
     for node in graph.node:
         weight = _weight_of(node, large, transposed)
-        nodes += _products(graph, node, *large[weight]) if weight else [node]
+        nodes += _products(node, *large[weight], parts) if weight else [node]
     del graph.node[:]
     graph.node.extend(nodes)
+    graph.initializer.extend(parts.values())
     return by_rows
 
 
@@ -201,8 +202,9 @@ def _weight_of(node: onnx.NodeProto, large: dict, transposed: dict[str, str]) ->
     return node.input[1] if plain and node.input[1] in large else None
 
 
-def _products(graph: onnx.GraphProto, node: onnx.NodeProto, tensor: TensorProto, place: dict) -> list[onnx.NodeProto]:
-    rows, length = tensor.dims[0], _bytes(tensor)
+def _products(node: onnx.NodeProto, tensor: TensorProto, place: dict, known: dict[str, TensorProto]) -> list[onnx.NodeProto]:
+    """Puts the parts of the weight into `known`, by name: another product may have them, too."""
+    rows, length = tensor.dims[0], tensor_bytes(tensor)
     step = math.ceil(rows / math.ceil(length / MOST_WEIGHTS))
     nodes, parts = [], []
     for start in range(0, rows, step):
@@ -213,8 +215,7 @@ def _products(graph: onnx.GraphProto, node: onnx.NodeProto, tensor: TensorProto,
         offset = int(place.get("offset", 0)) + length // rows * start
         for key, value in {**place, "offset": offset, "length": length // rows * count}.items():
             part.external_data.add(key=key, value=str(value))
-        if name not in {known.name for known in graph.initializer}:
-            graph.initializer.append(part)
+        known.setdefault(name, part)
         output = f"{node.output[0]}.rows{start}"
         if node.op_type == "MatMul":
             nodes.append(helper.make_node("Transpose", [name], [f"{output}.weight"], perm=[1, 0]))
@@ -223,10 +224,6 @@ def _products(graph: onnx.GraphProto, node: onnx.NodeProto, tensor: TensorProto,
             nodes.append(helper.make_node("Gemm", [node.input[0], name], [output], transB=1))
         parts.append(output)
     return [*nodes, helper.make_node("Concat", parts, node.output, name=node.name, axis=-1)]
-
-
-def _bytes(tensor: TensorProto) -> int:
-    return math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
 def _sizes(value: onnx.ValueInfoProto) -> list[int | str]:

@@ -6,7 +6,6 @@ elsewhere into the same file. Where there is no such file, as in tests on small 
 """
 
 import itertools
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +16,12 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from contracts.weights import place_weights, references
+from contracts.weights import place_weights, references, tensor_bytes
 from surgery.graph import Graph, is_external
 
 INLINE = 1 << 16  # bytes; what is smaller stays in the graph
 SLAB = 1 << 22  # elements that a transposition holds at once, bytes that a copy does
 ALIGNMENT = 4096
-BITS = {TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.INT8: 8, TensorProto.UINT8: 8}
 
 
 def new_file(folder: Path, stem: str = "repacked") -> Path:
@@ -53,7 +51,7 @@ def read_array(graph: Graph, constant: gs.Constant, dtype: int) -> np.ndarray:
 def add_weight(graph: Graph, name: str, dtype: int, shape: list[int], slabs: Iterator[np.ndarray]) -> gs.Constant:
     """A new constant of this ONNX type and shape whose bytes are those of the slabs, one after the other."""
     tensor = TensorProto(name=graph.unique(name), data_type=dtype, dims=shape)
-    if graph.weights_file is None or math.prod(shape) * _bits(dtype) // 8 <= INLINE:
+    if graph.weights_file is None or tensor_bytes(tensor) <= INLINE:
         tensor.raw_data = b"".join(slab.tobytes() for slab in slabs)
     else:
         offset, length = _append(graph.weights_file, slabs)
@@ -136,7 +134,7 @@ def _locations(models: list[onnx.ModelProto]) -> set[str]:
 def _place(root: Path, tensor: TensorProto) -> tuple[Path, int, int]:
     """File, offset and length of a weight's bytes."""
     place = onnx.external_data_helper.ExternalDataInfo(tensor)
-    length = place.length or (math.prod(tensor.dims) * _bits(tensor.data_type) + 7) // 8
+    length = place.length or tensor_bytes(tensor)
     return root / place.location, place.offset or 0, length
 
 
@@ -180,7 +178,3 @@ def packed_nibbles(values: np.ndarray) -> np.ndarray:
     """Numbers of 4 bits, an even count of them, two to a byte: uint8 [count / 2]."""
     flat = values.reshape(-1)
     return flat[0::2] | (flat[1::2] << 4)
-
-
-def _bits(dtype: int) -> int:
-    return BITS.get(dtype) or onnx.helper.tensor_dtype_to_np_dtype(dtype).itemsize * 8

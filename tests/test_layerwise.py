@@ -10,7 +10,7 @@ import pytest
 import torch
 from decoder_graphs import decoder_graph
 
-from contracts.weights import load_graph, references
+from contracts.weights import load_graph, references, tensor_bytes
 from models import checkpoint_folder
 from runtime import layerwise
 from runtime.graphs import open_graph
@@ -55,7 +55,7 @@ def test_parts_compute_what_the_whole_does(static, dtype, tmp_path, monkeypatch)
 
 def test_each_part_has_few_weights_and_each_node_one_part(tmp_path, everything_is_large):
     model = load_graph(written(True, tmp_path))
-    sizes = {tensor.name: layerwise._bytes(tensor) for tensor, _ in references(model)}
+    sizes = {tensor.name: tensor_bytes(tensor) for tensor, _ in references(model)}
     parts = split(model)
     assert len(parts) > 6
     assert sorted(id(node) for part in parts for node in part.nodes) == sorted(id(node) for node in model.graph.node)

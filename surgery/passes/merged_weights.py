@@ -78,7 +78,7 @@ def _merge(graph: Graph, products: list[gs.Node | None], name: str) -> bool:
     need(len({node.attrs.get("transB", 0) for node in group}) == 1, "some of its weights are transposed, some not")
     need(len({onnx_type(node.inputs[1]) for node in group}) == 1, "its weights differ in type")
 
-    group.sort(key=lambda node: _place(node.inputs[1]))  # neighbours in a file become neighbours here
+    group.sort(key=lambda node: place(node.inputs[1]) or ("", 0, 0))  # neighbours in a file become neighbours here
     outputs_axis = 0 if group[0].attrs.get("transB") else 1
     sizes = [static_dim(node.inputs[1], outputs_axis) for node in group]
     module = _module(group, name)
@@ -92,11 +92,6 @@ def _merge(graph: Graph, products: list[gs.Node | None], name: str) -> bool:
     split = gs.Node("Split", graph.unique(f"{module}/split"), {"axis": -1}, [merged, graph.int64(sizes)], results)
     graph.gs.nodes.append(split)
     return True
-
-
-def _place(weight: gs.Constant) -> tuple[str, int]:
-    found = place(weight)
-    return found[:2] if found else ("", 0)
 
 
 def _module(group: list[gs.Node], name: str) -> str:

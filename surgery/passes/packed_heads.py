@@ -37,7 +37,7 @@ def _pack(graph: Graph, split: gs.Node) -> bool:
     rows = graph.new("Shape", [tokens], {"start": 0, "end": 2}, dtype=np.int64, shape=[2])
     target = graph.new("Concat", [rows, graph.int64([sum(counts), head_dim])], {"axis": 0}, dtype=np.int64, shape=[4])
     batch, _, steps, _ = heads[0].shape
-    module = f"{packed.inputs[0].name if packed.inputs else split.name}".rpartition("/")[0]  # exporters' splits have none
+    module = (packed.inputs[0] if packed.inputs else split).name.rpartition("/")[0]  # exporters' splits have none
     shapes = [batch, steps, sum(counts), head_dim], [batch, sum(counts), steps, head_dim]
     apart = graph.new("Reshape", [packed, target], {"allowzero": 1}, f"{module}/heads", shape=shapes[0])
     together = graph.new("Transpose", [apart], {"perm": HEADS_FIRST}, f"{module}/transpose", shape=shapes[1])
