@@ -32,7 +32,6 @@ ROLES = ("tokens", "positions", "mask", "write_indices", "logits")  # of inputs 
 SIDES = {"encoder": "encoder.", "cross": "encoder.", "decoder": "decoder."}
 QUANTIZED = "suture.quantized"  # metadata of a quantised graph: the format, and the rest of the options that made it
 NTK_TRAINED_LENGTH = "suture.ntk_trained_length"  # metadata of a graph that takes ntk_alpha: the config's seq_length
-KNOWN_POSITIONS = "suture.known_positions"  # metadata of a graph whose tables of positions end there
 LEARNED_POSITIONS = "suture.learned_positions"  # metadata of a graph with a table of positions: its rows
 
 

@@ -13,10 +13,10 @@ import onnx_graphsurgeon as gs
 from contracts.command import Parser, run
 from contracts.errors import UserError
 from contracts.manifest import Stage, read_manifest
-from contracts.signature import KNOWN_POSITIONS
 from contracts.weights import load_graph, place_weights
 from surgery import files
 from surgery.graph import Graph
+from surgery.positions import known_positions
 from surgery.report import Report
 from surgery.runner import lower, make_plan
 
@@ -49,9 +49,9 @@ def change_capacity(options: Namespace) -> None:
     if before is None:
         raise UserError(path, "its cache grows, or it has none", "run surgery on it first")
     plan = make_plan("static", options.capacity, "all", **kept)
-    known = int(portable.metadata.get(KNOWN_POSITIONS, options.capacity))
-    if options.capacity > known:
-        raise UserError(f"--capacity {options.capacity}", f"the model knows {known:,} positions", "give at most that many")
+    if known := known_positions(portable, options.capacity):
+        limit, where = known
+        raise UserError(f"--capacity {options.capacity}", f"{where} knows {limit:,} positions", "give at most that many")
     report = Report()
     report.count("before", portable)
     with stage.writing() as partial:

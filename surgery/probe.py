@@ -125,6 +125,8 @@ def _feed(graph: Graph, tensor: gs.Tensor, probe: Probe) -> np.ndarray | None:
         return probe.positions.astype(dtype)
     if tensor.name == signature.mask and len(tensor.shape) == 2:
         return probe.mask.astype(dtype)
+    if tensor.name == signature.write_indices:
+        return np.full(probe.batch, probe.past, dtype)
     if tensor.name == signature.ntk_alpha:
         return np.ones(probe.batch, dtype)
     cache = next((cache for cache in signature.caches if cache.past == tensor.name), None)

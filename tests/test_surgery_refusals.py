@@ -79,6 +79,14 @@ def test_capacity_ends_where_positions_do(name, tmp_path, capsys):
         capacity.main([str(tmp_path / "less"), "--capacity", "97", "--out", str(tmp_path / "more")])
 
 
+def test_a_capacity_grows_no_further_than_positions_that_once_were_enough(tmp_path):
+    onnx.save(weightless.load("gpt2_mask-dynamo-18-float32"), tmp_path / "model.onnx")
+    assert main([str(tmp_path / "model.onnx"), "--out", str(tmp_path / "out"), "--capacity", "64"]) == 0
+    with pytest.raises(UserError, match="knows 96 positions"):
+        capacity.main([str(tmp_path / "out"), "--capacity", "97", "--out", str(tmp_path / "more")])
+    capacity.main([str(tmp_path / "out"), "--capacity", "96", "--out", str(tmp_path / "more")])
+
+
 def test_a_capacity_within_the_positions_is_no_news(tmp_path):
     _, report = operated(weightless.load("gpt2_mask-dynamo-18-float32"), tmp_path)
     assert report.notes == []

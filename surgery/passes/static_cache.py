@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from contracts.signature import KNOWN_POSITIONS, WRITE_INDICES, Cache
+from contracts.signature import WRITE_INDICES, Cache
 from surgery.graph import Graph, NoMatch, consumers, need, onnx_type, rank, static_dim
 from surgery.masks import Mask, recognise
 from surgery.positions import Positions, find_positions, known_positions
@@ -60,7 +60,6 @@ def run(graph: Graph, capacity: int) -> int:
     known, where = known_positions(graph, capacity) or (capacity, "")
     if known < capacity:
         graph.notes.append(f"the cache has {known:,} slots, not {capacity:,}: {where} knows no more positions")
-        graph.metadata[KNOWN_POSITIONS] = str(known)
     _make_static(graph, growing, positions, min(known, capacity))
     return len(growing)
 
