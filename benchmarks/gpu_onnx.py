@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import onnx
 import onnxruntime as ort
+import onnx
 import torch
 from torch import Tensor
 
 from benchmarks.gpu_torch import Caches
 from contracts.signature import Signature, find_signature, ntk_alpha
-from contracts.weights import ORT_ROOT_OPTION, weights_root
+from contracts.weights import weights_root
+from runtime.graphs import cuda_session, fast_session
 
 ONNX_TYPES = {torch.float16: 10, torch.bfloat16: 16, torch.float32: 1, torch.int64: 7}
 TORCH_TYPES = {number: dtype for dtype, number in ONNX_TYPES.items()}
@@ -26,9 +27,9 @@ class OnnxRun:
     def __init__(self, model: Path, device: str, cuda_graph: bool, root: Path | None):
         self.model, self.device, self.cuda_graph = model, device, cuda_graph
         self.root = root or weights_root(model)
-        proto = onnx.load(model, load_external_data=False)
-        self.signature: Signature = find_signature(proto, model)
-        self.vocab = next(v for v in proto.graph.output if v.name == "logits").type.tensor_type.shape.dim[-1].dim_value
+        self.proto = onnx.load(model, load_external_data=False)
+        self.signature: Signature = find_signature(self.proto, model)
+        self.vocab = next(v for v in self.proto.graph.output if v.name == "logits").type.tensor_type.shape.dim[-1].dim_value
         self.dtype = TORCH_TYPES[self.signature.dtype]
         self.session, self.sizes = None, None
         self.buffers: dict[str, Tensor] = {}
@@ -113,23 +114,10 @@ class OnnxRun:
         self.close()
         if self.device == "cuda":
             torch.cuda.empty_cache()
-        options = ort.SessionOptions()
-        options.add_session_config_entry(ORT_ROOT_OPTION, str(self.root))
-        options.add_session_config_entry("session.qdq_matmulnbits_block_size", "128")  # of int8 weights with a scale an output
-        if self.cuda_graph:
-            options.add_free_dimension_override_by_name("batch", batch)
-            options.add_free_dimension_override_by_name("sequence", steps)
-        if self.device == "cuda":
-            ort.preload_dlls()  # the CUDA libraries that torch came with
-            capture = "1" if self.cuda_graph else "0"
-            cuda = {"enable_cuda_graph": capture, "arena_extend_strategy": "kSameAsRequested"}
-            providers = [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
+        if self.device == "cuda" and self.cuda_graph:
+            self.session = cuda_session(self.proto, self.root, str(self.model), captured=sizes)
         else:
-            options.intra_op_num_threads = 1
-            providers = ["CPUExecutionProvider"]
-        # it takes the residual sum after a product of one row for a bias, which keeps quantised weights from being fused
-        apart = ["MatMulAddFusion"]
-        self.session = ort.InferenceSession(str(self.model), options, providers=providers, disabled_optimizers=apart)
+            self.session = fast_session(self.proto, self.root, str(self.model), self.device)
         if self.device == "cuda" and "CUDAExecutionProvider" not in self.session.get_providers():
             raise RuntimeError("onnxruntime has no CUDA provider here")
         self.sizes = sizes

@@ -23,7 +23,7 @@ from runtime.bound import BoundSession, CopyingSession
 from runtime.decoders import GrowingDecoder, OfSignature, RowDecoder, StaticDecoder, encoder_caches
 from runtime.layerwise import LayerwiseSession, is_large, with_fewer_slots, with_products_by_rows
 
-CUDA = {"arena_extend_strategy": "kSameAsRequested"}
+APART = ["MatMulAddFusion"]  # takes the residual sum after a product of one row for a bias; quantised ones then stay unfused
 ARRAYS = {  # of caches; a bfloat16 graph runs as its float32 twin
     TensorProto.FLOAT16: np.float16,
     TensorProto.INT8: np.int8,
@@ -149,10 +149,9 @@ def open_session(model: onnx.ModelProto, root: Path, name: str) -> ort.Inference
 def fast_session(model: onnx.ModelProto, root: Path, name: str, device: str) -> ort.InferenceSession:
     """A session with all of onnxruntime's fusions, but none that rounds activations to int8. On the CPU a large graph's
     weights stay mapped files: slower, but they need not fit into memory."""
-    options = _fast_options(root)
     if device == "cuda":
-        ort.preload_dlls()  # the CUDA libraries that torch came with
-        return _session(model, options, name, [("CUDAExecutionProvider", CUDA), "CPUExecutionProvider"])
+        return cuda_session(model, root, name)
+    options = _fast_options(root)
     options.enable_mem_reuse = all(node.op_type != "MultiHeadAttention" for node in model.graph.node)  # dies in float16
     if not is_large(model):
         return _session(model, options, name, ["CPUExecutionProvider"])
@@ -163,19 +162,28 @@ def fast_session(model: onnx.ModelProto, root: Path, name: str, device: str) -> 
 
 def captured_session(model: onnx.ModelProto, root: Path, name: str, batch: int) -> ort.InferenceSession | None:
     """A CUDA session for steps of one token for each of `batch` sequences, which onnxruntime captures as a CUDA graph and
-    replays. Its shapes are fixed, so that all arithmetic on them is folded, as capturing needs; hence it holds the weights
-    a second time. None where the GPU's memory does not, or the graph cannot be captured."""
+    replays. It holds the weights a second time. None where the GPU's memory does not, or the graph cannot be captured."""
     free, _ = torch.cuda.mem_get_info()
     if free < HEADROOM * weight_bytes(model):
         return None
-    options = _fast_options(root)
-    for dim, size in (("batch", batch), ("sequence", 1)):
-        options.add_free_dimension_override_by_name(dim, size)
-    providers = [("CUDAExecutionProvider", {**CUDA, "enable_cuda_graph": "1"}), "CPUExecutionProvider"]
     try:
-        return _session(model, options, name, providers)
+        return cuda_session(model, root, name, captured=(batch, 1))
     except UserError:  # a node that only the CPU can run
         return None
+
+
+def cuda_session(
+    model: onnx.ModelProto, root: Path, name: str, captured: tuple[int, int] | None = None
+) -> ort.InferenceSession:
+    """A session on CUDA. One that is `captured` as a CUDA graph is for this batch and this many tokens a step alone: with
+    fixed shapes all arithmetic on them is folded, as capturing needs."""
+    options = _fast_options(root)
+    options.add_session_config_entry("session.qdq_matmulnbits_block_size", "128")  # of int8 weights with a scale an output
+    for dim, size in zip(("batch", "sequence"), captured or ()):
+        options.add_free_dimension_override_by_name(dim, size)
+    ort.preload_dlls()  # the CUDA libraries that torch came with
+    cuda = {"arena_extend_strategy": "kSameAsRequested", "enable_cuda_graph": str(int(captured is not None))}
+    return _session(model, options, name, [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"], APART)
 
 
 def weight_bytes(model: onnx.ModelProto) -> int:
