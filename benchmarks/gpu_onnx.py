@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import onnxruntime as ort
 import onnx
+import onnxruntime as ort
 import torch
 from torch import Tensor
 
