@@ -15,10 +15,12 @@ from models import checkpoint_folder
 from runtime import layerwise
 from runtime.graphs import open_graph
 from runtime.layerwise import split, with_products_by_rows
+from surgery.__main__ import main
 from tests import families
 from validate import reference
 from validate.compare import compare
 from validate.levels import compare_graphs
+from validate.network.decoder import open_network
 from validate.reference import open_reference
 from validate.scenarios import make_scenarios, random_tokens
 
@@ -62,6 +64,16 @@ def test_each_part_has_few_weights_and_each_node_one_part(tmp_path, everything_i
     for part in parts:
         reads = [sum(sizes.get(name, 0) for name in node.input) for node in part.nodes if node.op_type != "Gather"]
         assert sum(reads) <= max(4_000, max(reads, default=0))
+
+
+def test_the_network_of_a_large_graph_has_as_few_slots(tiny_export, tmp_path, everything_is_large):
+    assert main([str(tiny_export / "model.onnx"), "--out", str(tmp_path), "--capacity", "256"]) == 0
+    portable, network = open_graph(tmp_path / "model.onnx"), open_network(tmp_path / "model.trt.onnx")
+    assert portable.capacity == network.capacity == layerwise.SLOTS
+    scenarios = make_scenarios(random_tokens(portable.vocab, 0), portable.capacity, portable.trained_length, few_steps=True)
+    comparison = compare(portable, network, scenarios)
+    assert comparison.status == "passed"
+    assert comparison.worst.error < 1e-4
 
 
 def test_large_products_are_taken_by_rows(tiny_export, everything_is_large, monkeypatch):

@@ -11,6 +11,7 @@ from contracts.errors import UserError
 from contracts.signature import Signature, find_signature
 from contracts.weights import load_graph
 from runtime.decoders import NOISE_SEED, Decoder, GrowingDecoder, OfSignature, encoder_caches, positions_of
+from runtime.layerwise import is_large, with_fewer_slots
 from validate.network.dtypes import TORCH, to_torch
 from validate.network.evaluate import Evaluator
 from validate.network.parse import parse
@@ -73,9 +74,12 @@ class StaticNetworkDecoder:
 
 
 def open_network(path: Path, name: str | None = None, device: str | None = None) -> NetworkModel:
-    """Parses an ONNX decoder graph. Raises UserError where it is none, or TensorRT's parser or the evaluator refuse."""
-    signature = find_signature(load_graph(path), path)
-    model = NetworkModel(name or f"TensorRT's network of {path.name}", signature, Evaluator(parse(path), device))
+    """Parses an ONNX decoder graph, a large one with few cache slots, as onnxruntime runs it. Raises UserError where it is
+    none, or TensorRT's parser or the evaluator refuse."""
+    graph = load_graph(path)
+    graph = with_fewer_slots(graph) if is_large(graph) else graph
+    signature = find_signature(graph, path)
+    model = NetworkModel(name or f"TensorRT's network of {path.name}", signature, Evaluator(parse(path, graph), device))
     caches = (*signature.caches, *signature.encoder_caches)
     known = {signature.tokens, signature.positions, signature.mask, signature.write_indices,
              signature.sequence_lengths, signature.ntk_alpha, *(cache.past for cache in caches)}  # fmt: skip

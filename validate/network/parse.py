@@ -17,6 +17,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from contracts.errors import UserError
 from contracts.weights import weights_root
@@ -27,18 +28,20 @@ BITS = {"BF16": 16, "FP8": 8, "E8M0": 8, "INT4": 4, "FP4": 4}  # of the dtypes t
 SOURCES = Path(__file__).resolve().parents[2]
 
 
-def parse(model: Path) -> Network:
-    """The network of the ONNX file `model`. Raises UserError if the parser refuses the file, or dies of it."""
+def parse(model: Path, graph: onnx.ModelProto | None = None) -> Network:
+    """The network of the ONNX file `model`, or of a `graph` over that file's weights. Raises UserError if the parser
+    refuses it, or dies of it."""
+    data = model.read_bytes() if graph is None else graph.SerializeToString()
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "network"
         command = [sys.executable, "-m", "validate.network.parse", str(model), str(weights_root(model)), str(result)]
         path = os.pathsep.join(filter(None, [str(SOURCES), os.environ.get("PYTHONPATH")]))
-        child = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+        child = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, input=data, capture_output=True)
         if child.returncode < 0:
             died = signal.Signals(-child.returncode).name
             raise UserError(model, f"TensorRT's parser died of {died} reading it", "take out the node that it cannot take")
         if child.returncode:
-            last = (child.stderr.strip().splitlines() or ["no message"])[-1]
+            last = (child.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
             raise UserError(model, f"TensorRT's parser did not finish: {last}", "look whether tensorrt is installed")
         parsed = pickle.loads(result.read_bytes())  # written by the child above and by no one else
     if isinstance(parsed, str):
@@ -214,9 +217,9 @@ class _Warnings:
 
 
 def main(model: str, root: str, out: str) -> None:
-    path = Path(model)
+    """Parses the graph on standard input."""
     try:
-        result: Network | str = describe(path.read_bytes(), path, Path(root))
+        result: Network | str = describe(sys.stdin.buffer.read(), Path(model), Path(root))
     except Refused as refused:
         result = str(refused)
     Path(out).write_bytes(pickle.dumps(result))
