@@ -9,8 +9,8 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
+from test_surgery import refusal
 
-from contracts import command
 from contracts.weights import ORT_ROOT_OPTION, load_graph, weights_root
 from models import checkpoint_folder
 from models.tokenizer import open_tokenizer
@@ -51,15 +51,6 @@ def quantised(tiny_export, tmp_path_factory):
         return made[options]
 
     return make
-
-
-def refusal(capsys, *arguments: object) -> str:
-    """The one line that unusable input ends with."""
-    with pytest.raises(SystemExit) as ended:
-        command.run("surgery", lambda: main([str(argument) for argument in arguments]))
-    assert ended.value.code == command.UNUSABLE_INPUT
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
 
 
 def ops(folder: Path) -> dict[str, int]:
