@@ -1,4 +1,4 @@
-"""What several test files share: tiny-qwen's export and its surgery, made once for all workers."""
+"""What several test files share: tiny-qwen's export and its surgery, and a smaller export, made once for all workers."""
 
 import os
 import subprocess
@@ -6,7 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from exporting import CONFIG, export, traced
 from filelock import FileLock
+
+import export.__main__ as export_stage
+from models.random_checkpoint import write
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,3 +43,42 @@ def once(out: Path, stage: str, *arguments: object) -> Path:
             command = [sys.executable, "-m", stage, *map(str, arguments), "--out", str(out)]
             subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return out
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory) -> Path:
+    """A folder that all workers of a run share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "export"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(shared) -> Path:
+    """Five layers, float32, in two shards."""
+    with FileLock(shared / "checkpoint.lock"):
+        if not (shared / "checkpoint" / "config.json").exists():
+            write(CONFIG, shared / "checkpoint", "float32", seed=1, shard_bytes=400_000)
+    return shared / "checkpoint"
+
+
+@pytest.fixture(scope="session")
+def exported(shared, checkpoint) -> Path:
+    with FileLock(shared / "exported.lock"):
+        return export(checkpoint, shared / "exported", weights="reference")  # up to date for all workers but the first
+
+
+@pytest.fixture
+def traced_before(exported, monkeypatch) -> None:
+    """Makes export use the graph that was traced before: what these tests are about comes after."""
+    monkeypatch.setattr(export_stage, "trace", lambda model, dtype: traced(exported, dtype))
+
+
+@pytest.fixture
+def one_thread():
+    """Torch on one core, which is faster for small tensors."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

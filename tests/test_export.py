@@ -1,106 +1,21 @@
-"""Export: the graph computes what torch does, refers to or copies its weights, and leaves nothing behind where it fails."""
+"""Export: the graph computes what torch does, and refers to or copies its weights."""
 
 import hashlib
-import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-from argparse import Namespace
-from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 import torch
-from filelock import FileLock
+from exporting import CONFIG, both, export, session, sum_of_bytes
 
-import export.__main__ as stage
 import export.weights as export_weights
 from contracts.errors import UserError
 from contracts.manifest import read_manifest
-from contracts.weights import ORT_ROOT_OPTION, check_references, weights_root
-from export.repeat import LayersDiffer, repeat
-from export.shallow import without_middle
-from export.trace import SCOPES, TRACED_LAYERS, trace
-from models import architecture, load_model, open_checkpoint
+from contracts.weights import check_references, weights_root
+from models import load_model, open_checkpoint
 from models.random_checkpoint import write
-
-ROOT = Path(__file__).resolve().parents[1]
-LAYERS = 5  # one more than are traced
-CONFIG = json.loads((ROOT / "models" / "tiny-qwen" / "config.json").read_text()) | {
-    "num_hidden_layers": LAYERS,
-    "hidden_size": 64,
-    "kv_channels": 16,
-    "num_attention_heads": 4,
-    "intermediate_size": 96,
-    "vocab_size": 99,
-    "seq_length": 16,
-}
-
-
-def export(checkpoint: Path, out: Path, **given: object) -> Path:
-    options = {"model": None, "dtype": None, "weights": None, "force": False} | given
-    stage.export(Namespace(checkpoint=checkpoint, out=out, **options))
-    return out / "model.onnx"
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory) -> Path:
-    """A folder that all workers of a run share."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "export"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def checkpoint(shared) -> Path:
-    """Five layers, float32, in two shards."""
-    with FileLock(shared / "checkpoint.lock"):
-        if not (shared / "checkpoint" / "config.json").exists():
-            write(CONFIG, shared / "checkpoint", "float32", seed=1, shard_bytes=400_000)
-    return shared / "checkpoint"
-
-
-@pytest.fixture(scope="session")
-def exported(shared, checkpoint) -> Path:
-    with FileLock(shared / "exported.lock"):
-        return export(checkpoint, shared / "exported", weights="reference")  # up to date for all workers but the first
-
-
-def session(model: Path) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.add_session_config_entry(ORT_ROOT_OPTION, str(weights_root(model)))
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def both(model: Path, checkpoint: Path, mask: list[list[int]], steps: int, alpha: list[float]) -> list[tuple]:
-    """Random tokens into the graph and into torch, the last `steps` columns of `mask` after a cache of random values;
-    each output from both, rows of padding left out."""
-    opened = open_checkpoint(checkpoint)
-    module = load_model(opened, torch.float32)
-    dims = module.dimensions
-    mask = torch.tensor(mask)
-    rows, total = mask.shape
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(dims.vocab, (rows, steps), generator=generator)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -steps:]
-    shape = rows, dims.kv_heads, total - steps, dims.head_dim
-    past = [torch.randn(shape, generator=generator) for _ in range(2 * dims.layers)]
-    alphas = torch.tensor(alpha)
-    with torch.no_grad():
-        logits, presents = module(ids, positions, mask, past, alphas)
-    names = [f"past_key_values.{i}.{role}" for i in range(dims.layers) for role in ("key", "value")]
-    feeds = {"input_ids": ids, "position_ids": positions, "attention_mask": mask, "ntk_alpha": alphas, **dict(zip(names, past))}
-    found = session(model).run(None, {name: tensor.numpy() for name, tensor in feeds.items()})
-    valid = mask[:, -steps:].bool()
-    pairs = [(found[0][valid], logits[valid].numpy())]
-    return pairs + [(ours, theirs.numpy()) for ours, theirs in zip(found[1:], presents)]
 
 
 @pytest.mark.parametrize(
@@ -133,97 +48,6 @@ def test_one_disturbed_weight_shows(exported, checkpoint, tmp_path):
     assert not np.allclose(*pairs[-1], atol=1e-3)
 
 
-# --- layers traced twice and written often ---------------------------------------------------------------------------
-
-
-def test_repeated_layers_are_the_whole_trace(exported, tmp_path):
-    repeated = onnx.load(exported, load_external_data=False)
-    assert {entry.key: entry.value for entry in repeated.metadata_props}[TRACED_LAYERS] == "4"
-    whole = trace(architecture(CONFIG, tmp_path), torch.float32, whole=True)
-    assert whole.metadata_props[TRACED_LAYERS] == str(LAYERS)
-    assert differences(plain_ir(whole), plain_proto(repeated)) == []
-    node = next(node for node in whole.graph if node.op_type == "Sigmoid" and "h.1." in node.metadata_props[SCOPES])
-    node.op_type = "Tanh"
-    with pytest.raises(LayersDiffer, match=r"Tanh .* of layer 1 is not Sigmoid"):
-        repeat(whole.graph, 7, "transformer.h")
-
-
-def plain_proto(model: onnx.ModelProto) -> dict:
-    constants = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.data_location == 0}
-    nodes = [
-        (n.op_type, {a.name: repr(onnx.helper.get_attribute_value(a)) for a in n.attribute}, list(n.input), list(n.output))
-        for n in model.graph.node
-    ]
-    names = [value.name for value in model.graph.input], [value.name for value in model.graph.output]
-    return {"inputs": names[0], "outputs": names[1], "nodes": nodes, "constants": constants}
-
-
-def plain_ir(model: ir.Model) -> dict:
-    graph = model.graph
-    constants = {name: v.const_value.numpy() for name, v in graph.initializers.items() if v.const_value is not None}
-    nodes = []
-    for node in graph:
-        attributes = {}
-        for name, attribute in node.attributes.items():
-            value = attribute.value
-            attributes[name] = repr(list(value) if isinstance(value, tuple) else value)
-        reads = ["" if value is None else value.name for value in node.inputs]
-        nodes.append((node.op_type, attributes, reads, [value.name for value in node.outputs]))
-    return {
-        "inputs": [value.name for value in graph.inputs],
-        "outputs": [value.name for value in graph.outputs],
-        "nodes": nodes,
-        "constants": constants,
-    }
-
-
-def differences(one: dict, other: dict) -> list[str]:
-    """Where two graphs are not the same up to the names of what lies between inputs, weights and outputs."""
-    found = [f"{key}: {one[key]} and {other[key]}" for key in ("inputs", "outputs") if one[key] != other[key]]
-    found += [] if len(one["nodes"]) == len(other["nodes"]) else ["different numbers of nodes"]
-    producers = [{name: (i, node) for i, node in enumerate(graph["nodes"]) for name in node[3]} for graph in (one, other)]
-    partner: dict[int, int] = {}
-    waiting = list(zip(one["outputs"], other["outputs"]))
-    while waiting and not found:
-        a, b = waiting.pop()
-        (i, first), (j, second) = (made.get(name, (None, None)) for made, name in zip(producers, (a, b)))
-        if first is None or second is None:
-            constants = one["constants"].get(a), other["constants"].get(b)
-            equal = a == b or (all(c is not None for c in constants) and np.array_equal(*constants))
-            found += [] if equal and first is second else [f"{a} and {b}"]
-        elif i in partner:
-            found += [] if partner[i] == j else [f"{a} is made by another node than {b}"]
-        else:
-            partner[i] = j
-            same = first[:2] == second[:2] and len(first[2]) == len(second[2]) and first[3].index(a) == second[3].index(b)
-            found += [] if same else [f"{first} and {second}"]
-            waiting += zip(first[2], second[2])
-    if not found and (len(set(partner.values())) != len(partner) or len(partner) != len(one["nodes"])):
-        found.append("nodes that nothing reaches, or that two nodes of the other stand for")
-    return found
-
-
-def test_the_comparison_of_graphs_sees_a_changed_edge(exported):
-    model = onnx.load(exported, load_external_data=False)
-    changed = onnx.load(exported, load_external_data=False)
-    rotated = [node for node in changed.graph.node if node.op_type == "Neg"]
-    rotated[-1].input[0] = rotated[-2].input[0]
-    assert differences(plain_proto(model), plain_proto(model)) == []
-    assert differences(plain_proto(model), plain_proto(changed)) != []
-
-
-@pytest.mark.parametrize("layer", [1, 2, LAYERS - 2])
-def test_layers_that_differ_are_traced_one_by_one(layer):
-    model = architecture(CONFIG, Path("config.json"))
-    assert without_middle(model, LAYERS) is not None
-    model.transformer.h[layer].ln_2.epsilon = 1e-3
-    assert without_middle(model, LAYERS) is None
-
-
-def test_few_layers_are_traced_whole():
-    assert without_middle(architecture(CONFIG | {"num_hidden_layers": 4}, Path("config.json")), 4) is None
-
-
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
@@ -233,24 +57,6 @@ def test_reference_leaves_the_bytes_where_they_are(exported, checkpoint):
     assert (manifest["bytes_copied"], manifest["bytes_referenced"]) == (0, sum_of_bytes(checkpoint))
     assert sorted(path.name for path in exported.parent.iterdir()) == ["manifest.json", "model.onnx"]
     assert weights_root(exported) == checkpoint.resolve()
-
-
-def sum_of_bytes(checkpoint: Path) -> int:
-    return sum(entry.length for entry in open_checkpoint(checkpoint).tensors.values())
-
-
-@pytest.fixture
-def traced_before(exported, monkeypatch) -> None:
-    """Makes export use the graph that was traced before: what these tests are about comes after."""
-    monkeypatch.setattr(stage, "trace", lambda model, dtype: traced(exported, dtype))
-
-
-def traced(exported: Path, dtype: torch.dtype) -> ir.Model:
-    proto = onnx.load(exported, load_external_data=False)
-    for tensor in proto.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            tensor.data_type = {torch.float32: onnx.TensorProto.FLOAT, torch.float16: onnx.TensorProto.FLOAT16}[dtype]
-    return ir.from_proto(proto)
 
 
 def test_copy_stands_alone(traced_before, checkpoint, tmp_path):
@@ -328,81 +134,3 @@ def test_too_little_space(traced_before, checkpoint, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"no space left: .*--weights reference"):
         export(checkpoint, tmp_path / "out", weights="copy")
     assert list((tmp_path / "out").iterdir()) == []
-
-
-# --- runs ------------------------------------------------------------------------------------------------------------
-
-
-def without_second_shard(folder: Path) -> None:
-    next(folder.glob("*00002-of*")).unlink()
-
-
-DAMAGES = {
-    "is missing": without_second_shard,
-    "truncated": lambda folder: os.truncate(next(folder.glob("*00002-of*")), 5000),
-    "no such file": lambda folder: (folder / "config.json").unlink(),
-    "no such folder": shutil.rmtree,
-}
-
-
-@pytest.mark.parametrize("says", DAMAGES)
-def test_unusable_checkpoints_are_refused(checkpoint, tmp_path, says):
-    other = tmp_path / "checkpoint"
-    shutil.copytree(checkpoint, other)
-    DAMAGES[says](other)
-    with pytest.raises(UserError, match=says):
-        export(other, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_command_says_so_in_one_line(checkpoint, tmp_path):
-    other = tmp_path / "checkpoint"
-    shutil.copytree(checkpoint, other)
-    without_second_shard(other)
-    line = [sys.executable, "-m", "export", "--checkpoint", str(other), "--out", str(tmp_path / "out")]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("export: ")
-    assert done.stderr.count("\n") == 1
-    assert "is missing" in done.stderr
-
-
-def test_a_killed_export_leaves_nothing_and_the_next_carries_on(traced_before, exported, checkpoint, tmp_path):
-    out = tmp_path / "out"
-    code = f"import test_export; test_export.die_while_copying({str(exported)!r}, {str(checkpoint)!r}, {str(out)!r})"
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    died = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths}, check=False)
-    assert died.returncode == -signal.SIGKILL
-    assert [path.name for path in out.iterdir()] == [".partial"]
-    assert [path.name for path in (out / ".partial").iterdir()] == ["model.safetensors"]
-    export(checkpoint, out, weights="copy")
-    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "model.onnx", "model.safetensors"]
-
-
-def die_while_copying(exported: str, checkpoint: str, out: str) -> None:
-    convert = export_weights._converted
-
-    def convert_and_die(checkpoint: object, name: str, dtype: str):
-        yield from convert(checkpoint, name, dtype)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    export_weights._converted = convert_and_die
-    stage.trace = lambda model, dtype: traced(Path(exported), dtype)
-    export(Path(checkpoint), Path(out), weights="copy")
-
-
-def test_up_to_date(traced_before, checkpoint, tmp_path, capsys):
-    other = tmp_path / "checkpoint"
-    shutil.copytree(checkpoint, other)
-    model = export(other, tmp_path / "out")
-    written = model.stat().st_mtime_ns
-    export(other, tmp_path / "out")
-    assert "up to date" in capsys.readouterr().out
-    assert model.stat().st_mtime_ns == written
-    export(other, tmp_path / "out", force=True)
-    export(other, tmp_path / "out", weights="reference")  # another option
-    os.utime(next(other.glob("*00001-of*")))  # another input
-    export(other, tmp_path / "out", weights="reference")
-    (tmp_path / "out" / "model.onnx").unlink()  # a result gone
-    export(other, tmp_path / "out", weights="reference")
-    assert "up to date" not in capsys.readouterr().out

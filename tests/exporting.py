@@ -1,0 +1,75 @@
+"""What the tests of export share: a small checkpoint, its export, and both models on the same input."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import torch
+
+import export.__main__ as stage
+from contracts.weights import ORT_ROOT_OPTION, weights_root
+from models import load_model, open_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = 5  # one more than are traced
+CONFIG = json.loads((ROOT / "models" / "tiny-qwen" / "config.json").read_text()) | {
+    "num_hidden_layers": LAYERS,
+    "hidden_size": 64,
+    "kv_channels": 16,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "vocab_size": 99,
+    "seq_length": 16,
+}
+
+
+def export(checkpoint: Path, out: Path, **given: object) -> Path:
+    options = {"model": None, "dtype": None, "weights": None, "force": False} | given
+    stage.export(Namespace(checkpoint=checkpoint, out=out, **options))
+    return out / "model.onnx"
+
+
+def session(model: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry(ORT_ROOT_OPTION, str(weights_root(model)))
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def both(model: Path, checkpoint: Path, mask: list[list[int]], steps: int, alpha: list[float]) -> list[tuple]:
+    """Random tokens into the graph and into torch, the last `steps` columns of `mask` after a cache of random values;
+    each output from both, rows of padding left out."""
+    opened = open_checkpoint(checkpoint)
+    module = load_model(opened, torch.float32)
+    dims = module.dimensions
+    mask = torch.tensor(mask)
+    rows, total = mask.shape
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(dims.vocab, (rows, steps), generator=generator)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -steps:]
+    shape = rows, dims.kv_heads, total - steps, dims.head_dim
+    past = [torch.randn(shape, generator=generator) for _ in range(2 * dims.layers)]
+    alphas = torch.tensor(alpha)
+    with torch.no_grad():
+        logits, presents = module(ids, positions, mask, past, alphas)
+    names = [f"past_key_values.{i}.{role}" for i in range(dims.layers) for role in ("key", "value")]
+    feeds = {"input_ids": ids, "position_ids": positions, "attention_mask": mask, "ntk_alpha": alphas, **dict(zip(names, past))}
+    found = session(model).run(None, {name: tensor.numpy() for name, tensor in feeds.items()})
+    valid = mask[:, -steps:].bool()
+    pairs = [(found[0][valid], logits[valid].numpy())]
+    return pairs + [(ours, theirs.numpy()) for ours, theirs in zip(found[1:], presents)]
+
+
+def sum_of_bytes(checkpoint: Path) -> int:
+    return sum(entry.length for entry in open_checkpoint(checkpoint).tensors.values())
+
+
+def traced(exported: Path, dtype: torch.dtype) -> ir.Model:
+    proto = onnx.load(exported, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            tensor.data_type = {torch.float32: onnx.TensorProto.FLOAT, torch.float16: onnx.TensorProto.FLOAT16}[dtype]
+    return ir.from_proto(proto)
