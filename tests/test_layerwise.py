@@ -21,6 +21,7 @@ from validate import reference
 from validate.compare import compare
 from validate.levels import compare_graphs
 from validate.network.decoder import open_network
+from validate.network.parse import LARGE
 from validate.reference import open_reference
 from validate.scenarios import make_scenarios, random_tokens
 
@@ -70,6 +71,7 @@ def test_the_network_of_a_large_graph_has_as_few_slots(tiny_export, tmp_path, ev
     assert main([str(tiny_export / "model.onnx"), "--out", str(tmp_path), "--capacity", "256"]) == 0
     portable, network = open_graph(tmp_path / "model.onnx"), open_network(tmp_path / "model.trt.onnx")
     assert portable.capacity == network.capacity == layerwise.SLOTS
+    assert max(constant.nbytes for constant in network.evaluate.constants.values()) < LARGE < network.vocab * 4 * 128
     scenarios = make_scenarios(random_tokens(portable.vocab, 0), portable.capacity, portable.trained_length, few_steps=True)
     comparison = compare(portable, network, scenarios)
     assert comparison.status == "passed"

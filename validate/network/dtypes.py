@@ -64,14 +64,20 @@ class Constants:
         self.model, self.root = model, weights_root(model)
         self.tensors = dict(_constants(graph.graph))
 
-    def load(self, constant: Constant, dtype: str) -> torch.Tensor:
-        """A constant layer's value. Raises UserError where the ONNX file does not have it, or has another."""
+    def mapped(self, constant: Constant) -> bool:
+        """Whether a constant's bytes lie outside the ONNX file."""
+        tensor = self.tensors.get(constant.name) if isinstance(constant, Reference) else None
+        return tensor is not None and tensor.data_location == onnx.TensorProto.EXTERNAL
+
+    def load(self, constant: Constant, dtype: str, check: bool) -> torch.Tensor:
+        """A constant layer's value. Raises UserError where the ONNX file does not have it, or, if asked to `check`, has
+        another than TensorRT."""
         if isinstance(constant, np.ndarray):
             return to_torch(constant, TORCH[dtype])
         if isinstance(constant, Packed):
             return to_torch(_unpacked(ONNX[constant.dtype], constant.shape, constant.data), TORCH[dtype])
         tensor, raw = self._raw(constant)
-        if constant.checksum is not None and zlib.crc32(raw) != constant.checksum:
+        if check and constant.checksum is not None and zlib.crc32(raw) != constant.checksum:
             raise UserError(self.model, f"TensorRT holds other values of {constant.name} than the file", "report it")
         numpy_dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         packed = numpy_dtype.name in PACKED

@@ -59,7 +59,8 @@ class Evaluator:
     outputs = evaluate({"input_ids": ids, ...})                  # {name: torch tensor}
     everything = evaluate(inputs, keep=network.tensors)          # intermediates too
 
-    Large constants are mapped from the ONNX file's weights; on a CUDA device all of them are copied there once.
+    Constants are checked once against what TensorRT holds. Those outside the ONNX file are mapped when a layer reads them
+    and let go after it, so that a model of any size runs; on a CUDA device all of them are copied there once.
     """
 
     def __init__(self, network: Network, device: str | None = None):
@@ -78,6 +79,7 @@ class Evaluator:
             layer.attributes["conditional"]: layer.inputs[0] for layer in network.layers if layer.type == "CONDITION"
         }
         self.attentions = _attentions(network)
+        self.file = Constants(network.model, load_graph(network.model))
         self.constants = self._constants()
 
     def __call__(self, feeds: Mapping[str, np.ndarray | torch.Tensor], keep: Collection[str] = ()) -> dict[str, torch.Tensor]:
@@ -136,7 +138,8 @@ class Evaluator:
 
     def _result(self, layer: Layer, values: dict) -> torch.Tensor | tuple[torch.Tensor, ...]:
         if layer.type == "CONSTANT":
-            return self.constants[layer.outputs[0]]
+            kept = self.constants.get(layer.outputs[0])
+            return self._constant(layer) if kept is None else kept
         if layer.type == "CONDITIONAL_OUTPUT":
             return values[self._needed(layer, values)[0]]  # the condition is there, so this is the branch taken
         if layer.type in ("ATTENTION_INPUT", "CONDITIONAL_INPUT"):  # they open a scope; the work is at its end
@@ -180,14 +183,17 @@ class Evaluator:
         return values
 
     def _constants(self) -> dict[str, torch.Tensor]:
-        layers = [layer for layer in self.network.layers if layer.type == "CONSTANT"]
-        file = Constants(self.network.model, load_graph(self.network.model))
-        return {
-            layer.outputs[0]: file.load(layer.attributes["weights"], self.network.tensors[layer.outputs[0]].dtype).to(
-                self.device
-            )
-            for layer in layers
-        }
+        """All constants but those that are mapped anew at each use."""
+        kept = {}
+        for layer in self.network.layers:
+            if layer.type == "CONSTANT":
+                value = self._constant(layer, check=True)
+                if self.device.type != "cpu" or not self.file.mapped(layer.attributes["weights"]):
+                    kept[layer.outputs[0]] = value.to(self.device)
+        return kept
+
+    def _constant(self, layer: Layer, check: bool = False) -> torch.Tensor:
+        return self.file.load(layer.attributes["weights"], self.network.tensors[layer.outputs[0]].dtype, check)
 
 
 ATTENTION_ROLES = ("query", "key", "value", "mask", "key_value_lengths")
