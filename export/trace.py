@@ -16,6 +16,7 @@ from contracts.signature import LEARNED_POSITIONS, NTK_TRAINED_LENGTH, POSITIONS
 from export.interface import Interface, decoder_interface, encoder_interface
 from export.repeat import LayersDiffer, repeat
 from export.shallow import KEPT, without_middle
+from export.translations import TABLE
 from models import Dimensions
 
 OPSET = 18  # every operator written out: what any runtime of the last years runs
@@ -66,6 +67,7 @@ def _trace(model: torch.nn.Module, interface: Interface, dtype: torch.dtype) -> 
             dynamic_shapes=interface.dynamic,
             opset_version=OPSET,
             dynamo=True,
+            custom_translation_table=TABLE,
             optimize=False,
             verbose=False,
         )

@@ -27,15 +27,15 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(scale · query · keyᵀ + bias) · value with its heads side by side, [B,S,H·D]; the softmax in float32.
+    """softmax(scale · query · keyᵀ + bias) · value with its heads side by side, [B,S,H·D]; scores and softmax in float32.
 
     query [B,H,S,D], key and value [B,H,T,D], mask bool [B,1,S,T], bias float32 [1|B,H,S,T].
     """
-    scores = query @ key.transpose(2, 3) * scale
+    scores = (query @ key.transpose(2, 3)).float() * scale
     if bias is not None:
-        scores = scores.float() + bias
+        scores = scores + bias
     scores = torch.where(mask, scores, torch.finfo(scores.dtype).min)
-    weights = torch.softmax(scores.float(), dim=-1).to(value.dtype)
+    weights = torch.softmax(scores, dim=-1).to(value.dtype)
     return (weights @ value).transpose(1, 2).flatten(2)
 
 

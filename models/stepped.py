@@ -68,6 +68,8 @@ def build(model_class: type[PreTrainedModel], config: dict, where: object, requi
     try:
         parsed = model_class.config_class.from_dict({key: value for key, value in config.items() if key != "auto_map"})
         parsed._attn_implementation = "sdpa"
+        if getattr(parsed, "activation_function", None) == "gelu_new":
+            parsed.activation_function = "gelu_pytorch_tanh"  # the same function, as one operator of torch
         model = model_class(parsed)
     except Exception as error:  # configs raise classes of their own; whatever it was, transformers refuses
         said = " ".join(str(error).split())

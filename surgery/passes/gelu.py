@@ -4,7 +4,8 @@
     0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))           approximate="tanh"
 
 However the products are arranged: what stands inside the function, and what multiplies 1 + function, are read as
-polynomials of x and compared with these.
+polynomials of x and compared with these. Where x is half precision that was widened for this alone, and the result is
+narrowed again, Gelu takes and gives half precision.
 """
 
 import math
@@ -12,7 +13,7 @@ import math
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from surgery.graph import Graph, need, only_consumer, other_input, producer
+from surgery.graph import Graph, need, only_consumer, onnx_type, other_input, producer
 
 INSIDE = {
     "Erf": {1: 1 / math.sqrt(2)},
@@ -46,6 +47,9 @@ def _fuse(graph: Graph, function: gs.Node) -> bool:
         need(factor is not None, f"1 + {function.op.lower()} is multiplied by something that is not made of x")
         outside, result = _combined(product.op, outside, factor), product.outputs[0]
         need(outside is not None, "1 + function is divided by x")
+    widened, narrowed = producer(x, "Cast"), only_consumer(result, "Cast")
+    if widened is not None and narrowed is not None and onnx_type(widened.inputs[0]) == onnx_type(narrowed.outputs[0]):
+        x, result = widened.inputs[0], narrowed.outputs[0]
     graph.replace(result, "Gelu", [x], {"approximate": "none" if function.op == "Erf" else "tanh"})
     return True
 
