@@ -4,7 +4,7 @@
 engine. 5 Tokens: PyTorch ↔ portable graph on real text. A level that cannot run says why; it has not passed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from runtime.engine_decoder import open_engine
 from runtime.graphs import Graph, open_graph
 from validate.bundle import Results, read_results
 from validate.compare import DIFFERENT, NOT_RUN, PASSED, TOLERANCES, Comparison, ScenarioResult, compare
+from validate.encoder import EncoderFiles, compare_encoder
 from validate.network.compare import ROUNDED
 from validate.network.decoder import open_network
 from validate.reference import open_reference
@@ -63,10 +64,13 @@ class Pipeline:
     checkpoint: Path | None
     text: Path | None
     results: Path | None  # of the bundle's run.py, from a machine with a GPU
+    encoder: EncoderFiles | None = None
 
     @property
     def files(self) -> list[Path]:
-        files = (self.exported, self.portable, self.unquantised, self.lowered, self.engine, self.text, self.results)
+        files = [self.exported, self.portable, self.unquantised, self.lowered, self.engine, self.text, self.results]
+        if self.encoder:
+            files += [self.encoder.exported, self.encoder.portable, self.encoder.lowered]
         return [path for path in files if path]
 
 
@@ -80,6 +84,8 @@ def find_pipeline(folder: Path, text: Path | None, results: Path | None = None) 
     recorded = (read_manifest(folder / "export") or {}).get("options", {}).get("checkpoint")
     checkpoint = Path(recorded) if recorded and Path(recorded).is_dir() else None
     heldout = checkpoint / "heldout.txt" if checkpoint else None
+    encoder = _existing(folder / "export" / "encoder.onnx")
+    operated = folder / "encoder" / "surgery"
     return Pipeline(
         exported=exported,
         portable=_existing(folder / "surgery" / "model.onnx"),
@@ -89,6 +95,7 @@ def find_pipeline(folder: Path, text: Path | None, results: Path | None = None) 
         checkpoint=checkpoint,
         text=text or (_existing(heldout) if heldout else None),
         results=results,
+        encoder=encoder and EncoderFiles(encoder, *(_existing(operated / f"model{end}") for end in (".onnx", ".trt.onnx"))),
     )
 
 
@@ -99,7 +106,8 @@ def run_levels(
     save: Callable[[int, str], Path],
     tell: Callable[[str], None],
 ) -> list[Level]:
-    """All five levels in order. `save(level, scenario)` names Polygraphy's file; `tell` hears what begins."""
+    """All five levels in order, then the first three of an encoder. `save(level, scenario)` names Polygraphy's file; `tell`
+    hears what begins."""
     exported = open_graph(pipeline.exported, "exported")
     portable = open_graph(pipeline.portable, "portable") if pipeline.portable else None
     tokenizer, ids, no_text = _read_text(pipeline)
@@ -141,6 +149,8 @@ def run_levels(
     else:
         tell("level 5: reading text")
         levels.append(_token_level(open_reference(pipeline.checkpoint), portable, tokenizer, ids))
+    if pipeline.encoder:
+        levels += _encoder_levels(pipeline.encoder, pipeline.checkpoint, tolerance, seed, tell)
     return levels
 
 
@@ -227,6 +237,18 @@ def _engine_level(
         level.comparison.scenarios.append(ScenarioResult(scenario.name, scenario.what, NOT_RUN, reason))
     engine.engine.save_runtime_cache()
     return level
+
+
+def _encoder_levels(
+    files: EncoderFiles, checkpoint: Path | None, tolerance: float | None, seed: int, tell: Callable[[str], None]
+) -> Iterator[Level]:
+    for number, found in compare_encoder(files, checkpoint, tolerance, seed):
+        tell(f"level {number} of the encoder")
+        title = f"Encoder: {TITLES[number]}"
+        if isinstance(found, Comparison):
+            yield Level(number, title, found.status, comparison=found)
+        else:
+            yield Level(number, title, NOT_RUN, found)
 
 
 def scenarios_for(pipeline: Pipeline, graph: Graph, seed: int) -> list[Scenario]:

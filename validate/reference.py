@@ -69,13 +69,17 @@ class Reference:
 def open_reference(checkpoint: Path, weights: int = TensorProto.FLOAT) -> Reference:
     """The checkpoint's model, its weights rounded to the onnx.TensorProto type `weights`, as a graph of that type has
     them, so that what differs is the graph."""
+    name = f"PyTorch, {str(DTYPES[weights]).removeprefix('torch.')} weights"
+    return Reference(name, weights, load_reference(open_checkpoint(checkpoint), weights))
+
+
+def load_reference(checkpoint: Checkpoint, weights: int) -> nn.Module:
+    """The checkpoint's model in float32, weights rounded to the onnx.TensorProto type `weights`. Of a large one, each
+    module's are read when it is called."""
     dtype = DTYPES[weights]
-    opened = open_checkpoint(checkpoint)
-    if sum(entry.length for entry in opened.tensors.values()) >= LARGE:
-        module = _reading_as_it_goes(opened, dtype)
-    else:
-        module = load_model(opened, dtype).float()
-    return Reference(f"PyTorch, {str(dtype).removeprefix('torch.')} weights", weights, module)
+    if sum(entry.length for entry in checkpoint.tensors.values()) >= LARGE:
+        return _reading_as_it_goes(checkpoint, dtype)
+    return load_model(checkpoint, dtype).float()
 
 
 def _reading_as_it_goes(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
