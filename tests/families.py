@@ -14,6 +14,7 @@ from filelock import FileLock
 
 import export.__main__ as export
 import surgery.__main__ as surgery
+from models import random_checkpoint
 
 CAPACITY = 64
 FUSED = ("Attention", "RMSNormalization", "LayerNormalization", "RotaryEmbedding", "Swish", "Gelu", "TensorScatter")
@@ -31,14 +32,31 @@ gpt2 = {"Attention": 2, "LayerNormalization": 5, "Gelu": 2, "TensorScatter": 4}
 
 @dataclass(frozen=True)
 class Family:
-    """`model`: transformers' class that saves the checkpoint and gives the reference; `fused`: what surgery must find."""
+    """`model`: transformers' class that saves the checkpoint and gives the reference, None where transformers has none;
+    `fused`: what surgery must find."""
 
-    model: str
+    model: str | None
     config: dict
     fused: dict[str, int]
 
 
 FAMILIES = {
+    "qwen": Family(
+        None,
+        {
+            "model_type": "qwen",
+            "architectures": ["QWenLMHeadModel"],
+            "vocab_size": 160,
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "kv_channels": 16,
+            "intermediate_size": 192,
+            "seq_length": 32,
+            "layer_norm_epsilon": 1e-6,
+        },
+        llama,
+    ),
     "llama": Family("LlamaForCausalLM", SMALL | {"tie_word_embeddings": False}, llama),
     "mistral": Family("MistralForCausalLM", SMALL | {"tie_word_embeddings": False, "sliding_window": None}, llama),
     "qwen2": Family("Qwen2ForCausalLM", SMALL | {"tie_word_embeddings": True}, llama),
@@ -104,9 +122,13 @@ def reference(name: str) -> torch.nn.Module:
 
 def checkpoint(name: str, shared: Path) -> Path:
     """The folder that transformers' save_pretrained writes, once for all workers."""
-    folder = shared / name / "checkpoint"
+    folder, family = shared / name / "checkpoint", FAMILIES[name]
     with FileLock(f"{shared}/{name}.lock"):
-        if not (folder / "config.json").exists():
+        if (folder / "config.json").exists():
+            return folder
+        if family.model is None:
+            random_checkpoint.write(family.config, folder, "float32", seed=0)
+        else:
             reference(name).save_pretrained(folder)
             if name in RENAMED:
                 config = json.loads((folder / "config.json").read_text())
@@ -120,6 +142,8 @@ def operated(name: str, dtype: str, shared: Path) -> Path:
     with FileLock(f"{shared}/{name}-{dtype}.lock"):
         export.export(Namespace(model=None, checkpoint=source, out=out / "export", dtype=dtype, weights=None, force=False))
         surgery.main([str(out / "export" / "model.onnx"), "--out", str(out / "surgery"), "--capacity", str(CAPACITY)])
+        if (out / "export" / "encoder.onnx").exists():
+            surgery.main([str(out / "export" / "encoder.onnx"), "--out", str(out / "encoder" / "surgery")])
     return out
 
 

@@ -2,8 +2,12 @@
 graph, portable graph and TensorRT's network agree. TensorRT builds engines of it in half precision."""
 
 import json
+import subprocess
+import sys
 from argparse import Namespace
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import onnx
 import pytest
@@ -15,11 +19,17 @@ import surgery.__main__ as surgery
 from contracts.errors import UserError
 from contracts.signature import find_signature
 from contracts.weights import load_graph
+from export.trace import TRACED_LAYERS, trace
 from models import architecture, load_model, open_checkpoint, random_checkpoint
 from models.random_checkpoint import PRESETS, presets, read_config
 from tests.families import DECOMPOSED, FAMILIES, FUSED, checkpoint, counts, operated, reference, shared_folder
+from tests.test_export import plain_ir
 from validate.__main__ import validate_pipeline
-from validate.compare import PASSED
+from validate.compare import DIFFERENT, PASSED
+from validate.encoder import compare_encoder
+from validate.levels import find_pipeline
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +59,7 @@ def theirs(model, ids, mask, bounds):
     return torch.cat(logits, dim=1)
 
 
-DECODERS = [name for name in FAMILIES if name != "whisper"]
+DECODERS = [name for name, family in FAMILIES.items() if family.model and name != "whisper"]
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -91,21 +101,109 @@ def test_whispers_numbers_are_transformers(shared):
         torch.testing.assert_close(torch.cat(logits, dim=1), expected, atol=2e-5, rtol=1e-4)
 
 
+CAPABILITIES = "8.6 8.9 12.0"
+TYPES = ("float32", "float16", "bfloat16")
+HALVES = [("qwen3", "bfloat16"), ("gptbigcode", "bfloat16"), ("mpt", "float16")]  # looked at in every run of the tests
+REPEATED = ()
+TYPED = [
+    pytest.param(name, dtype, marks=[pytest.mark.every] * (dtype != "float32" and (name, dtype) not in HALVES))
+    for name in FAMILIES
+    for dtype in TYPES
+]
+BUILDS = [
+    *(pytest.param(*typed.values, CAPABILITIES, marks=pytest.mark.every) for typed in TYPED),
+    *((*half, "8.9") for half in HALVES),
+]
+
+
 def levels(out):
-    """Status and worst error of levels 1, 2 and 3 of a pipeline's folder."""
+    """What levels 1, 2 and 3 of a pipeline's folder found; of an encoder, too, where there is one."""
     validate_pipeline(out, Namespace(text=None, tolerance=None, seed=0, force=False))
     report = json.loads((out / "validate" / "report.json").read_text())
-    return report["levels"]
+    return [level for level in report["levels"] if level["number"] < 4]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_fuses_all_and_every_level_agrees(name, shared):
-    out = operated(name, "float32", shared)
+@pytest.mark.parametrize(("name", "dtype"), TYPED)
+def test_fuses_all_and_every_level_agrees(name, dtype, shared, record_property):
+    out = operated(name, dtype, shared)
     portable = onnx.load(out / "surgery" / "model.onnx")
-    assert counts(portable, FUSED) == FAMILIES[name].fused
-    assert counts(portable, DECOMPOSED) == {}
-    assert json.loads((out / "surgery" / "report.json").read_text())["unfused"] == []
-    assert [level["status"] for level in levels(out)[:3]] == [PASSED] * 3
+    fused = counts(portable, FUSED)
+    for surgered in [out / "surgery", *out.glob("encoder/surgery")]:
+        assert counts(onnx.load(surgered / "model.onnx"), DECOMPOSED) == {}
+        assert json.loads((surgered / "report.json").read_text())["unfused"] == []
+    assert fused == FAMILIES[name].fused
+    found = levels(out)
+    assert len(found) == (6 if name == "whisper" else 3)
+    assert [level["status"] for level in found] == [PASSED] * len(found)
+    record_property("fused", ", ".join(f"{count} {op}" for op, count in fused.items()))
+    for number in (1, 2, 3):
+        errors = [level["comparison"]["worst"]["error"] for level in found if level["number"] == number]
+        record_property(f"level {number}", f"{max(errors):.1e}")
+
+
+def test_levels_of_an_encoder_see_a_changed_graph(shared, tmp_path):
+    """A graph with another GELU, in place of the portable one."""
+    out = operated("whisper", "float32", shared)
+    files = find_pipeline(out, None).encoder
+    changed = onnx.load(files.portable)
+    gelus = [node for node in changed.graph.node if node.op_type == "Gelu"]
+    assert len(gelus) == 4
+    for node in gelus:
+        node.attribute[0].CopyFrom(onnx.helper.make_attribute("approximate", "tanh"))
+    onnx.save(changed, tmp_path / "model.onnx")
+    found = dict(compare_encoder(replace(files, portable=tmp_path / "model.onnx"), checkpoint("whisper", shared), None, 0))
+    assert [found[number].status for number in (1, 2, 3)] == [PASSED, DIFFERENT, DIFFERENT]
+    assert {output.output for output in found[2].scenarios[0].outputs} == {
+        f"present.{layer}.encoder.{role}" for layer in (0, 1) for role in ("key", "value")
+    }
+    unfinished = dict(compare_encoder(replace(files, lowered=None), None, None, 0))
+    assert "is not here" in unfinished[1]
+    assert "surgery has not been run" in unfinished[2]
+    assert unfinished[3] == unfinished[2]
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in REPEATED else pytest.param(name, marks=pytest.mark.every) for name in FAMILIES]
+)
+def test_repeated_layers_are_the_whole_trace(name, shared):
+    """Of a model of five layers, four are traced."""
+    path = checkpoint(name, shared) / "config.json"
+    repeated, whole = (
+        trace(decoder(architecture(read_config(path, 5), path)), torch.float32, whole) for whole in (False, True)
+    )
+    assert [graph.metadata_props[TRACED_LAYERS] for graph in (repeated, whole)] == ["4", "5"]
+    known = {}
+    assert numbered(plain_ir(whole), known) == numbered(plain_ir(repeated), known)
+
+
+def numbered(graph, known):
+    """A number for what each output is computed by, the same for equal expressions over the same inputs and weights."""
+    constants = {name: (str(value.dtype), value.shape, value.tobytes()) for name, value in graph["constants"].items()}
+    numbers = {name: known.setdefault(value, len(known)) for name, value in constants.items()}
+    for op, attributes, reads, writes in graph["nodes"]:
+        above = tuple(numbers.get(name, name) for name in reads)
+        for place, name in enumerate(writes):
+            numbers[name] = known.setdefault((op, str(attributes), above, place), len(known))
+    return [(name, numbers[name]) for name in graph["outputs"]]
+
+
+def decoder(model):
+    return model if model.dimensions.encoder_slots is None else model.parts()[0]
+
+
+@pytest.mark.parametrize(("name", "dtype", "capabilities"), BUILDS)
+def test_an_engine_is_built(name, dtype, capabilities, shared, record_property):
+    """Of the decoder, and of an encoder where there is one."""
+    out = operated(name, dtype, shared)
+    for surgered in [out / "surgery", *out.glob("encoder/surgery")]:
+        command = [sys.executable, "-m", "build", surgered / "model.trt.onnx", "--out", surgered.parent / "build"]
+        command += ["--compute-capability", *capabilities.split()]
+        built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert built.returncode == 0, built.stderr
+        engine = json.loads((surgered.parent / "build" / "engine.json").read_text())
+        assert engine["compute_capabilities"] == capabilities.split()
+        assert not [finding for finding in engine["findings"] if finding["severity"] == "error"]
+    record_property("compute capabilities", ", ".join(capabilities.split()))
 
 
 @pytest.mark.parametrize(
