@@ -1,34 +1,35 @@
-"""Every family at a tiny size through the stages, and the README's table of models made from the results.
+"""The README's table of models, and docs/models.md, from what their tests found.
 
-    python -m benchmarks.models [--dtypes float32 float16 bfloat16] [--families NAME ...]     # runs, adds to docs/models.json
-    python -m benchmarks.models --table                                                      # prints the table
+    python -m benchmarks.models                     # runs the tests, every type and GPU and width among them: hours
+    python -m benchmarks.models --only EXPRESSION   # only these (pytest's -k); what others found stays as it was
+    python -m benchmarks.models --from RESULTS.xml  # runs none: takes what pytest's --junitxml wrote
 
-A cell of the table is what a stage reported: nothing is yes that has not been run.
+docs/models.json has each test's outcome and what it measured. A family is in the README if its tests have passed, else
+the command says which have not, and writes no table.
 """
 
-import argparse
-import contextlib
-import io
 import json
-import math
+import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from xml.etree import ElementTree
 
-import onnx
-
-from models import architecture
-from models.random_checkpoint import PRESETS, read_config
-from tests.families import DECOMPOSED, FAMILIES, FUSED, counts, operated
-from validate.__main__ import validate_pipeline
+from contracts.command import Parser, run
+from contracts.errors import UserError
+from models.random_checkpoint import presets
+from tests.test_models import CAPABILITIES, TYPES
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "docs" / "models.json"
-CAPABILITIES = ("8.6", "8.9", "12.0")
-TYPES = ("float32", "float16", "bfloat16")
-# family -> what it covers, and a preset of its real dimensions
+RESULTS, DETAILS, README = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md", ROOT / "README.md"
+PUBLISHED = ROOT / "tests" / "presets.json"
+TESTS = ("tests/test_models.py", "tests/test_presets.py", "tests/test_real_width.py", "tests/test_qwen.py")
+BEGIN, END = "<!-- made by python -m benchmarks.models -->\n", "<!-- end of what it made -->\n"
+# family -> what it covers, and the preset of its real dimensions
 COVERS = {
+    "qwen": ("Qwen-7B, Qwen-7B-Chat", "qwen-7b"),
     "llama": ("LLaMA, LLaMA-2-7B, Aquila-7B", "llama-2-7b"),
     "mistral": ("Mistral without a window", "mistral-7b"),
     "qwen2": ("Qwen1.5, Qwen2, Qwen2.5", "qwen2.5-7b"),
@@ -38,75 +39,155 @@ COVERS = {
     "mpt": ("mpt-7B-65K", "mpt-7b-storywriter"),
     "gptbigcode": ("WizardCoder-15B", "wizardcoder-15b"),
     "decicoder": ("DeciCoder-1b", "decicoder-1b"),
-    "whisper": ("Whisper (decoder; levels with made-up encoder caches)", "whisper-large-v2"),
+    "whisper": ("Whisper, encoder and decoder", "whisper-large-v2"),
 }
+NUMBERS = {  # tests of numbers that no family shares
+    "qwen": [f"tests/test_qwen.py::test_logits_are_the_originals[{case}]" for case in range(4)],
+    "whisper": ["tests/test_models.py::test_whispers_numbers_are_transformers"],
+}
+
+Results = dict[str, dict]  # by a test's name, as pytest gives it: its outcome, seconds, and what it measured
+LEVELS = "tests/test_models.py::test_fuses_all_and_every_level_agrees[{}-{}]"
+ENGINE = "tests/test_models.py::test_an_engine_is_built[{}-{}-{}]"
+NUMBER = "tests/test_models.py::test_numbers_are_transformers[{}]"
+REPEAT = "tests/test_models.py::test_repeated_layers_are_the_whole_trace[{}]"
+PRESET = "tests/test_presets.py::test_a_preset_has_the_parameters_that_were_published[{}]"
+WIDTH = "tests/test_real_width.py::test_two_layers_at_real_width[{}]"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--table", action="store_true", help="print the table from docs/models.json, run nothing")
-    parser.add_argument("--dtypes", nargs="+", choices=TYPES, default=list(TYPES))
-    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
+    parser = Parser(prog="models", description="Make the tables of models from what their tests found.")
+    parser.add_argument("--only", metavar="EXPRESSION", help="run only these tests, as pytest's -k has it")
+    parser.add_argument("--from", dest="xml", metavar="RESULTS.xml", type=Path, help="run none: take this run of pytest")
     options = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    if options.table:
-        print(table(results))
-        return
-    for name in options.families:
-        for dtype in options.dtypes:
-            with tempfile.TemporaryDirectory() as folder:
-                found = through(name, dtype, Path(folder))
-            results.setdefault(name, {})[dtype] = found
-            print(name, dtype, json.dumps(found), flush=True)
-            RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    results |= read(options.xml) if options.xml else run_tests(options.only)
+    RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+    overview, details = table(results), documents(results)
+    README.write_text(put(README.read_text(), overview))
+    DETAILS.write_text(details)
 
 
-def through(name: str, dtype: str, folder: Path) -> dict:
-    """What each stage reported of a family in one type."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        out = operated(name, dtype, folder)
-        command = [sys.executable, "-m", "build", out / "surgery" / "model.trt.onnx", "--out", out / "build"]
-        built = subprocess.run([*command, "--compute-capability", *CAPABILITIES], cwd=ROOT, capture_output=True, text=True)
-        validate_pipeline(out, argparse.Namespace(text=None, tolerance=None, seed=0, force=False))
-    portable = onnx.load(out / "surgery" / "model.onnx")
-    fused, report = counts(portable, FUSED), json.loads((out / "surgery" / "report.json").read_text())
-    levels = json.loads((out / "validate" / "report.json").read_text())["levels"]
-    return {
-        "fused": fused,
-        "all_fused": fused == FAMILIES[name].fused and not counts(portable, DECOMPOSED) and not report["unfused"],
-        "levels": {str(level["number"]): level["status"] for level in levels[:3]},
-        "engine": list(CAPABILITIES) if built.returncode == 0 else (built.stderr.strip().splitlines() or ["died"])[-1],
-    }
+def run_tests(only: str | None) -> Results:
+    """Runs the tests of models one after another, those that take long as well."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "results.xml"
+        command = [sys.executable, "-m", "pytest", "-m", "", "--junitxml", str(found), *TESTS]
+        command += ["-k", only] if only else []
+        subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+        return read(found)
 
 
-def table(results: dict) -> str:
-    lines = [
-        "| family | covers | parameters | fused | onnxruntime match | network match | engine for |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, (covers, preset) in COVERS.items():
-        found = results.get(name, {})
-        fused = next((row["fused"] for row in found.values() if row["all_fused"]), {})
-        parts = ", ".join(f"{count} {op}" for op, count in fused.items()) or "not run"
-        runtime, network = (
-            _types(found, lambda row, n=n: all(row["levels"].get(i) == "passed" for i in n)) for n in ("12", "3")
-        )
-        built = _types(found, lambda row: isinstance(row["engine"], list))
-        engine = f"{', '.join(CAPABILITIES)}: {built}" if built != "no" else "no"
-        lines.append(f"| [{name}](tests/test_models.py) | {covers} | {parameters(preset)} ({preset}) | {parts} "
-                     f"| {runtime} | {network} | {engine} |")  # fmt: skip
-    return "\n".join(lines)
+def read(path: Path) -> Results:
+    """Each test of a run, by pytest's name for it. Raises UserError for a file that is no such run."""
+    try:
+        cases = ElementTree.parse(path).getroot().iter("testcase")
+    except (OSError, ElementTree.ParseError) as error:
+        raise UserError(path, f"is no run of pytest ({error})", "name what pytest's --junitxml wrote") from None
+    results = {}
+    for case in cases:
+        bad = next((kind for kind in ("failure", "error", "skipped") if case.find(kind) is not None), None)
+        name = f"{case.get('classname').replace('.', '/')}.py::{case.get('name')}"
+        measured = {each.get("name"): each.get("value") for each in case.iter("property")}
+        results[name] = {"outcome": bad or "passed", "seconds": round(float(case.get("time"))), **measured}
+    return results
 
 
-def parameters(preset: str) -> str:
-    path = PRESETS / f"{preset}.json"
-    model = architecture(read_config(path), path)
-    return f"{sum(math.prod(tensor.shape) for tensor in model.state_dict().values()) / 1e9:.2f} B"
+def put(readme: str, table: str) -> str:
+    before, rest = readme.split(BEGIN)
+    return before + BEGIN + table + "\n" + END + rest.split(END)[1]
 
 
-def _types(found: dict, holds) -> str:
-    return ", ".join(dtype for dtype, row in found.items() if holds(row)) or "no"
+def table(results: Results) -> str:
+    """The README's. Raises UserError naming the first test that a row lacks."""
+    heading = ("family", "covers", "parameters", "fused", "onnxruntime match", "network match", "engine for")
+    return _markdown(heading, [row(results, name) for name in COVERS])
+
+
+def row(results: Results, name: str) -> list[str]:
+    covers, preset = COVERS[name]
+    for test in NUMBERS.get(name, [NUMBER.format(name)]):
+        passed(results, test)
+    levels = [passed(results, LEVELS.format(name, dtype)) for dtype in TYPES]
+    built = [passed(results, ENGINE.format(name, dtype, CAPABILITIES))["compute capabilities"] for dtype in TYPES]
+    (fused,) = {each["fused"] for each in levels}
+    (engine,) = set(built)
+    match = ", ".join(max(each["level 1"], each["level 2"], key=float) for each in levels)
+    network = ", ".join(each["level 3"] for each in levels)
+    tests = "tests/test_qwen.py" if name == "qwen" else "tests/test_models.py"
+    size = passed(results, PRESET.format(preset))["parameters"]
+    return [f"[{name}]({tests})", covers, f"{size} ({preset})", fused, match, network, engine]
+
+
+def passed(results: Results, test: str) -> dict:
+    """What a test measured. Raises UserError where it has not passed."""
+    found = results.get(test, {"outcome": "not run"})
+    if found["outcome"] != "passed":
+        raise UserError(test, found["outcome"], "run python -m benchmarks.models, with --only and a part of its name")
+    return found
+
+
+def documents(results: Results) -> str:
+    """docs/models.md: what the README has no room for. What has not been run says so."""
+    every = [
+        [name, dtype, *_levels(results, LEVELS.format(name, dtype)),
+         _cell(results, ENGINE.format(name, dtype, CAPABILITIES), "compute capabilities")]
+        for name in COVERS for dtype in TYPES
+    ]  # fmt: skip
+    repeated = [[name, _cell(results, REPEAT.format(name))] for name in COVERS]
+    widths = [
+        [preset, _cell(results, WIDTH.format(preset), "bytes"), *_levels(results, WIDTH.format(preset)),
+         _cell(results, WIDTH.format(preset), "compute capability")]
+        for preset in presets()
+    ]  # fmt: skip
+    published = json.loads(PUBLISHED.read_text())
+    sizes = [[preset, _cell(results, PRESET.format(preset), "counted"), f"[{found['parameters']}]({found['source']})"]
+             for preset, found in published.items()]  # fmt: skip
+    levels = ("PyTorch ↔ exported", "exported ↔ portable", "portable ↔ network")
+    parts = [TEXT["head"], TEXT["types"], _markdown(("family", "type", *levels, "engine for"), every)]
+    parts += [TEXT["widths"], _markdown(("model", "bytes", *levels, "engine for"), widths)]
+    parts += [TEXT["repeat"], _markdown(("family", "repeated as traced whole"), repeated)]
+    parts += [TEXT["presets"], _markdown(("preset", "parameters", "published"), sizes)]
+    return "\n\n".join(parts) + "\n"
+
+
+TEXT = {
+    "head": """# Models
+
+What their tests found, in [models.json](models.json) by each test's name; `python -m benchmarks.models` runs them and makes
+this. Errors are of the largest value that the reference has.""",
+    "types": """## Every family in every type
+
+Two layers of a tiny size, random weights, a static cache of 64 slots: prompts, chunks, decoding, ragged batches
+([test_models.py](../tests/test_models.py)). In onnxruntime bfloat16 graphs run as float32 twins, in TensorRT's network they
+round as bfloat16 does. Whisper's errors are the larger of decoder's and encoder's.""",
+    "widths": """## Two layers at the real width
+
+The real width, heads and vocabulary in float32, random weights mapped from their files: all levels layer by layer, and an
+engine with weights as inputs ([test_real_width.py](../tests/test_real_width.py)).""",
+    "repeat": """## Layers traced once and written often
+
+Of a model of five layers, four are traced and the middle one repeated; the graph computes the same expressions as one whose
+five layers were all traced.""",
+    "presets": """## Presets
+
+Parameters counted in the model that a preset describes, beside what its makers say ([test_presets.py](../tests/test_presets.py)).""",
+}
+
+
+def _levels(results: Results, test: str) -> list[str]:
+    return [_cell(results, test, f"level {number}") for number in (1, 2, 3)]
+
+
+def _cell(results: Results, test: str, measured: str | None = None) -> str:
+    found = results.get(test, {"outcome": "not run"})
+    value = found["outcome"] if measured is None or found["outcome"] != "passed" else found[measured]
+    return f"{int(value):,}" if value.isdigit() else value
+
+
+def _markdown(heading: Sequence[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heading, ["---"] * len(heading), *rows))
 
 
 if __name__ == "__main__":
-    main()
+    run("models", main)

@@ -7,6 +7,7 @@ checkpoint's tensor names, with `dimensions` and a forward like models.qwen's; a
 
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -50,8 +51,8 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
     """models.checkpoint.open_checkpoint, tensors under the names that the architecture gives them: a decoder saved without
     its head lacks the first part of each."""
     checkpoint = checkpoints.open_checkpoint(folder)
-    module = FAMILIES.get(checkpoint.config.get("model_type"))
-    return checkpoint.under(import_module(module).PREFIX) if module else checkpoint
+    family = _named_family(checkpoint.config)
+    return checkpoint.under(family.PREFIX) if family else checkpoint
 
 
 def architecture(config: dict, where: Path) -> nn.Module:
@@ -78,12 +79,24 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: str = "cpu") 
     return model.requires_grad_(False).to(device)
 
 
-def _family(config: dict, where: Path):
-    module = FAMILIES.get(config.get("model_type"))
-    family = import_module(module) if module else None
-    named = config.get("architectures") or []
-    if family is None or (named and not set(named) & set(family.ARCHITECTURES)):
-        supported = ", ".join(f"{kind} ({'/'.join(import_module(FAMILIES[kind]).ARCHITECTURES)})" for kind in FAMILIES)
-        found = f"{config.get('model_type')} ({'/'.join(map(str, named)) or 'no architecture named'})"
+def _family(config: dict, where: Path) -> ModuleType:
+    family, named = _named_family(config), _architectures(config)
+    if family is None or (named and not named & set(family.ARCHITECTURES)):
+        kinds = {module: "/".join(kind for kind in FAMILIES if FAMILIES[kind] == module) for module in FAMILIES.values()}
+        supported = ", ".join(f"{kind} ({'/'.join(import_module(name).ARCHITECTURES)})" for name, kind in kinds.items())
+        found = f"{config.get('model_type')} ({'/'.join(sorted(named)) or 'no architecture named'})"
         raise UserError(where, f"architecture {found} is not supported", f"supported: {supported}")
     return family
+
+
+def _named_family(config: dict) -> ModuleType | None:
+    """By config.json's model_type, and where it has none, as DeciCoder's, by the class that it names."""
+    if "model_type" in config:
+        module = FAMILIES.get(config["model_type"])
+        return import_module(module) if module else None
+    families = (import_module(module) for module in dict.fromkeys(FAMILIES.values()))
+    return next((family for family in families if _architectures(config) & set(family.ARCHITECTURES)), None)
+
+
+def _architectures(config: dict) -> set[str]:
+    return set(map(str, config.get("architectures") or []))

@@ -33,7 +33,8 @@ CLASSES = {
     "LlamaForCausalLM": Llama,
     "LLaMAForCausalLM": Llama,  # as the first conversions wrote it
     "AquilaForCausalLM": Llama,
-    "DeciCoderForCausalLM": Llama,  # its model_type is llama: its own code only chooses among ways to run attention
+    "AquilaModel": Llama,  # as Aquila-7B's config.json has it
+    "DeciCoderForCausalLM": Llama,  # its own code only chooses among ways to run attention
     "MistralForCausalLM": Mistral,
     "Qwen2ForCausalLM": Qwen2,
     "Qwen3ForCausalLM": Qwen3,
@@ -44,7 +45,8 @@ ROTARY = ("default", "linear", "llama3", "yarn")  # the others choose their tabl
 
 
 def build(config: dict, where: object) -> Stepped:
-    model = stepped.build(BY_TYPE[config["model_type"]], config, where, required=("intermediate_size",))
+    named = next((CLASSES[name] for name in config.get("architectures") or [] if name in CLASSES), None)
+    model = stepped.build(named or BY_TYPE[config["model_type"]], config, where, required=("intermediate_size",))
     kind = model.config.rope_parameters["rope_type"]
     if kind not in ROTARY:
         raise UserError(where, f"rotary positions of type {kind} are not supported", f"supported: {', '.join(ROTARY)}")

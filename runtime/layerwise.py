@@ -102,7 +102,8 @@ def split(model: onnx.ModelProto) -> list[Part]:
     those before it and gives to those behind."""
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     inputs = {value.name for value in model.graph.input} - set(initializers)
-    depth = dict.fromkeys(inputs, 0) | {cache.past: 1 + cache.layer for cache in find_signature(model).caches}
+    caches = find_signature(model, need_caches=False).caches  # an encoder has none
+    depth = dict.fromkeys(inputs, 0) | {cache.past: 1 + cache.layer for cache in caches}
     weighed: dict[str, onnx.NodeProto] = {}  # by what they make: nodes that compute with weights alone
     layers: dict[int, list[onnx.NodeProto]] = {}
     for node in model.graph.node:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from argparse import Namespace
 from collections import Counter
 from dataclasses import dataclass
@@ -15,7 +17,9 @@ from filelock import FileLock
 import export.__main__ as export
 import surgery.__main__ as surgery
 from models import random_checkpoint
+from validate.__main__ import validate_pipeline
 
+ROOT = Path(__file__).parents[1]
 CAPACITY = 64
 FUSED = ("Attention", "RMSNormalization", "LayerNormalization", "RotaryEmbedding", "Swish", "Gelu", "TensorScatter")
 DECOMPOSED = ("Softmax", "ReduceMean", "Sigmoid", "Erf", "Tanh")
@@ -140,11 +144,43 @@ def operated(name: str, dtype: str, shared: Path) -> Path:
     """A pipeline's folder with the family exported and operated on, once for all workers."""
     source, out = checkpoint(name, shared), shared / name / dtype
     with FileLock(f"{shared}/{name}-{dtype}.lock"):
-        export.export(Namespace(model=None, checkpoint=source, out=out / "export", dtype=dtype, weights=None, force=False))
-        surgery.main([str(out / "export" / "model.onnx"), "--out", str(out / "surgery"), "--capacity", str(CAPACITY)])
-        if (out / "export" / "encoder.onnx").exists():
-            surgery.main([str(out / "export" / "encoder.onnx"), "--out", str(out / "encoder" / "surgery")])
+        export_and_operate(source, out, dtype)
     return out
+
+
+def export_and_operate(source: Path, out: Path, dtype: str, weights: str | None = None) -> None:
+    """Decoder, and encoder where there is one."""
+    export.export(Namespace(model=None, checkpoint=source, out=out / "export", dtype=dtype, weights=weights, force=False))
+    surgery.main([str(out / "export" / "model.onnx"), "--out", str(out / "surgery"), "--capacity", str(CAPACITY)])
+    if (out / "export" / "encoder.onnx").exists():
+        surgery.main([str(out / "export" / "encoder.onnx"), "--out", str(out / "encoder" / "surgery")])
+
+
+def surgered(out: Path) -> list[Path]:
+    """The folders of a pipeline's folder that surgery wrote."""
+    return [out / "surgery", *out.glob("encoder/surgery")]
+
+
+def levels(out: Path) -> list[dict]:
+    """What levels 1, 2 and 3 of a pipeline's folder found; of an encoder, too, where there is one."""
+    validate_pipeline(out, Namespace(text=None, tolerance=None, seed=0, force=False))
+    report = json.loads((out / "validate" / "report.json").read_text())
+    return [level for level in report["levels"] if level["number"] < 4]
+
+
+def worst(found: list[dict]) -> dict[str, str]:
+    """The largest error of each level, of the largest value."""
+    errors = [(f"level {level['number']}", level["comparison"]["worst"]["error"]) for level in found]
+    return {number: f"{max(error for each, error in errors if each == number):.1e}" for number, _ in errors}
+
+
+def build(folder: Path, *options: str) -> dict:
+    """Builds the engine of what surgery wrote into `folder`; engine.json."""
+    out = folder.parent / "build"
+    command = [sys.executable, "-m", "build", folder / "model.trt.onnx", "--out", out, *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads((out / "engine.json").read_text())
 
 
 def counts(model: onnx.ModelProto, ops: tuple[str, ...]) -> dict[str, int]:
