@@ -32,7 +32,7 @@ from tests.families import (
     surgered,
     worst,
 )
-from tests.test_export import plain_ir
+from tests.test_export_repeat import plain_ir
 from validate.compare import DIFFERENT, PASSED
 from validate.encoder import compare_encoder
 from validate.levels import find_pipeline
