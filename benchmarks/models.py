@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 from contracts.command import Parser, run
 from contracts.errors import UserError
 from models.random_checkpoint import presets
-from tests.test_models import CAPABILITIES, TYPES
+from tests.families import CAPABILITIES, TYPES
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DETAILS, README = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md", ROOT / "README.md"

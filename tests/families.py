@@ -21,6 +21,8 @@ from validate.__main__ import validate_pipeline
 
 ROOT = Path(__file__).parents[1]
 CAPACITY = 64
+TYPES = ("float32", "float16", "bfloat16")
+CAPABILITIES = "8.6 8.9 12.0"
 FUSED = ("Attention", "RMSNormalization", "LayerNormalization", "RotaryEmbedding", "Swish", "Gelu", "TensorScatter")
 DECOMPOSED = ("Softmax", "ReduceMean", "Sigmoid", "Erf", "Tanh")
 

@@ -19,9 +19,11 @@ from export.trace import TRACED_LAYERS, trace
 from models import architecture, load_model, open_checkpoint, random_checkpoint
 from models.random_checkpoint import read_config
 from tests.families import (
+    CAPABILITIES,
     DECOMPOSED,
     FAMILIES,
     FUSED,
+    TYPES,
     build,
     checkpoint,
     counts,
@@ -107,8 +109,6 @@ def test_whispers_numbers_are_transformers(shared):
         torch.testing.assert_close(torch.cat(logits, dim=1), expected, atol=2e-5, rtol=1e-4)
 
 
-CAPABILITIES = "8.6 8.9 12.0"
-TYPES = ("float32", "float16", "bfloat16")
 HALVES = [("qwen3", "bfloat16"), ("gptbigcode", "bfloat16"), ("mpt", "float16")]  # looked at in every run of the tests
 REPEATED = ()
 TYPED = [
