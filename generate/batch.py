@@ -31,6 +31,7 @@ class Sequence:
     limit: int  # tokens of the answer
     stop_ids: frozenset[int]
     text: TextStream
+    prepared: float = 0.0  # seconds that it took to have something to answer: of an encoder
     answer: list[int] = field(default_factory=list)
     finish: str | None = None
 
@@ -106,7 +107,7 @@ class Batch:
         self.held[row] = list(prompt)
         self.sequences[row], self.draws[row] = sequence, self.sampler.draws(sequence.index, logits.device)
         self._choose(logits[:, -1], [row], show)
-        seconds = time.perf_counter() - started
+        seconds = sequence.prepared + time.perf_counter() - started
         self.speed.first.append(seconds)
         self.speed.read += len(prompt) - reused
         self.speed.reused += reused
@@ -127,7 +128,8 @@ class Batch:
         self.speed.steps += 1
         self.speed.decoded += len(active)
         valid = sum(len(self.held[row]) for row in active)
-        self.speed.decode_bytes += self.speed.weight_bytes + valid * self.decoder.slot_bytes
+        caches = valid * self.decoder.slot_bytes + len(active) * self.decoder.encoder_bytes
+        self.speed.decode_bytes += self.speed.weight_bytes + caches
 
     def _choose(self, logits_BV: torch.Tensor, rows: list[int], show: Callable[[Sequence, str], None]) -> None:
         sequences = [self.sequences[row] for row in rows]

@@ -4,6 +4,7 @@ The log-mel spectrogram is transformers' own. A window is read on its own: what 
 """
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -108,9 +109,10 @@ class Speech:
     ) -> Iterator[Sequence]:
         """What has to be written, window after window, while `batch` attends to that window."""
         for index, features in enumerate(self.windows(path)):
+            started = time.perf_counter()
             batch.cross(self.encoder(features))
             prompt = self.prompt(self.language(batch, language), translate)
-            yield Sequence(index, prompt, limit, stop_ids, stream())
+            yield Sequence(index, prompt, limit, stop_ids, stream(), time.perf_counter() - started)
 
 
 def read_audio(path: Path, rate: int) -> np.ndarray:

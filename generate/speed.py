@@ -14,8 +14,8 @@ class Speed:
     decoded: int = 0  # those among them that a decoding step gave: all but the first of each answer
     steps: int = 0
     decode_seconds: float = 0.0
-    decode_bytes: int = 0  # every weight once a step, and the cache's valid slots
-    first: list[float] = field(default_factory=list)  # seconds from a prompt's first token fed to an answer's first token
+    decode_bytes: int = 0  # every weight once a step, the caches' valid slots, and all that cross-attention reads
+    first: list[float] = field(default_factory=list)  # seconds to an answer's first token, from the encoder or the prompt on
 
     def lines(self) -> list[str]:
         """The summary: one line on prompts, one on decoding where there was any."""

@@ -83,6 +83,10 @@ class RowDecoder(Decoder, Protocol):
     def slot_bytes(self) -> int:
         """What one token takes in all caches."""
 
+    @property
+    def encoder_bytes(self) -> int:
+        """What a row's caches of cross-attention take, all of which every step reads."""
+
 
 class Session(Protocol):
     """A batch in a runtime that computes in memory bound to it: runtime.bound.BoundSession, runtime.engine.Session."""
@@ -129,6 +133,10 @@ class GrowingDecoder:
     @property
     def slot_bytes(self) -> int:
         return sum(past.shape[1] * past.shape[3] * past.itemsize for past in self.pasts)
+
+    @property
+    def encoder_bytes(self) -> int:
+        return sum(cache[0].nbytes for cache in self.crossed.values())
 
     def caches(self) -> list[np.ndarray]:
         return self.pasts
@@ -184,6 +192,10 @@ class StaticDecoder:
     def slot_bytes(self) -> int:
         caches = (self.session.caches[cache.past] for cache in self.signature.caches)
         return sum(cache.shape[1] * cache.shape[3] * cache.element_size() for cache in caches)
+
+    @property
+    def encoder_bytes(self) -> int:
+        return sum(cache[0].nbytes for cache in self.session.crossed.values())
 
     def caches(self) -> list[np.ndarray]:
         return [to_numpy(self.session.caches[cache.past]) for cache in self.signature.caches]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,25 @@ def test_tokens_are_those_of_transformers(checkpoint, out, audio, capsys, graph,
     assert windows[0] != windows[1]
     tokenizer = Generator(parse(asked)).tokenizer
     assert printed.out == "".join(tokenizer.decode(window) + "\n" for window in windows)
+
+
+@pytest.mark.parametrize("graph", ["", "export/model.onnx"], ids=["static", "growing"])
+def test_the_encoder_counts(out, audio, monkeypatch, graph):
+    """Its time until the first token, and its caches in what every step reads."""
+    speaker = Generator(
+        parse([str(out / graph), "--audio", str(audio), "--max-tokens", "5", "--language", "en", "--runtime", "cpu"])
+    )
+    encode = speaker.speech.encoder.__call__
+    monkeypatch.setattr(type(speaker.speech.encoder), "__call__", lambda self, features: time.sleep(0.5) or encode(features))
+    speaker.listen(audio)
+    speed = speaker.speed
+    assert len(speed.first) == 2
+    assert all(0.5 < seconds < 5 for seconds in speed.first)
+    layers, heads, size, slots, prompt = 2, 4, 16, 50, 4
+    row = 2 * layers * heads * size * 4
+    held = sum(prompt + step for step in range(1, 5))
+    assert speed.steps == 8
+    assert speed.decode_bytes == 8 * (speed.weight_bytes + slots * row) + 2 * held * row
 
 
 def test_a_speech_model_is_given_audio(out, audio):
