@@ -105,18 +105,24 @@ def table(results: Results) -> str:
 
 
 def row(results: Results, name: str) -> list[str]:
+    """A type that was not run has a dash. Raises UserError for a test that did not pass, and without any in float32."""
     covers, preset = COVERS[name]
     for test in NUMBERS.get(name, [NUMBER.format(name)]):
         passed(results, test)
-    levels = [passed(results, LEVELS.format(name, dtype)) for dtype in TYPES]
-    built = [passed(results, ENGINE.format(name, dtype, CAPABILITIES))["compute capabilities"] for dtype in TYPES]
-    (fused,) = {each["fused"] for each in levels}
-    (engine,) = set(built)
-    match = ", ".join(max(each["level 1"], each["level 2"], key=float) for each in levels)
-    network = ", ".join(each["level 3"] for each in levels)
-    tests = "tests/test_qwen.py" if name == "qwen" else "tests/test_models.py"
     size = passed(results, PRESET.format(preset))["parameters"]
-    return [f"[{name}]({tests})", covers, f"{size} ({preset})", fused, match, network, engine]
+    fused = passed(results, LEVELS.format(name, "float32"))["fused"]
+    match, network, engine = [], [], []
+    for dtype in TYPES:
+        ran = LEVELS.format(name, dtype) in results
+        found = passed(results, LEVELS.format(name, dtype)) if ran else {}
+        assert found.get("fused", fused) == fused
+        match.append(max(found["level 1"], found["level 2"], key=float) if ran else "–")
+        network.append(found.get("level 3", "–"))
+        built = ENGINE.format(name, dtype, CAPABILITIES)
+        engine.append(passed(results, built)["compute capabilities"] if built in results else "–")
+    tests = "tests/test_qwen.py" if name == "qwen" else "tests/test_models.py"
+    engines = engine[0] if len(set(engine)) == 1 else "; ".join(engine)
+    return [f"[{name}]({tests})", covers, f"{size} ({preset})", fused, ", ".join(match), ", ".join(network), engines]
 
 
 def passed(results: Results, test: str) -> dict:
