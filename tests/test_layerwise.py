@@ -19,6 +19,7 @@ from surgery.__main__ import main
 from tests import families
 from validate import reference
 from validate.compare import compare
+from validate.encoder import compare_encoders, in_onnxruntime, make_features
 from validate.levels import compare_graphs
 from validate.network.decoder import open_network
 from validate.network.parse import LARGE
@@ -54,6 +55,17 @@ def test_parts_compute_what_the_whole_does(static, dtype, tmp_path, monkeypatch)
     level = compare_graphs(whole, parts)
     assert level.status == "passed", level
     assert level.comparison.worst.error < (2e-3 if dtype is np.float16 else 1e-6)  # rounded where parts meet
+
+
+def test_an_encoder_runs_by_parts(tmp_path_factory, monkeypatch):
+    out = families.operated("whisper", "float32", families.shared_folder(tmp_path_factory))
+    path = out / "encoder" / "surgery" / "model.onnx"
+    _, features = make_features(out / "export" / "encoder.onnx", seed=0)
+    whole = in_onnxruntime(path, "whole")
+    monkeypatch.setattr(layerwise, "LARGE", 0)
+    monkeypatch.setattr(layerwise, "MOST_WEIGHTS", 20_000)
+    assert len(split(load_graph(path))) > 4
+    assert compare_encoders(whole, in_onnxruntime(path, "parts"), features, 1e-6).status == "passed"
 
 
 def test_each_part_has_few_weights_and_each_node_one_part(tmp_path, everything_is_large):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from onnx import TensorProto
 
@@ -90,7 +91,7 @@ def compare_encoders(reference: Encoder, candidate: Encoder, features: np.ndarra
 
 def make_features(exported: Path, seed: int) -> tuple[int, np.ndarray]:
     """The onnx.TensorProto type that the encoder computes in, and float32 noise that this type can hold."""
-    given = next(value.type.tensor_type for value in load_graph(exported).graph.input if value.name == FEATURES)
+    given = _given(load_graph(exported))
     shape = [ROWS, *(dim.dim_value for dim in given.shape.dim[1:])]
     noise = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32))
     return given.elem_type, noise.to(DTYPES[given.elem_type]).float().numpy()
@@ -109,9 +110,10 @@ def in_pytorch(checkpoint: Path, exported: Path, dtype: int) -> Encoder:
 
 
 def in_onnxruntime(path: Path, name: str) -> Encoder:
-    session = open_session(load_graph(path), weights_root(path), str(path))
+    graph = load_graph(path)
+    session = open_session(graph, weights_root(path), str(path))
     names = [output.name for output in session.get_outputs()]
-    halves = session.get_inputs()[0].type == "tensor(float16)"  # a bfloat16 graph runs as its float32 twin
+    halves = _given(graph).elem_type == TensorProto.FLOAT16  # a bfloat16 graph runs as its float32 twin
 
     def run(features: np.ndarray) -> dict[str, np.ndarray]:
         return dict(zip(names, session.run(names, {FEATURES: features.astype(np.float16) if halves else features})))
@@ -129,3 +131,7 @@ def in_network(lowered: Path) -> Encoder:
         return {name: to_numpy(value) for name, value in outputs.items()}
 
     return Encoder("TensorRT's network", run)
+
+
+def _given(graph: onnx.ModelProto) -> onnx.TypeProto.Tensor:
+    return next(value.type.tensor_type for value in graph.graph.input if value.name == FEATURES)
