@@ -46,6 +46,7 @@ NUMBERS = {  # tests of numbers that no family shares
     "whisper": ["tests/test_models.py::test_whispers_numbers_are_transformers"],
 }
 
+NOT_RUN = "not run"
 Results = dict[str, dict]  # by a test's name, as pytest gives it: its outcome, seconds, and what it measured
 LEVELS = "tests/test_models.py::test_fuses_all_and_every_level_agrees[{}-{}]"
 ENGINE = "tests/test_models.py::test_an_engine_is_built[{}-{}-{}]"
@@ -111,23 +112,23 @@ def row(results: Results, name: str) -> list[str]:
         passed(results, test)
     size = passed(results, PRESET.format(preset))["parameters"]
     fused = passed(results, LEVELS.format(name, "float32"))["fused"]
-    match, network, engine = [], [], []
+    match, network, engines = [], [], {}
     for dtype in TYPES:
         ran = LEVELS.format(name, dtype) in results
         found = passed(results, LEVELS.format(name, dtype)) if ran else {}
         assert found.get("fused", fused) == fused
         match.append(max(found["level 1"], found["level 2"], key=float) if ran else "–")
         network.append(found.get("level 3", "–"))
-        built = ENGINE.format(name, dtype, CAPABILITIES)
-        engine.append(passed(results, built)["compute capabilities"] if built in results else "–")
+        if (built := ENGINE.format(name, dtype, CAPABILITIES)) in results:
+            engines.setdefault(passed(results, built)["compute capabilities"], []).append(dtype)
+    built = "; ".join(f"{gpus} ({', '.join(types)})" for gpus, types in engines.items()) or "–"
     tests = "tests/test_qwen.py" if name == "qwen" else "tests/test_models.py"
-    engines = engine[0] if len(set(engine)) == 1 else "; ".join(engine)
-    return [f"[{name}]({tests})", covers, f"{size} ({preset})", fused, ", ".join(match), ", ".join(network), engines]
+    return [f"[{name}]({tests})", covers, f"{size} ({preset})", fused, ", ".join(match), ", ".join(network), built]
 
 
 def passed(results: Results, test: str) -> dict:
     """What a test measured. Raises UserError where it has not passed."""
-    found = results.get(test, {"outcome": "not run"})
+    found = results.get(test, {"outcome": NOT_RUN})
     if found["outcome"] != "passed":
         raise UserError(test, found["outcome"], "run python -m benchmarks.models, with --only and a part of its name")
     return found
@@ -135,26 +136,37 @@ def passed(results: Results, test: str) -> dict:
 
 def documents(results: Results) -> str:
     """docs/models.md: what the README has no room for. What has not been run says so."""
-    every = [
-        [name, dtype, *_levels(results, LEVELS.format(name, dtype)),
+
+    def found(test: str) -> list[str]:
+        return [_cell(results, test, f"level {number}") for number in (1, 2, 3)]
+
+    typed = [
+        [f"{name}, {dtype}", *found(LEVELS.format(name, dtype)),
          _cell(results, ENGINE.format(name, dtype, CAPABILITIES), "compute capabilities")]
         for name in COVERS for dtype in TYPES
     ]  # fmt: skip
-    repeated = [[name, _cell(results, REPEAT.format(name))] for name in COVERS]
     widths = [
-        [preset, _cell(results, WIDTH.format(preset), "bytes"), *_levels(results, WIDTH.format(preset)),
-         _cell(results, WIDTH.format(preset), "compute capability")]
+        [preset, *found(WIDTH.format(preset)), _cell(results, WIDTH.format(preset), "compute capability"),
+         _cell(results, WIDTH.format(preset), "bytes")]
         for preset in presets()
     ]  # fmt: skip
-    published = json.loads(PUBLISHED.read_text())
-    sizes = [[preset, _cell(results, PRESET.format(preset), "counted"), f"[{found['parameters']}]({found['source']})"]
-             for preset, found in published.items()]  # fmt: skip
-    levels = ("PyTorch ↔ exported", "exported ↔ portable", "portable ↔ network")
-    parts = [TEXT["head"], TEXT["types"], _markdown(("family", "type", *levels, "engine for"), every)]
-    parts += [TEXT["widths"], _markdown(("model", "bytes", *levels, "engine for"), widths)]
-    parts += [TEXT["repeat"], _markdown(("family", "repeated as traced whole"), repeated)]
+    repeated = [[name, _cell(results, REPEAT.format(name))] for name in COVERS]
+    published = {preset: (each["parameters"], each["source"]) for preset, each in json.loads(PUBLISHED.read_text()).items()}
+    sizes = [[preset, _cell(results, PRESET.format(preset), "counted"), f"[{said}]({source})"]
+             for preset, (said, source) in published.items()]  # fmt: skip
+    levels = ("PyTorch ↔ exported", "exported ↔ portable", "portable ↔ network", "engine for")
+    parts = [TEXT["head"], TEXT["types"], _ran(("family", *levels), typed)]
+    parts += [TEXT["widths"], _ran(("model", *levels, "bytes"), widths)]
+    parts += [TEXT["repeat"], _ran(("family", "as traced whole"), repeated)]
     parts += [TEXT["presets"], _markdown(("preset", "parameters", "published"), sizes)]
     return "\n\n".join(parts) + "\n"
+
+
+def _ran(heading: Sequence[str], rows: list[list[str]]) -> str:
+    """What was run as a table, and the rest by name."""
+    ran = [row for row in rows if set(row[1:]) != {NOT_RUN}]
+    rest = "; ".join(row[0] for row in rows if row not in ran)
+    return "\n\n".join(([_markdown(heading, ran)] if ran else []) + ([f"Not run: {rest}."] if rest else []))
 
 
 TEXT = {
@@ -181,12 +193,8 @@ Parameters counted in the model that a preset describes, beside what its makers 
 }
 
 
-def _levels(results: Results, test: str) -> list[str]:
-    return [_cell(results, test, f"level {number}") for number in (1, 2, 3)]
-
-
 def _cell(results: Results, test: str, measured: str | None = None) -> str:
-    found = results.get(test, {"outcome": "not run"})
+    found = results.get(test, {"outcome": NOT_RUN})
     value = found["outcome"] if measured is None or found["outcome"] != "passed" else found[measured]
     return f"{int(value):,}" if value.isdigit() else value
 

@@ -1,0 +1,58 @@
+"""The README's table of models: made of what tests found, and of nothing else."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.models import COVERS, DETAILS, LEVELS, README, RESULTS, TESTS, documents, put, read, table
+from contracts.errors import UserError
+from tests.families import FAMILIES
+
+ROOT = Path(__file__).parents[1]
+STORED = json.loads(RESULTS.read_text())
+
+
+def test_the_tables_are_what_the_results_say():
+    assert put(README.read_text(), table(STORED)) == README.read_text()
+    assert documents(STORED) == DETAILS.read_text()
+
+
+def test_every_family_has_a_row():
+    assert COVERS.keys() == FAMILIES.keys()
+
+
+def test_results_are_of_tests_that_there_are():
+    for name in STORED:
+        file, function = name.partition("[")[0].split("::")
+        assert file in TESTS
+        assert f"def {function}(" in (ROOT / file).read_text()
+
+
+@pytest.mark.parametrize("outcome", ["failure", "skipped", None])
+def test_no_row_without_its_test(outcome):
+    test = LEVELS.format("gpt2", "float32")
+    others = {name: found for name, found in STORED.items() if name != test}
+    with pytest.raises(UserError, match=r"agrees\[gpt2-float32\]: " + (outcome or "not run")):
+        table(others if outcome is None else others | {test: {"outcome": outcome}})
+
+
+def test_what_pytest_writes_is_read(tmp_path):
+    (tmp_path / "test_some.py").write_text(
+        "import pytest\n"
+        "def test_good(record_property): record_property('level 1', '2e-7')\n"
+        "def test_bad(record_property):\n    record_property('level 1', '2e-7')\n    assert False\n"
+        "def test_left_out(): pytest.skip('why not')\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--junitxml", "found.xml", "test_some.py"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    found = read(tmp_path / "found.xml")
+    assert found == {
+        "test_some.py::test_good": {"outcome": "passed", "seconds": 0, "level 1": "2e-7"},
+        "test_some.py::test_bad": {"outcome": "failure", "seconds": 0, "level 1": "2e-7"},
+        "test_some.py::test_left_out": {"outcome": "skipped", "seconds": 0},
+    }
+    with pytest.raises(UserError, match="is no run of pytest"):
+        read(tmp_path / "test_some.py")
