@@ -19,6 +19,7 @@ from models.packed import REMEDY, PackedWeight, is_packed, load_packed
 FILE = "packed.data"
 ALIGNMENT = 64
 OPSET, IR_VERSION = 21, 10  # the first with blocks and types of 4 bits; nothing else that export writes changed since its own
+BLOCKS = (1, 16, 32, 64, 128, 256)
 FLOATS = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16, torch.bfloat16: ir.DataType.BFLOAT16}
 
 
@@ -38,7 +39,7 @@ def write_packed(model: ir.Model, checkpoint: Checkpoint, dtype: str, folder: Pa
         inputs = _constants(name, weight, order, getattr(torch, dtype), folder / FILE, checkpoint)
         for constant in inputs:
             graph.initializers.add(constant)
-        attributes = {"axis": 0, "block_size": len(weight.q) // len(weight.scales)}
+        attributes = {"axis": 0, "block_size": len(weight.q) // inputs[1].shape[0]}
         dequantise = ir.node("DequantizeLinear", inputs, attributes, name=f"{name}/dequantise")
         dequantise.outputs[0].name = f"{name}_dequantised"
         for transpose, _ in list(value.uses()):
@@ -66,19 +67,27 @@ def _constants(
     if not torch.equal(groups, groups[:, :1].expand_as(groups)):
         raise UserError(checkpoint.folder, f"the groups of {name} differ in size", REMEDY)
     middle = 1 << (weight.bits - 1)
-    q, zeros = weight.q[order], weight.zeros
+    parts = _parts(len(weight.q) // len(weight.scales))
+    q, zeros, scales = weight.q[order], weight.zeros.repeat_interleave(parts, 0), weight.scales.repeat_interleave(parts, 0)
     symmetric = bool((zeros == middle).all())
     if weight.bits == 8 and not symmetric:
         raise UserError(
             checkpoint.folder, f"{name} has 8 bits with zeros off their middle, which TensorRT has no form for", REMEDY
         )
-    scales = _external(f"{name}_scales", FLOATS[dtype], zeros.shape, weight.scales.to(dtype).view(torch.uint8), file)
+    scales = _external(f"{name}_scales", FLOATS[dtype], zeros.shape, scales.to(dtype).view(torch.uint8), file)
     if symmetric:
         kind = {4: ir.DataType.INT4, 8: ir.DataType.INT8}[weight.bits]
         return [_external(f"{name}_q", kind, q.shape, _bytes(q ^ middle, weight.bits), file), scales]
     parts = [(f"{name}_q", q), (f"{name}_zeros", zeros)]
     q, zeros = (_external(part, ir.DataType.UINT4, each.shape, _bytes(each, 4), file) for part, each in parts)
     return [q, scales, zeros]
+
+
+def _parts(group_size: int) -> int:
+    """How many blocks a group becomes, all with its scale: TensorRT and onnxruntime have kernels for 16 to 256."""
+    if group_size <= BLOCKS[-1]:
+        return 1
+    return group_size // max(block for block in BLOCKS if group_size % block == 0)
 
 
 def _bytes(values: torch.Tensor, bits: int) -> torch.Tensor:

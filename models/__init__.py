@@ -16,6 +16,7 @@ from contracts.errors import UserError
 from models import checkpoint as checkpoints
 from models.checkpoint import CONFIG, Checkpoint
 from models.dimensions import Dimensions
+from models.packed import check_biases
 
 __all__ = ["Checkpoint", "Dimensions", "architecture", "checkpoint_folder", "load_model", "meta_model", "open_checkpoint"]
 
@@ -66,8 +67,10 @@ def meta_model(checkpoint: Checkpoint) -> nn.Module:
     """The checkpoint's architecture without weights (device "meta", eval mode), its tensors' names and shapes checked
     against the files. Raises UserError for an architecture that is not supported, a missing tensor, a wrong shape."""
     model = architecture(checkpoint.config, checkpoint.folder / CONFIG)
-    for name, tensor in model.state_dict().items():
+    tensors = model.state_dict()
+    for name, tensor in tensors.items():
         checkpoint.entry(name, tuple(tensor.shape))
+    check_biases(checkpoint, tensors)
     return model
 
 

@@ -8,6 +8,7 @@
 place divided by the group's size, unless inputs were quantised in the order of their activations ("desc_act").
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a word the outputs 0, 1, 2 ... lie
 WORD = 32
 WEIGHT, PACKED = ".weight", ".qweight"
+PACKINGS = ("awq", "gptq")
 REMEDY = "use a checkpoint in another format, or the model's own, with --quantize"
 
 
@@ -50,6 +52,15 @@ def packed_shape(checkpoint: "Checkpoint", name: str) -> tuple[int, int]:
     method, bits = _method(checkpoint)
     rows, columns = checkpoint.tensors[_part(name, PACKED)].shape
     return (columns * WORD // bits, rows) if method == "awq" else (columns, rows * WORD // bits)
+
+
+def check_biases(checkpoint: "Checkpoint", names: Collection[str]) -> None:
+    """AutoGPTQ gives every packed product a bias, zeros where the model has none. Raises UserError for one that is not
+    zero and that the model, whose tensors are called `names`, would leave out."""
+    for name in names:
+        bias = _part(name, ".bias")
+        if is_packed(checkpoint, name) and bias in checkpoint.tensors and bias not in names and checkpoint.load(bias).any():
+            raise UserError(checkpoint.folder, f"{bias} is not zero, but the model has no such bias", REMEDY)
 
 
 def load_packed(checkpoint: "Checkpoint", name: str) -> PackedWeight:

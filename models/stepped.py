@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicCache
 
 from contracts.errors import UserError
 from models.dimensions import Dimensions
+from models.packed import PACKINGS
 
 transformers_logging.set_verbosity_error()
 
@@ -63,10 +64,13 @@ def build(model_class: type[PreTrainedModel], config: dict, where: object, requi
     for key in (*REQUIRED, *required):
         if key not in config and own_names.get(key) not in config:
             raise UserError(where, f"has no '{own_names.get(key, key)}'", "use the config.json that came with the weights")
-    if config.get("quantization_config"):
-        raise UserError(where, "describes quantised weights", "use a checkpoint that is not quantised")
+    if (config.get("quantization_config") or {}).get("quant_method", PACKINGS[0]) not in PACKINGS:
+        raise UserError(
+            where, "describes quantised weights", f"use a checkpoint of {' or '.join(PACKINGS)}, or the model's own"
+        )
     try:
-        parsed = model_class.config_class.from_dict({key: value for key, value in config.items() if key != "auto_map"})
+        plain = {key: value for key, value in config.items() if key not in ("auto_map", "quantization_config")}
+        parsed = model_class.config_class.from_dict(plain)
         parsed._attn_implementation = "sdpa"
         if getattr(parsed, "activation_function", None) == "gelu_new":
             parsed.activation_function = "gelu_pytorch_tanh"  # the same function, as one operator of torch

@@ -1,4 +1,4 @@
-"""tiny-qwen's first layer as AutoAWQ or GPTQ would have saved it: small checkpoints with packed weights, and what they stand for."""
+"""Checkpoints as AutoAWQ or GPTQ would have saved them, and the weights that they stand for."""
 
 import json
 import shutil
@@ -7,26 +7,31 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from models import checkpoint_folder
-
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-GROUP = 64
 
 
 def write_packed_checkpoint(
-    out: Path, method: str, bits: int = 4, symmetric: bool = False, act_order: bool = False, version: str = ""
+    source: Path,
+    out: Path,
+    method: str,
+    bits: int = 4,
+    group_size: int = 32,
+    symmetric: bool = False,
+    act_order: bool = False,
+    version: str = "",
 ) -> dict[str, torch.Tensor]:
-    """Writes the checkpoint; returns, by name, the float32 weights [out, in] that it stands for."""
-    source, random = checkpoint_folder("tiny-qwen"), torch.Generator().manual_seed(0)
+    """Writes the first layer of the checkpoint `source`, packed; returns, by name, the float32 weights [out, in] that it
+    stands for. `group_size`: inputs that share a scale; -1: all."""
+    random = torch.Generator().manual_seed(0)
     tensors, exact = {}, {}
     for name, weight in load_file(source / "model.safetensors").items():
-        if ".h." in name and ".h.0." not in name:
+        if any(part.isdigit() and int(part) > 0 for part in name.split(".")):
             continue
-        if weight.ndim < 2 or "wte" in name or "lm_head" in name:
+        if weight.ndim < 2 or any(part in name for part in ("wte", "embed", "lm_head")):
             tensors[name] = weight.half()
             continue
         features = weight.shape[1]
-        group = torch.arange(features) // GROUP
+        group = torch.arange(features) // (group_size if group_size > 0 else features)
         if act_order:
             group = group[torch.randperm(features, generator=random)]
         q, zeros, scales = _rounded(weight.float().T, group, bits, symmetric)
@@ -40,13 +45,16 @@ def write_packed_checkpoint(
             count = 32 // bits
             words = [_words(q.T.reshape(q.shape[1], -1, count), bits).T, _words(stored.reshape(len(stored), -1, count), bits)]
             tensors[f"{prefix}.g_idx"] = group.int()
+            tensors.setdefault(f"{prefix}.bias", torch.zeros(len(weight)).half())  # as AutoGPTQ does, bias or none
         tensors[f"{prefix}.qweight"], tensors[f"{prefix}.qzeros"] = (each.contiguous() for each in words)
     out.mkdir(parents=True)
     save_file(tensors, out / "model.safetensors")
-    shutil.copy(source / "qwen.tiktoken", out)
+    if (source / "qwen.tiktoken").exists():
+        shutil.copy(source / "qwen.tiktoken", out)
     config = json.loads((source / "config.json").read_text()) | {"torch_dtype": "float16", "num_hidden_layers": 1}
+    config.pop("layer_types", None)  # of as many layers as there were
     key = "version" if method == "awq" else "checkpoint_format"
-    config["quantization_config"] = {"quant_method": method, "bits": bits, "group_size": GROUP} | (
+    config["quantization_config"] = {"quant_method": method, "bits": bits, "group_size": group_size} | (
         {key: version} if version else {}
     )
     (out / "config.json").write_text(json.dumps(config))

@@ -1,4 +1,5 @@
-"""Checkpoints of AutoAWQ and GPTQ: exact to the weights they stand for, from export to TensorRT's network."""
+"""Checkpoints of AutoAWQ and GPTQ, of Qwen's shape and of LLaMA's: exact to the weights they stand for, from export to
+TensorRT's network."""
 
 import json
 from argparse import Namespace
@@ -8,13 +9,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from families import checkpoint as family_checkpoint
+from families import shared_folder
 from onnx import TensorProto, numpy_helper
-from packed_checkpoints import GROUP, write_packed_checkpoint
+from packed_checkpoints import write_packed_checkpoint
+from safetensors.torch import load_file, save_file
 
 from contracts.errors import UserError
 from contracts.weights import load_graph
 from export.__main__ import export
-from models import load_model, meta_model, open_checkpoint
+from models import checkpoint_folder, load_model, meta_model, open_checkpoint
 from runtime.graphs import open_graph
 from surgery.__main__ import main
 from validate.compare import compare
@@ -27,12 +31,23 @@ from validate.scenarios import make_scenarios, random_tokens
 
 KINDS = {
     "awq": dict(method="awq"),
+    "awq, 16": dict(method="awq", group_size=16),
+    "awq, whole": dict(method="awq", group_size=-1),
     "gptq": dict(method="gptq"),
     "gptq-act-order": dict(method="gptq", act_order=True),
+    "gptq-act-order-symmetric, 16": dict(method="gptq", act_order=True, symmetric=True, group_size=16),
     "gptq-v2-symmetric": dict(method="gptq", symmetric=True, version="gptq_v2"),
+    "gptq-symmetric, whole": dict(method="gptq", symmetric=True, group_size=-1),
     "gptq-8-bits": dict(method="gptq", bits=8, symmetric=True),
 }
-PRODUCTS = 5
+PRODUCTS = {"tiny-qwen": 5, "llama": 7, "qwen2": 7}  # qwen2's have biases
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """The folder of a small checkpoint in floats, by name."""
+    shared = shared_folder(tmp_path_factory)
+    return lambda name: checkpoint_folder(name) if name == "tiny-qwen" else family_checkpoint(name, shared)
 
 
 def export_float32(checkpoint: Path, out: Path) -> Path:
@@ -41,32 +56,45 @@ def export_float32(checkpoint: Path, out: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_unpacking_is_exact(kind, tmp_path):
-    exact = write_packed_checkpoint(tmp_path / "checkpoint", **KINDS[kind])
+@pytest.mark.parametrize("model", PRODUCTS)
+def test_unpacking_is_exact(model, kind, source, tmp_path):
+    exact = write_packed_checkpoint(source(model), tmp_path / "checkpoint", **KINDS[kind])
     loaded = load_model(open_checkpoint(tmp_path / "checkpoint"), torch.float32).state_dict()
-    assert len(exact) == PRODUCTS
+    assert len(exact) == PRODUCTS[model]
     for name, weight in exact.items():
         assert torch.equal(loaded[name], weight), name
 
 
-@pytest.mark.parametrize("kind", ["awq", "gptq-act-order", "gptq-8-bits"])
-def test_from_checkpoint_to_network(kind, tmp_path):
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [
+        ("tiny-qwen", "awq"),
+        ("tiny-qwen", "gptq-8-bits"),
+        ("tiny-qwen", "awq, whole"),
+        ("llama", "awq, 16"),
+        ("llama", "gptq-act-order"),
+        ("qwen2", "gptq-act-order"),
+    ],
+)
+def test_from_checkpoint_to_network(model, kind, source, tmp_path):
     """The exported graph's own bytes dequantise to the checkpoint's weights, bit by bit; and every later graph computes
     with them, zeros off the middle and inputs out of order included."""
-    exact = write_packed_checkpoint(tmp_path / "checkpoint", **KINDS[kind])
+    exact = write_packed_checkpoint(source(model), tmp_path / "checkpoint", **KINDS[kind])
     exported = export_float32(tmp_path / "checkpoint", tmp_path / "export")
     proto = onnx.load(exported)
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     nodes = [node for node in proto.graph.node if node.op_type == "DequantizeLinear"]
-    assert len(nodes) == PRODUCTS
+    assert len(nodes) == PRODUCTS[model]
     for node in nodes:
         q, scales, *zeros = (tensors[name].astype(np.float32) for name in node.input)
         zeros = zeros[0] if zeros else np.zeros_like(scales)
-        dequantised = (q - zeros.repeat(GROUP, axis=0)) * scales.repeat(GROUP, axis=0)
+        assert len(q) // len(scales) <= 256  # as many as kernels take
+        scales, zeros = (np.atleast_2d(each).repeat(len(q) // len(np.atleast_2d(each)), axis=0) for each in (scales, zeros))
+        dequantised = (q - zeros) * scales
         name = node.input[0].removesuffix("_q")
         order = tensors.get(f"{name}_order", np.arange(len(q)))
         assert np.array_equal(dequantised, exact[name].numpy().T[order]), name
-    assert (f"{name}_order" in tensors) == (kind == "gptq-act-order")
+    assert (f"{name}_order" in tensors) == ("act-order" in kind)
 
     assert main([str(exported), "--out", str(tmp_path / "surgery"), "--capacity", "64"]) == 0
     portable = open_graph(tmp_path / "surgery" / "model.onnx")
@@ -81,9 +109,22 @@ def test_from_checkpoint_to_network(kind, tmp_path):
     assert not [output for outcome in outcomes for output in outcome.outputs if output.beyond(1e-5)]
 
 
-def test_what_cannot_be_read_is_refused(tmp_path):
+def test_a_bias_of_zeros_is_left_out_and_no_other(source, tmp_path):
+    """AutoGPTQ writes a bias of zeros beside the weights of a LLaMA."""
     folder = tmp_path / "checkpoint"
-    write_packed_checkpoint(folder, "awq")
+    write_packed_checkpoint(source("llama"), folder, "gptq")
+    tensors = load_file(folder / "model.safetensors")
+    bias = "model.layers.0.self_attn.q_proj.bias"
+    meta_model(open_checkpoint(folder))
+    tensors[bias][3] = 0.5
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UserError, match="q_proj\\.bias is not zero"):
+        meta_model(open_checkpoint(folder))
+
+
+def test_what_cannot_be_read_is_refused(source, tmp_path):
+    folder = tmp_path / "checkpoint"
+    write_packed_checkpoint(source("tiny-qwen"), folder, "awq")
     config = json.loads((folder / "config.json").read_text())
 
     def refusal(**changed: object) -> str:
