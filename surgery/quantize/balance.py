@@ -3,32 +3,25 @@
     y = x @ W  =  (x / s) @ (diag(s) W)
 
 x / s is free where s goes into what makes x: the weight of a norm, or the outputs of the product before (of values,
-whose sums attention only mixes, and of the half of a gated layer that no activation bends). s is searched on text:
-
-    awq           s = mean|x|^α or mean|x|^α / mean|W|^(1 - α)      least |x W - (x / s) Q(diag(s) W)|²
-    smoothquant   s = max|x|^α / max|W|^(1 - α)                     least |x W - Q(x / s) Q(diag(s) W)|²
-
-AWQ: Lin et al. 2023 (arXiv 2306.00978). SmoothQuant: Xiao et al. 2022 (arXiv 2211.10438), its α searched, too.
+whose sums attention only mixes, and of the half of a gated layer that no activation bends). search.py finds s.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_graphsurgeon as gs
 import torch
 
 from surgery.graph import Graph, NoMatch, need, only_consumer, operands, producer, static_dim
+from surgery.quantize.feedback import Feedback
 from surgery.quantize.formats import Format
+from surgery.quantize.inputs import Inputs
 from surgery.quantize.linears import Linear
-from surgery.quantize.rounding import quantise, round_to, scales_of
-from surgery.quantize.slabs import slabs
-from surgery.quantize.writing import block_of, scaled_vector
+from surgery.quantize.search import search
+from surgery.quantize.writing import scaled_vector
 
 NORMS = ("RMSNormalization", "LayerNormalization")
-ALPHAS = torch.linspace(0, 1, 11)
-SAMPLES = 1024  # tokens that a search multiplies with
-ROWS = 1 << 22  # weights that it holds at once
+Divide = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(eq=False)
@@ -37,8 +30,10 @@ class Group:
 
     x: gs.Tensor
     linears: list[Linear]
-    divide: Callable[[torch.Tensor], torch.Tensor] | None = None
-    largest: float = 0.0  # of |x / s|
+    divide: Divide | None = None
+    behind: Linear | None = None  # the product whose outputs `divide` divides; None where it is a norm
+    inputs: Inputs | None = None  # what they have read so far
+    largest: float | None = None  # of |x / s|, once s is known
 
 
 def find_groups(graph: Graph, linears: list[Linear], fold: bool) -> list[Group]:
@@ -50,80 +45,43 @@ def find_groups(graph: Graph, linears: list[Linear], fold: bool) -> list[Group]:
     by_node = {id(group.linears[0].node): group for group in groups.values()}
 
     def find(graph: Graph, node: gs.Node) -> None:
-        by_node[id(node)].divide = _divider(graph, by_node[id(node)], own)
+        group = by_node[id(node)]
+        group.divide, group.behind = _divider(graph, group, own)
 
     if fold:
         graph.match(find, [group.linears[0].node for group in groups.values()])
     return list(groups.values())
 
 
-def balance(graph: Graph, group: Group, x: np.ndarray, form: Format, group_size: int) -> None:
-    """Sets what the group's products are rounded with, from what they read, float32 [tokens, in]."""
-    x = torch.from_numpy(x)
-    scales = torch.ones(x.shape[1])
+def balance(graph: Graph, group: Group, form: Format, group_size: int) -> None:
+    """Sets what the group's products are rounded with, from what they have read."""
+    scales = torch.ones_like(group.inputs.largest)
     if form.balance and group.divide is not None:
-        scales = group.divide(_search(graph, group, x, form, group_size))
-    group.largest = float((x.abs().amax(0) / scales).max())
+        scales = group.divide(search(graph, group.linears, group.inputs, form, group_size))
+    group.largest = float((group.inputs.largest / scales).max())
+    feedback = Feedback(group.inputs, scales) if group.inputs.products else None
     for linear in group.linears:
-        linear.columns = scales
-        if form.balance == "awq":
-            linear.importance = (x / scales).square().mean(0)
+        linear.columns, linear.feedback = scales, feedback
+    group.inputs = None
 
 
-def _search(graph: Graph, group: Group, x: torch.Tensor, form: Format, group_size: int) -> torch.Tensor:
-    """The candidate with which the products' outputs are least wrong."""
-    candidates = _candidates(graph, group, x, form)
-    errors = torch.zeros(len(candidates), dtype=torch.float64)
-    sample = x[:: max(len(x) // SAMPLES, 1)]
-    if not form.activations and len(x) > x.shape[1]:
-        sample = torch.linalg.qr(x, mode="r").R  # |x E| = |R E|, with fewer rows
-    for linear in group.linears:
-        block = block_of(linear.features, group_size) if form.blocks else linear.features
-        for _, rows in slabs(graph, linear.weight, linear.by_output, ROWS):
-            exact = sample @ rows.T
-            for index, scales in enumerate(candidates):
-                q, steps = quantise(rows * scales, form.values, block, linear.dtype)
-                rounded = (q.reshape(len(rows), -1, block) * steps[..., None]).reshape(rows.shape)
-                ours = sample / scales
-                if form.activations:
-                    step = scales_of((x.abs().amax(0) / scales).max(), form.values, linear.dtype)
-                    ours = round_to(ours / step, form.values) * step
-                errors[index] += (ours @ rounded.T - exact).square().sum()
-    return candidates[int(errors.argmin())]
-
-
-def _candidates(graph: Graph, group: Group, x: torch.Tensor, form: Format) -> list[torch.Tensor]:
-    """Scales [in] for each α, 1 at the first; spread evenly around 1."""
-    awq = form.balance == "awq"
-    weights, outputs = torch.zeros(x.shape[1]), 0
-    for linear in group.linears:
-        for _, rows in slabs(graph, linear.weight, linear.by_output, ROWS):
-            weights = weights + rows.abs().sum(0) if awq else torch.maximum(weights, rows.abs().amax(0))
-            outputs += len(rows)
-    activations = (x.abs().mean(0) if awq else x.abs().amax(0)).clamp(min=1e-5)
-    weights = (weights / outputs if awq else weights).clamp(min=1e-5)
-    found = [torch.ones_like(weights)]
-    found += [activations**alpha / weights ** (1 - alpha) for alpha in ALPHAS]
-    found += [activations**alpha for alpha in ALPHAS[1:]] if awq else []
-    return [scales / (scales.max() * scales.min()).sqrt() for scales in found]
-
-
-def _divider(graph: Graph, group: Group, own: dict[int, Linear]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What divides the group's input by s, and returns the s that it could. Raises NoMatch."""
+def _divider(graph: Graph, group: Group, own: dict[int, Linear]) -> tuple[Divide, Linear | None]:
+    """What divides the group's input by s, and returns the s that it could; and the product that it does so in, if it is
+    one. Raises NoMatch."""
     x = group.x
     if (norm := producer(x, *NORMS)) is not None:
         members = {id(linear.node) for linear in group.linears}
         need(all(id(node) in members for node in x.outputs) and not graph.is_output(x), "what it reads is read by others, too")
         need(all(isinstance(tensor, gs.Constant) for tensor in norm.inputs[1:]), "the norm before it has no constant weight")
-        return lambda scales: _divide_norm(graph, norm, scales)
+        return lambda scales: _divide_norm(graph, norm, scales), None
     product = producer(x, "Mul")
     if product is not None:
         for factor, _ in operands(product):
             if only_consumer(factor) is product and (behind := _behind(factor, own)) is not None:
-                return lambda scales: _divide_rows(*behind, scales)
+                return lambda scales: _divide_rows(*behind, scales), behind[0]
     if (values := _values(x, own)) is not None:
         behind, heads, kv_heads = values
-        return lambda scales: _divide_rows(*behind, scales, heads, kv_heads)
+        return lambda scales: _divide_rows(*behind, scales, heads, kv_heads), behind[0]
     raise NoMatch("nothing before it can take its scales")
 
 

@@ -28,9 +28,11 @@ def quantise_caches(graph: Graph, values: Values, windows: np.ndarray) -> int:
         raise UserError("--kv-cache", "the graph has no growing cache", "leave it out, or export with a cache that grows")
     grown = {id(concat.inputs[1]): (cache, concat) for cache in graph.signature.caches for concat in [_concat(graph, cache)]}
     new = [concat.inputs[1] for _, concat in grown.values()]
+    largest = dict.fromkeys(grown, 0.0)
     for tensor, seen in observe(graph, new, windows):
-        cache, concat = grown[id(tensor)]
-        _quantise(graph, cache, concat, values, max(float(np.abs(each).max()) for each in seen))
+        largest[id(tensor)] = max(largest[id(tensor)], float(np.abs(seen).max()))
+    for key, (cache, concat) in grown.items():
+        _quantise(graph, cache, concat, values, largest[key])
     graph.signature = replace(graph.signature, dtype=values.dtype)
     return len(grown)
 

@@ -10,7 +10,7 @@ from models.tokenizer import open_tokenizer
 from surgery.quantize.options import Request
 
 DEFAULT = Path(__file__).with_name("calibration.txt")  # prose and code, from CPython's documentation and library
-WINDOWS = 16
+WINDOWS = 64
 WINDOW = 256  # tokens
 
 

@@ -9,6 +9,7 @@ from onnx import TensorProto
 
 from contracts.errors import UserError
 from surgery.graph import Graph, onnx_type, producer, rank, static_dim
+from surgery.quantize.feedback import Feedback
 
 BELOW_LOGITS = ("Reshape", "Cast", "Mul", "Div", "Add", "Tanh")  # what may follow the vocabulary's product
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -29,7 +30,8 @@ class Linear:
     is_head: bool
     columns: torch.Tensor | None = None  # [in]
     rows: torch.Tensor | None = None  # [out]
-    importance: torch.Tensor | None = None  # [in]: mean square of x as the rounded weight meets it; None: do not clip
+    feedback: Feedback | None = None  # None: round to the nearest
+    rounded: tuple[gs.Constant, gs.Constant] | None = None  # q [in, out] and its scales, once they are
     names: list[str] = field(default_factory=list)
 
     @property

@@ -27,9 +27,9 @@ Values = dict[str, ort.OrtValue]
 
 def observe(
     graph: Graph, wanted: list[gs.Tensor], windows: np.ndarray, segment: int = SEGMENT
-) -> Iterator[tuple[gs.Tensor, list[np.ndarray]]]:
-    """Yields each wanted tensor with its float32 values, window by window, as the graph reads `windows`, token ids
-    [windows, tokens], each by itself and as a prompt."""
+) -> Iterator[tuple[gs.Tensor, np.ndarray]]:
+    """Yields each wanted tensor once a window, with the float32 values that it has while the graph reads that one of
+    `windows`, token ids [windows, tokens], by itself and as a prompt."""
     sort(graph)
     names = {tensor.name for tensor in wanted}
     segments = list(_segments(_needed(graph, wanted), segment))
@@ -43,11 +43,11 @@ def observe(
         inputs = [value.name for value in session.get_inputs()]
         for values in known:
             found = session.run_with_ort_values([each.name for each in outputs], {name: values[name] for name in inputs})
-            values |= {tensor.name: value for tensor, value in zip(outputs, found)}
-        for tensor in outputs:
-            if tensor.name in names:
-                yield tensor, [values[tensor.name].numpy().astype(np.float32) for values in known]
-        for values in known:
+            for tensor, value in zip(outputs, found):
+                if tensor.name in names:
+                    yield tensor, value.numpy().astype(np.float32)
+                if tensor.name in later:
+                    values[tensor.name] = value
             for name in set(values) - later:
                 del values[name]
 

@@ -31,22 +31,32 @@ def round_to(scaled: torch.Tensor, values: Values) -> torch.Tensor:
     return scaled.round_().clamp_(values.least, values.largest)
 
 
-def quantise(
+def quantise(rows: torch.Tensor, values: Values, block: int, dtype: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights [out, in] as q, float32 [out, in], and scales [out, in / block], stored as `dtype`."""
+    scales = block_scales(rows, values, block, dtype)
+    blocks = rows.reshape(len(rows), -1, block)
+    return round_to(blocks / scales[..., None], values).reshape(rows.shape), scales
+
+
+def block_scales(
     rows: torch.Tensor, values: Values, block: int, dtype: int, importance: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights [out, in] as q, float32 [out, in], and scales [out, in / block], stored as `dtype`.
+) -> torch.Tensor:
+    """Scales [out, in / block] of weights [out, in], stored as `dtype`.
 
     With `importance`, [in], the mean square of what each input carries, a block's range is clipped where that makes the
     product's error smaller: the largest weights are rounded worse so that the others are rounded better.
     """
-    outputs, features = rows.shape
-    blocks = rows.reshape(outputs, features // block, block)
+    blocks = rows.reshape(len(rows), -1, block)
     low, high = blocks.aminmax(dim=-1)
     steps = torch.maximum(low / values.least, high / values.largest)  # both sides fit, and the larger one just so
     if importance is not None:
         steps = steps * _clips(blocks, steps, values, dtype, importance.reshape(-1, block))
-    scales = stored(steps, dtype)
-    return round_to(blocks / scales[..., None], values).reshape(outputs, features), scales
+    return stored(steps, dtype)
+
+
+def dequantised(q: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """q [out, in] times its scales [out, in / block]."""
+    return (q.reshape(*scales.shape, -1) * scales[..., None]).reshape(q.shape)
 
 
 def _clips(blocks: torch.Tensor, steps: torch.Tensor, values: Values, dtype: int, importance: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ y = x @ W  →  DequantizeLinear(QuantizeLinear(x)) @ DequantizeLinear(q, scales
 
 import numpy as np
 import onnx_graphsurgeon as gs
+import torch
 
 from contracts.errors import UserError
 from contracts.signature import QUANTIZED
@@ -13,11 +14,12 @@ from surgery import files
 from surgery.graph import Graph
 from surgery.quantize.balance import Group, balance, find_groups
 from surgery.quantize.caches import quantise_caches
-from surgery.quantize.formats import CACHES, FORMATS, HEADS, TABLES
+from surgery.quantize.formats import CACHES, FORMATS, HEADS, TABLES, Format
+from surgery.quantize.inputs import Inputs
 from surgery.quantize.linears import Linear, excluded, find_linears, find_tables
 from surgery.quantize.observe import observe
 from surgery.quantize.options import Request
-from surgery.quantize.writing import block_of, write_linear, write_rounding, write_table
+from surgery.quantize.writing import has_room, round_linear, write_linear, write_rounding, write_table
 
 
 def quantise(graph: Graph, request: Request, windows: np.ndarray | None) -> int:
@@ -71,16 +73,31 @@ def _quantise_weights(graph: Graph, request: Request, windows: np.ndarray | None
 
 
 def _fitted(graph: Graph, linears: list[Linear], request: Request, windows: np.ndarray) -> dict[int, Group]:
-    """The group of each product, by id, fitted to the text."""
+    """The group of each product, by id, fitted to the text and its weights rounded: each as soon as all is known that it
+    depends on, so that what is known of one layer is forgotten in the next."""
     form = FORMATS[request.format]
-    fits = [each for each in linears if not form.blocks or block_of(each.features, request.group_size)]
+    fits = [linear for linear in linears if has_room(linear, form, request.group_size)]
     groups = {id(group.x): group for group in find_groups(graph, fits, fold=form.balance is not None)}
-    for tensor, values in observe(graph, [group.x for group in groups.values()], windows):
-        balance(
-            graph,
-            groups[id(tensor)],
-            np.concatenate([each.reshape(-1, each.shape[-1]) for each in values]),
-            form,
-            request.group_size,
-        )
+    waiting = list(groups.values())
+    for tensor, values in observe(graph, [group.x for group in waiting], windows):
+        group, x = groups[id(tensor)], torch.from_numpy(values.reshape(-1, values.shape[-1]))
+        group.inputs = group.inputs or Inputs.of(x.shape[1])
+        group.inputs.add(x, form, 1 / len(windows))
+        if group.inputs.tokens == windows.size:
+            balance(graph, group, form, request.group_size)
+            waiting = _round_ready(graph, waiting, form, request.group_size)
     return {id(linear): group for group in groups.values() for linear in group.linears}
+
+
+def _round_ready(graph: Graph, waiting: list[Group], form: Format, group_size: int) -> list[Group]:
+    """Rounds the groups that are balanced and whose outputs no other will divide any more; returns the others."""
+    open_ended = {id(group.behind) for group in waiting if group.largest is None}
+    left = []
+    for group in waiting:
+        if group.largest is None or any(id(linear) in open_ended for linear in group.linears):
+            left.append(group)
+            continue
+        for linear in group.linears:
+            linear.rounded = round_linear(graph, linear, form, group_size)
+            linear.feedback = None
+    return left

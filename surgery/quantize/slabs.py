@@ -14,6 +14,7 @@ from surgery.quantize.rounding import from_numpy
 from surgery.weights import read_array
 
 SLAB = 1 << 18  # weights that are rounded at once: few enough to stay in a core's cache
+ROWS = 1 << 21  # where each input is a step of its own: enough that a step is worth its call
 
 
 def slabs(graph: Graph, weight: gs.Constant, by_output: bool = True, size: int = SLAB) -> Iterator[tuple[int, torch.Tensor]]:
@@ -32,7 +33,7 @@ def slabs(graph: Graph, weight: gs.Constant, by_output: bool = True, size: int =
 
 def balanced_slabs(graph: Graph, linear: Linear) -> Iterator[tuple[int, torch.Tensor]]:
     """The same of a product's weight, as it will be rounded: times what balancing gave its inputs and outputs."""
-    for start, rows in slabs(graph, linear.weight, linear.by_output):
+    for start, rows in slabs(graph, linear.weight, linear.by_output, ROWS if linear.feedback else SLAB):
         if linear.columns is not None:
             rows *= linear.columns
         if linear.rows is not None:

@@ -15,10 +15,10 @@ import torch
 from onnx import TensorProto
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from surgery.graph import Graph, need, onnx_type
+from surgery.graph import Graph, NoMatch, need, onnx_type
 from surgery.quantize.formats import BLOCKS, Format, Values
 from surgery.quantize.linears import Linear
-from surgery.quantize.rounding import from_numpy, packed, quantise, scales_of, to_bytes
+from surgery.quantize.rounding import block_scales, from_numpy, packed, quantise, scales_of, to_bytes
 from surgery.quantize.slabs import balanced_slabs, slabs
 from surgery.weights import add_weight, read_array
 
@@ -26,22 +26,25 @@ from surgery.weights import add_weight, read_array
 def write_linear(graph: Graph, linear: Linear, form: Format, group_size: int, x: gs.Tensor) -> None:
     """Replaces the product by one with a dequantised weight, of the input `x`. Raises NoMatch where the format has no
     room for its sizes."""
-    dtype, values, name = linear.dtype, form.values, linear.node.name
-    need(values.bits == 8 or linear.outputs % 2 == 0, f"{linear.outputs} outputs are no whole number of bytes of 4-bit values")
-    block = block_of(linear.features, group_size) if form.blocks else linear.features
-    need(block, f"{linear.features} input features are no whole number of blocks of {BLOCKS[0]}")
-    data, scales = _rounded(graph, linear, values, block)
-    shape, blocks = [linear.features, linear.outputs], [linear.features // block] * form.blocks
-    q = add_weight(graph, f"{linear.weight.name}_q", values.dtype, shape, iter([data]))
-    stored = add_weight(graph, f"{linear.weight.name}_scales", dtype, [*blocks, linear.outputs], iter([scales]))
+    block, name = block_for(linear, form, group_size), linear.node.name
+    q, scales = linear.rounded or round_linear(graph, linear, form, group_size)
     attrs = {"axis": 0, "block_size": block} if form.blocks else {"axis": 1}
-    weight = graph.new("DequantizeLinear", [q, stored], attrs, f"{name}/weight", dtype, shape)
+    weight = graph.new("DequantizeLinear", [q, scales], attrs, f"{name}/weight", linear.dtype, q.shape)
     result = linear.node.outputs[0]
     if linear.bias is None:
         graph.replace(result, "MatMul", [x, weight], name=name)
         return
     product = graph.new("MatMul", [x, weight], name=name, dtype=onnx_type(result), shape=result.shape)
     graph.replace(result, "Add", [product, scaled_vector(graph, linear.bias, linear.rows)], name=f"{name}/bias")
+
+
+def round_linear(graph: Graph, linear: Linear, form: Format, group_size: int) -> tuple[gs.Constant, gs.Constant]:
+    """The product's weight as q [in, out] and its scales, [in / block, out] or [out], added to the graph's weights."""
+    block = block_for(linear, form, group_size)
+    data, scales = _rounded(graph, linear, form.values, block)
+    shape, blocks = [linear.features, linear.outputs], [linear.features // block] * form.blocks
+    q = add_weight(graph, f"{linear.weight.name}_q", form.values.dtype, shape, iter([data]))
+    return q, add_weight(graph, f"{linear.weight.name}_scales", linear.dtype, [*blocks, linear.outputs], iter([scales]))
 
 
 def write_table(graph: Graph, gather: gs.Node, values: Values) -> None:
@@ -82,9 +85,23 @@ def scaled_vector(graph: Graph, vector: gs.Constant, scales: torch.Tensor | None
     return add_weight(graph, f"{vector.name}_balanced", dtype, [len(values)], iter([to_bytes(values, dtype)]))
 
 
-def block_of(features: int, group_size: int) -> int | None:
-    """The largest block, at most `group_size`, that divides the inputs."""
-    return next((block for block in reversed(BLOCKS) if block <= group_size and features % block == 0), None)
+def block_for(linear: Linear, form: Format, group_size: int) -> int:
+    """How many weights share a scale: the largest block, at most `group_size`, that divides the inputs, or all of them.
+    Raises NoMatch where there is none, or no room for it."""
+    whole = form.values.bits == 8 or linear.outputs % 2 == 0
+    need(whole, f"{linear.outputs} outputs are no whole number of bytes of 4-bit values")
+    if not form.blocks:
+        return linear.features
+    fitting = [block for block in BLOCKS if block <= group_size and linear.features % block == 0]
+    need(fitting, f"{linear.features} input features are no whole number of blocks of {BLOCKS[0]}")
+    return fitting[-1]
+
+
+def has_room(linear: Linear, form: Format, group_size: int) -> bool:
+    try:
+        return block_for(linear, form, group_size) > 0
+    except NoMatch:
+        return False
 
 
 def _rounded(graph: Graph, linear: Linear, values: Values, block: int) -> tuple[np.ndarray, np.ndarray]:
@@ -92,7 +109,11 @@ def _rounded(graph: Graph, linear: Linear, values: Values, block: int) -> tuple[
     data = torch.empty(linear.features, linear.outputs * values.bits // 8, dtype=torch.uint8)
     scales = torch.empty(linear.features // block, linear.outputs)
     for start, rows in balanced_slabs(graph, linear):
-        q, scale = quantise(rows, values, block, linear.dtype, linear.importance)
+        if linear.feedback is None:
+            q, scale = quantise(rows, values, block, linear.dtype)
+        else:
+            scale = block_scales(rows, values, block, linear.dtype, linear.feedback.importance)
+            q = linear.feedback.rounded(rows, scale, values)
         data[:, start * values.bits // 8 : (start + len(rows)) * values.bits // 8] = packed(q, values)
         scales[:, start : start + len(rows)] = scale.T
     return data.numpy(), to_bytes(scales, linear.dtype)
