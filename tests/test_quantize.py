@@ -8,9 +8,10 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from test_surgery import refusal
 
+from contracts.errors import UserError
 from contracts.weights import ORT_ROOT_OPTION, load_graph, weights_root
 from models import checkpoint_folder
 from models.tokenizer import open_tokenizer
@@ -27,11 +28,13 @@ from surgery.quantize.rounding import block_scales, dequantised, quantise, round
 from surgery.quantize.slabs import balanced_slabs
 from surgery.runner import apply, make_plan
 from tests.graphs import weightless
+from validate.levels import Pipeline, token_level
 from validate.network.compare import compare, default_tolerance
 from validate.network.evaluate import Evaluator
 from validate.network.inputs import make_feeds
 from validate.network.parse import parse
 from validate.network.runner import to_numpy
+from validate.report import make_report, render
 
 LAYERS, CAPACITY = 4, 64
 PRODUCTS = 5 * LAYERS + 1
@@ -159,7 +162,8 @@ def test_tensorrt_understands_every_format(quantised, name):
 
 
 def assert_parted_by_rounding(network, model: onnx.ModelProto, folder: Path, feeds: dict) -> None:
-    """The first activations that differ were the same before they were rounded, and few are off, by one step."""
+    """The first activations that differ were the same before they were rounded, half-way between two numbers, and went
+    to either side: float32 sums in another order differ in their last bits, which is all that it takes."""
     rounded = [node for node in model.graph.node if node.op_type == "QuantizeLinear" and node.output[0] in network.tensors]
     around = [name for node in rounded for name in (node.input[0], node.output[0])]
     names = [name for name in dict.fromkeys(around) if name in network.tensors]
@@ -178,6 +182,31 @@ def assert_parted_by_rounding(network, model: onnx.ModelProto, folder: Path, fee
     eight_bits = expected[node.output[0]].dtype == np.int8
     step = 1 if eight_bits else np.maximum(np.abs(ours), np.abs(theirs))[different] / 8  # fp8 has 3 bits behind the first
     assert np.all(np.abs(ours - theirs)[different] <= step)
+    scale = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
+    scaled, halves = before[0] / numpy_helper.to_array(scale), (ours + theirs) / 2
+    assert np.abs(scaled - halves)[different].max() < 1e-3 * np.abs(scaled).max()
+
+
+@pytest.mark.parametrize("name", ["int8", "fp8"])
+def test_a_value_half_way_goes_to_either_side(name, tmp_path):
+    """Why graphs that round activations are allowed more than others: x and its nearest neighbours in float32, half-way
+    between two numbers of the small type, become both of them; so what computes x may not differ by a bit."""
+    values, half = {"int8": (INT8, 2.5), "fp8": (FP8, 17.0)}[name]
+    lower, upper = {"int8": (2, 3), "fp8": (16, 18)}[name]
+    zero = TensorProto(name="zero", data_type=values.dtype, raw_data=b"\0")
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+    ]
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [3]) for name in "xy"]
+    tensors = [numpy_helper.from_array(np.array(1, np.float32), "scale"), zero]
+    graph = helper.make_graph(nodes, "half", infos[:1], infos[1:], tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), tmp_path / "model.onnx")
+    half = np.float32(half)
+    x = np.array([np.nextafter(half, np.float32(0)), half, np.nextafter(half, np.float32(99))])
+    evaluated = to_numpy(Evaluator(parse(tmp_path / "model.onnx"))({"x": x})["y"])
+    (run,) = ort.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    assert evaluated.tolist() == run.tolist() == [lower, lower, upper]  # a tie goes to the even one
 
 
 @pytest.mark.parametrize("name", ["int8", "fp8"])
@@ -278,6 +307,34 @@ def test_rounding_keeps_what_is_exact_and_clips_where_that_helps(values, block):
     assert better < plain or values is not INT4
 
 
+@pytest.mark.parametrize(("values", "taken"), [(INT8, False), (INT4, True)])
+def test_scales_are_positive(values, taken, tmp_path):
+    """TensorRT's reference asks all scales of a dequantising layer to be strictly positive. Its parser refuses others
+    beside int8, and says nothing beside int4: so nothing but this rounding sees to it."""
+    rows = torch.randn(4, 64, generator=torch.Generator().manual_seed(4))
+    rows[1] = 0
+    q, scales = quantise(rows, values, 32, TensorProto.FLOAT)
+    assert (scales > 0).all()
+    for sign in (1, -1):
+        tensors = [helper.make_tensor("q", values.dtype, [64, 4], q.T.to(torch.int8).flatten().tolist()),
+                   numpy_helper.from_array(scales.T.contiguous().numpy() * sign, "scales")]  # fmt: skip
+        nodes = [
+            helper.make_node("DequantizeLinear", ["q", "scales"], ["w"], axis=0, block_size=32),
+            helper.make_node("MatMul", ["x", "w"], ["y"]),
+        ]
+        infos = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", [2, 64]), ("y", [2, 4]))
+        ]
+        graph = helper.make_graph(nodes, "scales", infos[:1], infos[1:], tensors)
+        path = tmp_path / f"{sign}.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+        if sign == 1 or taken:
+            parse(path)
+        else:
+            with pytest.raises(UserError, match="Scale coefficients must all be positive"):
+                parse(path)
+
+
 def test_later_weights_make_up_for_earlier_ones():
     """The outputs' error on inputs that go together falls far below that of rounding to the nearest; on inputs that do
     not, both are the same."""
@@ -300,6 +357,30 @@ def test_later_weights_make_up_for_earlier_ones():
         assert (errors[1] == errors[0]) == (ratio == 1)
         exact = (together @ (dequantised(q, scales) - rows).T).square().sum()
         assert x is alone or 0.5 * exact < inputs.error(dequantised(q, scales) - rows) < 2 * exact
+
+
+def test_the_report_shows_what_the_format_costs(quantised, tiny_export):
+    folder = quantised("--quantize", "int4", "--group-size", "64")
+    source, files = checkpoint_folder("tiny-qwen"), (tiny_export, folder, folder / "float")
+    exported, model, before = (each / "model.onnx" for each in files)
+    pipeline = Pipeline(exported, model, before, lowered=None, engine=None, checkpoint=source, text=None, results=None)
+    tokenizer, text = open_tokenizer(source), (source / "heldout.txt").read_text(encoding="utf-8")
+    portable = open_graph(model, "portable")
+    level = token_level(pipeline, portable, tokenizer, tokenizer.encode(text[:4000]))
+    cost, (reading,) = level.tokens.cost, level.tokens.readings
+    assert cost.before.mean_kl < 1e-6 < 1e-3 < reading.mean_kl
+    assert reading.kl_percentiles == sorted(reading.kl_percentiles)
+    assert reading.kl_percentiles[99] == pytest.approx(reading.kl_99, rel=1e-4)
+    assert 0.15 < cost.bytes["quantised"] / cost.bytes["before"] < 0.3
+    html = render(make_report("quantised", [level], {}, 0.0))
+    shown = html.split("What quantising costs")[1].split("Greedy continuation")[0]
+    assert "int4 in blocks of 64, lm_head int8" in shown
+    perplexities = [
+        2 ** np.mean(each.bits_by_position[name]) for each, name in ((cost.before, "before"), (reading, "portable"))
+    ]
+    assert all(f"perplexity {each:.3f}" in shown for each in perplexities)
+    level.tokens.cost = None
+    assert "What quantising costs" not in render(make_report("plain", [level], {}, 0.0))
 
 
 def test_what_is_excluded_stays(quantised):

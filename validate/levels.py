@@ -24,7 +24,7 @@ from validate.network.decoder import open_network
 from validate.reference import open_reference
 from validate.runners import Model
 from validate.scenarios import Scenario, make_scenarios, random_tokens, text_tokens
-from validate.tokens import TokenResult, compare_tokens
+from validate.tokens import TokenResult, compare_tokens, quantisation_cost
 
 TITLES = {
     1: "PyTorch ↔ exported graph",
@@ -148,7 +148,7 @@ def run_levels(
         levels.append(_not_run(5, no_text))
     else:
         tell("level 5: reading text")
-        levels.append(_token_level(open_reference(pipeline.checkpoint), portable, tokenizer, ids))
+        levels.append(token_level(pipeline, portable, tokenizer, ids))
     if pipeline.encoder:
         levels += _encoder_levels(pipeline.encoder, pipeline.checkpoint, tolerance, seed, tell)
     return levels
@@ -258,8 +258,13 @@ def scenarios_for(pipeline: Pipeline, graph: Graph, seed: int) -> list[Scenario]
     return make_scenarios(source, graph.capacity, graph.trained_length)
 
 
-def _token_level(reference: Model, portable: Graph, tokenizer: Tokenizer, ids: list[int]) -> Level:
+def token_level(pipeline: Pipeline, portable: Graph, tokenizer: Tokenizer, ids: list[int]) -> Level:
+    """Level 5; for a quantised graph also what the format costs."""
+    reference = open_reference(pipeline.checkpoint)
     tokens = compare_tokens(reference, portable, tokenizer, ids, portable.dtype, portable.quantised)
+    if portable.quantised and pipeline.unquantised:
+        graphs = {"before": pipeline.unquantised, "quantised": pipeline.portable}
+        tokens.cost = quantisation_cost(reference, graphs, portable.quantised, tokenizer, ids, tokens.readings[0])
     notes = [TWIN_NOTE] if portable.dtype == TensorProto.BFLOAT16 else []
     return Level(5, TITLES[5], PASSED if tokens.passed else DIFFERENT, tokens=tokens, notes=notes)
 

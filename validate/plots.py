@@ -94,6 +94,37 @@ def text_bits(readings: list[dict]) -> str:
         return _svg(figure, "bits")
 
 
+def quantisation_cost(cost: dict, quantised: dict) -> str:
+    """How many tokens diverge by how much, and bytes with the perplexity that they buy, before and after quantising."""
+    readings = {"before": cost["before"], "quantised": quantised}
+    with rc_context(STYLE):
+        figure = Figure(figsize=(11, 2.6))
+        divergence, size = figure.subplots(1, 2, width_ratios=(3, 2))
+        figure.subplots_adjust(left=0.06, right=0.985, bottom=0.18, top=0.97, wspace=0.5)
+        for (name, reading), color in zip(readings.items(), (FAINT, BLUE)):
+            values = np.array([np.nan if value is None else max(value, 1e-12) for value in reading["kl_percentiles"]])
+            divergence.plot(np.log10(values), 100 - np.arange(len(values)), color=color, linewidth=1.2, label=name)
+            if reading["mean_kl"]:
+                divergence.axvline(np.log10(reading["mean_kl"]), color=color, linewidth=0.8, linestyle=(0, (2, 2)))
+        powers = np.arange(-12, 2, 2)
+        divergence.set_xticks(powers, [f"1e{power}" for power in powers])
+        divergence.set_xlabel("KL divergence from float32, nats (dashed: its mean)")
+        divergence.set_ylabel("% of tokens beyond")
+        divergence.legend(frameon=False, fontsize=8)
+        places, sizes = range(len(readings)), [cost["bytes"][name] / 1e6 for name in readings]
+        size.barh(places, sizes, color=(GRID, BLUE), height=0.5)
+        size.set_yticks(places, [f"{name}: perplexity {_perplexity(reading)}" for name, reading in readings.items()])
+        size.invert_yaxis()
+        size.grid(axis="y", visible=False)
+        size.set_xlabel("MB of weights")
+        return _svg(figure, "quantisation")
+
+
+def _perplexity(reading: dict) -> str:
+    *_, bits = reading["bits_by_position"].values()  # the reference's, then the candidate's
+    return "not a number" if None in bits else f"{2 ** np.mean(bits):.3f}"
+
+
 def _name(reading: dict) -> str:
     return f"{reading['name']} ({reading['window']})"
 

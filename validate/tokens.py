@@ -2,13 +2,16 @@
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from onnx import TensorProto
 
 from contracts.signature import ntk_alpha
+from contracts.weights import load_graph, tensor_bytes
 from models.tokenizer import Tokenizer
+from runtime.graphs import open_graph
 from validate.runners import Model, valid_logits
 
 CHUNK = 128  # tokens of a window read in one step
@@ -58,6 +61,7 @@ class Reading:
     candidate_bits: float | None
     kl_by_position: list[float] = field(default_factory=list)  # mean over windows
     bits_by_position: dict[str, list[float]] = field(default_factory=dict)  # per token, mean over windows, by model
+    kl_percentiles: list[float] = field(default_factory=list)  # 0 to 100, over tokens
 
     def within(self, limits: Limits) -> bool:
         return (
@@ -82,12 +86,22 @@ class Continuation:
 
 
 @dataclass
+class Cost:
+    """What quantising costs and saves: the graph from before it reads the same text. Told, not judged."""
+
+    format: str
+    before: Reading
+    bytes: dict[str, int]  # of weights, "before" and "quantised"
+
+
+@dataclass
 class TokenResult:
     reference: str
     candidate: str
     limits: Limits
     readings: list[Reading]
     continuation: Continuation
+    cost: Cost | None = None
 
     @property
     def passed(self) -> bool:
@@ -108,6 +122,15 @@ def compare_tokens(
     if trained and min(capacity, len(ids)) >= 2 * trained:
         readings.append(read("text beyond the trained length", reference, candidate, tokenizer, ids, 2 * trained, windows=2))
     return TokenResult(reference.name, candidate.name, limits, readings, continue_both(reference, candidate, tokenizer, ids))
+
+
+def quantisation_cost(
+    reference: Model, graphs: dict[str, Path], quantised: str, tokenizer: Tokenizer, ids: list[int], like: Reading
+) -> Cost:
+    """Of the format `quantised`; `graphs`: files "before" and "quantised"; `like`: what the latter read."""
+    before = read(like.name, reference, open_graph(graphs["before"], "before"), tokenizer, ids, like.window, like.windows)
+    tensors = {name: load_graph(path).graph.initializer for name, path in graphs.items()}
+    return Cost(quantised, before, {name: sum(map(tensor_bytes, each)) for name, each in tensors.items()})
 
 
 def read(
@@ -146,6 +169,7 @@ def read(
         candidate_bits=candidate_bits,
         kl_by_position=[_number(value) for value in kl.mean(0)],
         bits_by_position={model: [_number(value) for value in each.mean(0)] for model, each in bits.items()},
+        kl_percentiles=[_number(value) for value in kl.flatten().quantile(torch.linspace(0, 1, 101, dtype=kl.dtype))],
     )
 
 

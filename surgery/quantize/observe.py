@@ -20,7 +20,7 @@ from surgery.files import IR_VERSION, sort
 from surgery.graph import Graph, is_weight_file, onnx_type
 from surgery.weights import under_one_root
 
-SEGMENT = 1 << 28  # bytes of weights
+SEGMENT = 1 << 26  # bytes of weights; more where one product has more
 
 Values = dict[str, ort.OrtValue]
 
@@ -50,6 +50,7 @@ def observe(
                     values[tensor.name] = value
             for name in set(values) - later:
                 del values[name]
+        del session  # before the next one is made
 
 
 def _needed(graph: Graph, wanted: list[gs.Tensor]) -> list[gs.Node]:
@@ -91,6 +92,8 @@ def _session(graph: Graph, nodes: list[gs.Node], inputs: list[gs.Tensor], output
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC  # above, it rounds activations of its own
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.disable_prepacking", "1")  # else each weight is there once more
+    options.enable_cpu_mem_arena = False
     options.add_session_config_entry(ORT_ROOT_OPTION, str(under_one_root(model, graph.root)))
     model = float32_twin(model) if has_bfloat16(model) else model
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
