@@ -8,6 +8,7 @@ its own, so it runs in the interpreter that --modelopt names (requirements-bench
 """
 
 import argparse
+import logging
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from benchmarks.quantisation import WINDOW, continue_prompts, measure_row, stage
 from contracts.command import Parser, run
 from contracts.errors import UserError
 from contracts.signature import find_signature, ntk_alpha
+from export.packed import IR_VERSION, OPSET
 from models import checkpoint_folder
 from models.tokenizer import open_tokenizer
 from surgery.quantize.calibration import read_windows
@@ -58,7 +60,7 @@ def main() -> None:
     parser.add_argument("--work", metavar="DIR", type=Path, help="keep the graphs here, and take those that are there")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        compare(options, options.work or Path(scratch))
+        compare(options, (options.work or Path(scratch)).absolute())
 
 
 def compare(options: argparse.Namespace, work: Path) -> None:
@@ -98,6 +100,7 @@ def quantisers(
         from onnxruntime.quantization import QuantFormat
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
+        logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.ERROR)
         quantiser = MatMulNBitsQuantizer(
             onnx.load(plain), block_size=options.block, is_symmetric=True, quant_format=QuantFormat.QDQ, nodes_to_exclude=[head]
         )
@@ -109,8 +112,8 @@ def quantisers(
         def quantise(path: Path) -> Path:
             feeds = work / "windows.npz"
             np.savez(feeds, **calibration(exported))
-            line = [options.modelopt, "-c", MODELOPT, plain, path, method, options.block, head, feeds]
-            done = subprocess.run([str(each) for each in line], capture_output=True, text=True, check=False)
+            line = [options.modelopt.absolute(), "-c", MODELOPT, plain, path, method, options.block, head, feeds]
+            done = subprocess.run([str(each) for each in line], capture_output=True, text=True, check=False, cwd=work)
             if done.returncode:
                 raise UserError("nvidia-modelopt", done.stderr.strip().split("\n")[-1], "leave out --modelopt")
             return path
@@ -134,6 +137,8 @@ def write_plain(exported: Path, path: Path) -> tuple[Path, str]:
         model.graph.initializer.remove(tensors[node.input[0]])
         model.graph.node.remove(node)
     signature = find_signature(model, exported)
+    model.opset_import[0].version = max(model.opset_import[0].version, OPSET)
+    model.ir_version = max(model.ir_version, IR_VERSION)
     onnx.save(model, path)
     return path, next(node.name for node in reversed(model.graph.node) if signature.logits in node.output)
 

@@ -9,10 +9,14 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import build.__main__ as build_main
+from build.precisions import supported
+from contracts.errors import UserError
+from contracts.weights import load_graph
 from export.__main__ import export
 from models import checkpoint_folder
 from surgery.__main__ import main
 
+CAPABILITIES = ("7.5", "8.0", "8.6", "8.9")
 PRODUCTS = 4  # of one layer; gate and up are one kernel
 
 
@@ -33,18 +37,23 @@ def exported(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("options", "weights", "activations"),
+    ("options", "weights", "activations", "capable"),
     [
-        (("--quantize", "int4"), "int4", "half"),
-        (("--quantize", "int8-smoothquant"), "int8", "int8"),
-        (("--quantize", "fp8", "--kv-cache", "fp8", "--cache", "growing"), "fp8", "fp8"),
-        (("--quantize", "int8", "--kv-cache", "int8", "--cache", "growing"), "int8", "half"),
+        (("--quantize", "int4"), "int4", "half", ("8.0", "8.6", "8.9")),
+        (("--quantize", "int4-awq"), "int4", "half", ("8.0", "8.6", "8.9")),
+        (("--quantize", "int8-smoothquant"), "int8", "int8", CAPABILITIES),
+        (("--quantize", "fp8", "--kv-cache", "fp8", "--cache", "growing"), "fp8", "fp8", ("8.9",)),
+        (("--quantize", "int8", "--kv-cache", "int8", "--cache", "growing"), "int8", "half", CAPABILITIES),
     ],
 )
-def test_kernels_read_small_weights(exported, tmp_path, monkeypatch, options, weights, activations):
+def test_kernels_read_small_weights(exported, tmp_path, monkeypatch, options, weights, activations, capable):
     static = [] if "growing" in options else ["--capacity", "64"]
     assert main([str(exported), "--out", str(tmp_path / "surgery"), *static, *options]) == 0
     lowered, out = tmp_path / "surgery" / "model.trt.onnx", tmp_path / "build"
+    assert supported(load_graph(lowered), lowered, CAPABILITIES, asked=False) == capable
+    for lacking in set(CAPABILITIES) - set(capable):
+        with pytest.raises(UserError, match=f"is quantised to {weights}, which compute capability {lacking} does not have"):
+            supported(load_graph(lowered), lowered, (lacking,), asked=True)
     line = f"build {lowered} --out {out} --compute-capability 8.9 --profiles one --max-past 64"
     monkeypatch.setattr("sys.argv", line.split())
     build_main.main(build_main._arguments())
