@@ -47,7 +47,8 @@ def windows():
     shared = {name: arrays[name] for name in arrays.files if name != "tokens"}
     return [dict(shared, input_ids=row[None]) for row in arrays["tokens"]]
 model = quantize(source, calibration_method=method, calibration_data_reader=None if method == "rtn_dq" else Reader(),
-                 calibration_eps=["cpu"], use_external_data_format=False, block_size=int(block), nodes_to_exclude=[head])
+                 calibration_eps=["cpu"], use_external_data_format=False, block_size=int(block), nodes_to_exclude=[head],
+                 awqlite_fuse_nodes=False)  # fusing asks numpy's arrays for what only cupy's have
 onnx.save(model, out)
 """
 
@@ -76,7 +77,11 @@ def compare(options: argparse.Namespace, work: Path) -> None:
     for name, quantise in quantisers(options, work, exported, plain, head).items():
         path = work / f"{name}.onnx".replace(" ", "-").replace(",", "")
         if not path.exists():
-            path = quantise(path)
+            try:
+                path = quantise(path)
+            except UserError as error:  # of another's quantiser, which says what is the matter
+                print(f"| {name} | {error} | | | | | |", flush=True)
+                continue
         row = measure_row(name, path, reference, tokenizer, ids, options.windows, continued)
         print(f"| {name} | {row.bytes / 1e6:.2f} MB | {row.perplexity:.4f} | {row.change:+.2%} | {row.mean_kl:.2e} | "
               f"{row.kl_99:.2e} | {parsed(path)} |", flush=True)  # fmt: skip
@@ -115,7 +120,7 @@ def quantisers(
             line = [options.modelopt.absolute(), "-c", MODELOPT, plain, path, method, options.block, head, feeds]
             done = subprocess.run([str(each) for each in line], capture_output=True, text=True, check=False, cwd=work)
             if done.returncode:
-                raise UserError("nvidia-modelopt", done.stderr.strip().split("\n")[-1], "leave out --modelopt")
+                raise UserError("nvidia-modelopt", done.stderr.strip().split("\n")[-1], "see whether it needs a GPU")
             return path
 
         return quantise

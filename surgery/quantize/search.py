@@ -24,26 +24,21 @@ def search(graph: Graph, linears: list[Linear], inputs: Inputs, form: Format, gr
     """float32 [in]: the candidate with which the outputs of the products, which read the same, are least wrong."""
     candidates = _candidates(graph, linears, inputs, form)
     errors = torch.zeros(len(candidates), dtype=torch.float64)
+    x = torch.cat(inputs.samples) if form.activations else None
     for linear in linears:
         block = block_for(linear, form, group_size)
         for _, rows in slabs(graph, linear.weight, linear.by_output, ROWS):
             rows = rows[:: max(linear.outputs // OUTPUTS, 1)].contiguous()
+            exact = x @ rows.T if form.activations else None
             for index, scales in enumerate(candidates):
                 rounded = dequantised(*quantise(rows * scales, form.values, block, linear.dtype)) / scales
                 if form.activations:
-                    errors[index] += _error_of_both(rows, rounded, inputs, scales, form, linear.dtype)
+                    step = scales_of((inputs.largest / scales).max(), form.values, linear.dtype)
+                    ours = round_to(x / scales / step, form.values) * step * scales
+                    errors[index] += (ours @ rounded.T - exact).square().sum(dtype=torch.float64)
                 else:
                     errors[index] += inputs.error(rounded - rows)
     return candidates[int(errors.argmin())]
-
-
-def _error_of_both(
-    rows: torch.Tensor, rounded: torch.Tensor, inputs: Inputs, scales: torch.Tensor, form: Format, dtype: int
-) -> torch.Tensor:
-    step = scales_of((inputs.largest / scales).max(), form.values, dtype)
-    x = torch.cat(inputs.samples)
-    ours = round_to(x / scales / step, form.values) * step * scales
-    return (ours @ rounded.T - x @ rows.T).square().sum(dtype=torch.float64)
 
 
 def _candidates(graph: Graph, linears: list[Linear], inputs: Inputs, form: Format) -> list[torch.Tensor]:
