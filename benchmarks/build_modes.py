@@ -27,27 +27,22 @@ MODES = {  # surgery's options, build's options
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time, memory and size of the ways to build, and the bytes of capacities.")
     parser.add_argument("--work", type=Path, default=Path("out/benchmarks/build_modes"), help="(%(default)s)")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="of another model of Qwen's architecture")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), metavar="MODE", help=f"of {', '.join(MODES)}")
     parser.add_argument("--capability", default="8.9", help="the GPU to build for (%(default)s)")
     parser.add_argument("--capacities", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192], help="(%(default)s)")
     options = parser.parse_args()
     work, target = options.work.resolve(), ["--compute-capability", options.capability]
-    run(
-        "models.random_checkpoint",
-        "--preset",
-        "qwen-7b",
-        "--layers",
-        LAYERS,
-        "--dtype",
-        "float16",
-        "--out",
-        work / "checkpoint",
-    )
+    source = ["--config", options.config] if options.config else ["--preset", "qwen-7b"]
+    made = ["--layers", LAYERS, "--dtype", "float16", "--out", work / "checkpoint"]
+    run("models.random_checkpoint", *source, *made)
     run("export", "--checkpoint", work / "checkpoint", "--weights", "reference", "--out", work / "export")
 
     print(
         "| mode | build | peak memory | engine | kernels a layer, decoding | bytes over the floor |\n|---|---|---|---|---|---|"
     )
-    for number, (mode, (operate, build)) in enumerate(MODES.items()):
+    for number, mode in enumerate(options.modes):
+        operate, build = MODES[mode]
         surgery, engine = work / f"surgery-{number}", work / f"engine-{number}"
         run("surgery", work / "export" / "model.onnx", "--out", surgery, "--capacity", CAPACITY, *operate)
         run("build", surgery / "model.trt.onnx", "--out", engine, *target, *build)

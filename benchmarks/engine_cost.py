@@ -100,19 +100,8 @@ def prepare(size: str, work: Path) -> Path:
     if size == "wide":
         checkpoint = work / "checkpoint"
         if not (checkpoint / "config.json").is_file():
-            _check(
-                _run(
-                    "models.random_checkpoint",
-                    "--preset",
-                    "qwen-7b",
-                    "--layers",
-                    "2",
-                    "--dtype",
-                    "float16",
-                    "--out",
-                    checkpoint,
-                )
-            )
+            made = ["--preset", "qwen-7b", "--layers", "2", "--dtype", "float16", "--out", checkpoint]
+            _check(_run("models.random_checkpoint", *made))
         source = ["--checkpoint", checkpoint]
     _check(_run("export", *source, "--out", work / "export", "--dtype", "float16"))
     _check(_run("surgery", work / "export" / "model.onnx", "--out", work / "surgery", "--capacity", CAPACITY))

@@ -1,9 +1,9 @@
 """What each quantised format does to text: tiny-qwen's held-out text, read and continued, against PyTorch in float32.
 
-    python -m benchmarks.quantisation [--rows ROW ...] [--windows 48] [--work DIR] [--out FILE.json] [--plot FILE.svg]
+    python -m benchmarks.quantisation [--rows ROW ...] [--windows 48] [--new-tokens 256] [--work DIR] [--out FILE.json] [--plot FILE.svg]
 
 Perplexity is over tokens. KL divergence is of the format's distribution from float32's, token by token, in nats. Agreement
-is the share of 256 greedily chosen tokens before the first that differs, and, over the text, of tokens where both would
+is the share of greedily chosen tokens before the first that differs, and, over the text, of tokens where both would
 choose the same.
 """
 
@@ -30,7 +30,7 @@ from validate.tokens import greedy, read
 ROOT = Path(__file__).parents[1]
 MODEL, DTYPE = "tiny-qwen", "float16"
 WINDOW = 256  # tokens: the trained length
-PROMPTS, PROMPT, NEW_TOKENS = 8, 64, 256
+PROMPTS, PROMPT = 8, 64
 CAPACITY = 512  # slots: more than what is read or continued needs
 ROWS = {
     "float16": "",
@@ -58,6 +58,7 @@ def main() -> None:
     parser = Parser(prog="quantisation", description="Table of quantised formats by what they do to text.")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=f"of {', '.join(ROWS)}")
     parser.add_argument("--windows", type=int, default=48, help=f"of {WINDOW} tokens (%(default)s)")
+    parser.add_argument("--new-tokens", type=int, default=256, help="chosen after each of 8 prompts (%(default)s)")
     parser.add_argument("--work", metavar="DIR", type=Path, help="keep the graphs here, and take those that are there")
     parser.add_argument("--out", metavar="FILE", type=Path, help="the table as JSON")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="the table as a picture")
@@ -75,8 +76,9 @@ def measure(options: argparse.Namespace, work: Path) -> list[Row]:
     tokenizer, reference = open_tokenizer(checkpoint), open_reference(checkpoint)
     ids = tokenizer.encode((checkpoint / "heldout.txt").read_text(encoding="utf-8"))
     stage("export", "--model", MODEL, "--dtype", DTYPE, "--out", work / "export")
-    continued = continue_prompts(reference, ids, reference.trained_length)
-    print("| format | bytes | perplexity | change | mean KL | 99 % of KL | same likeliest token | greedy, of 256 |")
+    continued = continue_prompts(reference, ids, reference.trained_length, options.new_tokens)
+    greedily = f"greedy, of {options.new_tokens}"
+    print(f"| format | bytes | perplexity | change | mean KL | 99 % of KL | same likeliest token | {greedily} |")
     print("|---|---|---|---|---|---|---|---|")
     rows = []
     for name in options.rows:
@@ -87,10 +89,10 @@ def measure(options: argparse.Namespace, work: Path) -> list[Row]:
     return rows
 
 
-def continue_prompts(model: Model, ids: list[int], trained_length: int) -> np.ndarray:
-    """int64 [prompts, 256]: the likeliest tokens after prompts from all over the text."""
+def continue_prompts(model: Model, ids: list[int], trained_length: int, new_tokens: int) -> np.ndarray:
+    """int64 [prompts, new_tokens]: the likeliest tokens after prompts from all over the text."""
     places = np.linspace(0, len(ids) - PROMPT, PROMPTS).astype(int)
-    return greedy(model, [ids[place : place + PROMPT] for place in places], NEW_TOKENS, trained_length)
+    return greedy(model, [ids[place : place + PROMPT] for place in places], new_tokens, trained_length)
 
 
 def measure_row(
@@ -99,7 +101,8 @@ def measure_row(
     candidate = open_graph(path, name)
     reading = read(name, reference, candidate, tokenizer, ids, WINDOW, windows)
     ours, theirs = (2 ** np.mean(reading.bits_by_position[model.name]) for model in (reference, candidate))
-    alike = np.cumprod(continued == continue_prompts(candidate, ids, reference.trained_length), axis=1).mean()
+    again = continue_prompts(candidate, ids, reference.trained_length, continued.shape[1])
+    alike = np.cumprod(continued == again, axis=1).mean()
     return Row(
         name,
         stored(path),

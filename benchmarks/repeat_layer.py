@@ -1,4 +1,4 @@
-"""python benchmarks/repeat_layer.py MODEL.onnx OUT.onnx NODES: tiny-qwen's graph with its third layer repeated.
+"""python -m benchmarks.repeat_layer MODEL.onnx OUT.onnx NODES: tiny-qwen's graph with its third layer repeated.
 
 The copies stand one after another, have caches of their own, and share the layer's weights in the file.
 """

@@ -1,9 +1,9 @@
 """Time and memory of graph tools on the same graph, each in a process of its own.
 
-    python benchmarks/surgery.py                     # tiny-qwen: seconds
-    python benchmarks/surgery.py --size full         # 3.7 GB of float16 weights in --work: minutes
-    python benchmarks/surgery.py --curve             # time of surgery against nodes, up to 100,000
-    python benchmarks/surgery.py --model MODEL.onnx  # your graph
+    python -m benchmarks.surgery                     # tiny-qwen: seconds
+    python -m benchmarks.surgery --size full         # 3.7 GB of float16 weights in --work: minutes
+    python -m benchmarks.surgery --curve             # time of surgery against nodes, up to 100,000
+    python -m benchmarks.surgery --model MODEL.onnx  # your graph
 
 The peers are in requirements-bench.txt. What they do differs: all remove what is unused and fold constants, only
 Suture and onnxruntime's optimizer fuse, only Suture changes the cache. What is compared is what a graph costs to touch.
@@ -11,19 +11,16 @@ Suture and onnxruntime's optimizer fuse, only Suture changes the cache. What is 
 
 import argparse
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.processes import ROOT, Run, empty, gigabytes, measure
+
 OURS = "Suture surgery"
 CURVE = (1_000, 3_000, 10_000, 30_000, 100_000)  # nodes
 FULL = {  # Qwen's architecture at 1.8 billion parameters
@@ -33,16 +30,6 @@ FULL = {  # Qwen's architecture at 1.8 billion parameters
     "no_bias": True, "use_dynamic_ntk": True, "use_logn_attn": True, "tie_word_embeddings": False,
     "scale_attn_weights": True, "torch_dtype": "float16",
 }  # fmt: skip
-
-
-@dataclass
-class Run:
-    """One process: wall-clock seconds, seconds of all its threads, its largest resident set in bytes."""
-
-    seconds: float
-    cpu_seconds: float
-    peak: int
-    failure: str | None
 
 
 def suture(model: Path, out: Path) -> list[str]:
@@ -100,14 +87,16 @@ def main() -> None:
 
 def compare(model: Path, work: Path) -> Table:
     """Every tool on one graph, slowest last."""
-    runs = {name: _run(command(model, _empty(work / "result"))) for name, command in TOOLS.items()}
+    runs = {name: _run(command(model, empty(work / "result"))) for name, command in TOOLS.items()}
     weights = sum(path.stat().st_size for path in model.parent.iterdir() if path.suffix in (".safetensors", ".data"))
     table = Table("tool", "seconds", "of all cores", "peak memory", "time ×", "memory ×", "")
     table.title = f"{_nodes(model)} nodes, {weights / 1e9:.2f} GB of weights"
     ours = runs[OURS]
     for name, run in runs.items():
         ratios = f"{run.seconds / ours.seconds:.1f}", f"{run.peak / ours.peak:.1f}"
-        table.add_row(name, f"{run.seconds:.2f}", f"{run.cpu_seconds:.2f}", _size(run.peak), *ratios, (run.failure or "")[:120])
+        table.add_row(
+            name, f"{run.seconds:.2f}", f"{run.cpu_seconds:.2f}", gigabytes(run.peak), *ratios, (run.failure or "")[:120]
+        )
     return table
 
 
@@ -118,12 +107,12 @@ def curve(model: Path, most: int, work: Path) -> Table:
         grown = work / f"nodes-{nodes}" / "model.onnx"
         if not grown.is_file():
             grown.parent.mkdir(parents=True, exist_ok=True)
-            repeat = Path(__file__).with_name("repeat_layer.py")
-            subprocess.run([sys.executable, repeat, model, grown, str(nodes)], check=True)
-        run = _run(suture(grown, _empty(work / "result")))
+            repeat = ["-m", "benchmarks.repeat_layer", str(model), str(grown), str(nodes)]
+            subprocess.run([sys.executable, *repeat], cwd=ROOT, check=True)
+        run = _run(suture(grown, empty(work / "result")))
         count = _nodes(grown)
         table.add_row(f"{count:,}", run.failure or f"{run.seconds:.2f}", f"{run.cpu_seconds:.2f}",
-                      f"{1e3 * run.cpu_seconds / count:.2f}", _size(run.peak))  # fmt: skip
+                      f"{1e3 * run.cpu_seconds / count:.2f}", gigabytes(run.peak))  # fmt: skip
     return table
 
 
@@ -149,21 +138,7 @@ def _export(out: Path, *options: str) -> Path:
 
 
 def _run(arguments: list[str]) -> Run:
-    """wait4 gives one child's own resources. This process stays small: a child's peak begins with its parent's."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    started = time.monotonic()
-    child = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL,
-                             stderr=subprocess.PIPE, text=True)  # fmt: skip
-    errors = child.stderr.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.monotonic() - started
-    failure = None
-    if child.returncode == -signal.SIGKILL:
-        failure = "killed: out of memory"
-    elif child.returncode:
-        failure = (errors.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
-    return Run(seconds, usage.ru_utime + usage.ru_stime, 1024 * usage.ru_maxrss, failure)
+    return measure([sys.executable, *arguments])
 
 
 def _nodes(model: Path) -> int:
@@ -173,16 +148,6 @@ def _nodes(model: Path) -> int:
 
 def _code(text: str) -> list[str]:
     return ["-c", text]
-
-
-def _empty(folder: Path) -> Path:
-    subprocess.run(["rm", "-rf", str(folder)], check=True)
-    folder.mkdir(parents=True)
-    return folder
-
-
-def _size(bytes_: int) -> str:
-    return f"{bytes_ / 1e9:.2f} GB"
 
 
 if __name__ == "__main__":

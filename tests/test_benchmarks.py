@@ -1,4 +1,4 @@
-"""Every benchmark of export and decoding runs, at a size that costs nothing, and says what it should."""
+"""Every benchmark runs, at a size that costs little, and says what it should."""
 
 import json
 import os
@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.processes import measure
 from models import open_checkpoint
 from models.random_checkpoint import write
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
     "num_hidden_layers": 1,
-    "hidden_size": 32,
-    "kv_channels": 8,
+    "hidden_size": 128,
+    "kv_channels": 32,
     "num_attention_heads": 4,
     "intermediate_size": 48,
     "vocab_size": 50,
@@ -59,12 +60,19 @@ def decode(graphs: Path, checkpoint: Path, *more: object) -> subprocess.Complete
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
 
 
-def test_gpu_decode(graphs):
+@pytest.fixture(scope="module")
+def decoded(graphs) -> Path:
+    """What gpu_decode measured of four runs."""
     runs = ["surgered-cuda-graph", "surgered", "exported", "eager"]
     out = graphs / "results.json"
     done = decode(graphs, graphs / "checkpoint", "--runs", *runs, "--kernels", "eager", "--out", out, "--strict")
     assert done.returncode == 0, done.stderr
-    results = json.loads(out.read_text())
+    return out
+
+
+def test_gpu_decode(decoded):
+    runs = ["surgered-cuda-graph", "surgered", "exported", "eager"]
+    results = json.loads(decoded.read_text())
     assert [result["run"] for result in results["results"]] == [run for run in runs for _ in range(3)]
     assert {result["cell"] for result in results["results"]} == {"decode 1x6", "decode 2x8", "prompt 5"}
     for result in results["results"]:
@@ -73,6 +81,28 @@ def test_gpu_decode(graphs):
         assert result["error"] <= 1e-5
     assert all(limit > 0 for name, limit in results["limits"].items() if name != "device")
     assert sum(kernel["us"] for kernel in results["kernels"]) > 0
+
+
+def test_gpu_decode_of_compiled_torch(config, tmp_path):
+    """Compiled for the CPU: the caches, the marks of steps and the comparison are those of the GPU."""
+    python("-m", "models.random_checkpoint", "--config", config, "--dtype", "float32", "--out", tmp_path / "checkpoint")
+    line = ["-m", "benchmarks.gpu_decode", "--device", "cpu", "--checkpoint", tmp_path / "checkpoint", "--graphs", tmp_path]
+    line += ["--common", "decode 1x6", "--cells", "decode 1x6", "--repeats", 2, "--out", tmp_path / "results.json"]
+    python(*line, "--runs", "compiled-reduce-overhead")
+    (result,) = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert (result["run"], result["cell"]) == ("compiled-reduce-overhead", "decode 1x6")
+    assert result["ms"] > 0
+    assert result["error"] < 1e-5
+
+
+def test_gpu_tables(decoded, tmp_path):
+    printed = python("-m", "benchmarks.gpu_tables", decoded, "--picture", tmp_path / "kernels.svg")
+    measured = json.loads(decoded.read_text())
+    rows = [line.split(" | ") for line in printed.splitlines() if "| decode" in line or "| prompt" in line]
+    assert [row[1:3] for row in rows] == [[result["cell"], f"{result['ms']:.2f}"] for result in measured["results"]]
+    assert rows[0][0] == "| portable graph, CUDA graph"
+    assert f"**{sum(kernel['us'] for kernel in measured['kernels']):,.0f}**" in printed
+    assert "<!-- matrix products -->" in (tmp_path / "kernels.svg").read_text()
 
 
 def test_gpu_decode_of_quantised_weights(graphs):
@@ -109,6 +139,109 @@ def test_export_depth(config, tmp_path):
     assert rows[0]["nodes"] > 50
     assert "CPU" in printed
     assert (tmp_path / "depth.svg").read_text().startswith("<?xml")
+
+
+def cells(printed: str, rule: str = "|") -> list[list[str]]:
+    """The rows of printed tables, without headings' rules."""
+    rows = [[cell.strip() for cell in line.strip(rule).split(rule)] for line in printed.splitlines() if line.startswith(rule)]
+    return [row for row in rows if not set("".join(row)) <= {"-"}]
+
+
+def test_surgery(tiny_export, tmp_path):
+    """Beside the graph tools that are installed; then over nodes."""
+    printed = python("-m", "benchmarks.surgery", "--model", tiny_export / "model.onnx", "--work", tmp_path)
+    rows = {row[0]: row[1:] for row in cells(printed, "│")}
+    ours, eager = rows["Suture surgery"], rows["graph-surgeon, eager"]
+    assert ours[3:] == ["1.0", "1.0", ""]
+    assert float(ours[2].removesuffix(" GB")) < 0.5
+    assert eager[-1] == ""
+    assert float(eager[3]) == pytest.approx(float(eager[0]) / float(ours[0]), abs=0.1)
+    shutil.copytree(tiny_export, tmp_path / "tiny")
+    curve = cells(python("-m", "benchmarks.surgery", "--curve", "--most", 1000, "--work", tmp_path), "│")
+    assert len(curve) == 1
+    assert 900 < int(curve[0][0].replace(",", "")) <= 1000
+    assert 0 < float(curve[0][3]) < 50  # ms a node
+
+
+def test_peers(tmp_path):
+    """The driver; the peers themselves are there where they were installed."""
+    shape = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
+    config = json.loads((ROOT / "models" / "presets" / "qwen2.5-0.5b.json").read_text()) | shape
+    (tmp_path / "small.json").write_text(json.dumps(config | {"num_hidden_layers": 2, "vocab_size": 160}))
+    line = [
+        "--config",
+        tmp_path / "small.json",
+        "--optimum",
+        sys.executable,
+        "--work",
+        tmp_path,
+        "--out",
+        tmp_path / "rows.json",
+    ]
+    printed = python("-m", "benchmarks.peers", *line)
+    rows = {row["tool"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
+    ours, export, surgery = (rows.pop(tool) for tool in ("Suture", "export", "surgery"))
+    assert (ours["failure"], ours["peak"]) == (None, max(export["peak"], surgery["peak"]))
+    assert ours["seconds"] == pytest.approx(export["seconds"] + surgery["seconds"])
+    assert 10_000 < export["written"] < ours["checkpoint_bytes"]  # weights by reference
+    assert rows.keys() == {"Optimum", "onnxruntime-genai"}
+    assert all(row["failure"] is None or "No module named" in row["failure"] for row in rows.values())
+    assert cells(printed, "│")[0][:2] == ["small, 0.00 GB", "Suture"]
+
+
+@pytest.mark.parametrize(
+    ("code", "allowed", "failure"),
+    [
+        ("held = b'x' * 300_000_000; import time; time.sleep(60)", {"most_memory": 10**8}, "stopped: beyond 0.1 GB"),
+        ("import time; time.sleep(60)", {"most_seconds": 0.2}, "stopped: beyond 0 s"),
+        ("import sys; sys.exit('one\\ntwo')", {}, "two"),
+        ("held = b'x' * 200_000_000", {"most_memory": 10**9}, None),
+    ],
+)
+def test_a_process_is_measured_and_stopped(code, allowed, failure):
+    done = measure([sys.executable, "-c", code], **allowed)
+    assert done.failure == failure
+    assert 0 < done.seconds < 30
+    assert done.peak > (2e8 if "200" in code else 1e6)
+
+
+def test_build_modes(config, tmp_path):
+    line = ["--config", config, "--work", tmp_path, "--modes", "weights as inputs", "--capacities", 64]
+    modes, sizes = cells(python("benchmarks/build_modes.py", *line))[1::2]
+    engine = json.loads((tmp_path / "engine-0" / "engine.json").read_text())
+    assert (modes[0], modes[3]) == ("weights as inputs", f"{engine['engine_bytes'] / 1e6:,.1f} MB")
+    assert 1 <= float(modes[-1]) < 1.1
+    weights, cache, rest, whole = (float(size.removesuffix(" MB")) for size in sizes[1:])
+    assert whole == pytest.approx(weights + cache + rest, abs=0.2)
+    assert weights > cache > 0
+
+
+def test_engine_cost(graphs, tmp_path):
+    printed = python("benchmarks/engine_cost.py", "--dir", graphs, "--work", tmp_path, "--picture", tmp_path / "bytes.svg")
+    rows = {tuple(row[:3]): row[3:] for row in cells(printed, "│")}
+    assert len(rows) == 6
+    assert float(rows["lowered", "constants, two profiles", "decode"][-2]) < 1.1
+    assert float(rows["exported", "constants, fixed shapes", "fixed"][-2]) > 1
+    assert "<!-- floor -->" in (tmp_path / "bytes.svg").read_text()
+
+
+def test_families():
+    (row,) = cells(python("-m", "benchmarks.families", "llama-dynamo-24-float16"))[1:]
+    assert row[1:4] == ["191 → 70", "2 Attention, 5 RMSNormalization, 4 RotaryEmbedding, 2 Swish, 4 TensorScatter", "nothing"]
+    assert 0 < float(row[5]) < 1e-2
+    assert 0 < float(row[7]) < 1e-2
+    assert row[9] == "built"
+
+
+def test_quantisation(tmp_path):
+    out, picture = tmp_path / "table.json", tmp_path / "table.svg"
+    size = ["--rows", "int8", "--windows", 1, "--new-tokens", 4]
+    printed = python("-m", "benchmarks.quantisation", *size, "--out", out, "--plot", picture)
+    (row,) = json.loads(out.read_text())
+    assert 0 < row["mean_kl"] < row["kl_99"] < 1e-2
+    assert abs(row["change"]) < 0.02
+    assert cells(printed)[1][2] == f"{row['perplexity']:.4f}"
+    assert "<!-- int8" in picture.read_text()
 
 
 def test_random_checkpoint_is_remade_from_its_seed(config, tmp_path):

@@ -158,7 +158,7 @@ def test_layer_of_a_name(name, layer):
 def test_repeated_layers_come_out_alike(tiny_export, tmp_path):
     """The benchmark's large graphs are true ones: every copy of a layer runs, and is fused like the first."""
     grown = tmp_path / "model.onnx"
-    repeat = [sys.executable, "benchmarks/repeat_layer.py", str(tiny_export / "model.onnx"), str(grown), "600"]
+    repeat = [sys.executable, "-m", "benchmarks.repeat_layer", str(tiny_export / "model.onnx"), str(grown), "600"]
     subprocess.run(repeat, cwd=ROOT, check=True)
     assert main([str(grown), "--out", str(tmp_path / "out"), "--capacity", "16"]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -167,18 +167,6 @@ def test_repeated_layers_come_out_alike(tiny_export, tmp_path):
     assert report["ops"]["portable"]["RMSNormalization"] == 2 * layers + 1
     assert report["ops"]["portable"]["TensorScatter"] == 2 * layers
     assert find_signature(load_graph(grown)).layers == layers
-
-
-def test_benchmark_runs(tiny_export, tmp_path):
-    """Only ours, on the tiny graph: the peers may not be installed."""
-    code = (
-        "import sys; sys.path.insert(0, 'benchmarks'); import surgery as benchmark; from pathlib import Path\n"
-        f"run = benchmark._run(benchmark.suture(Path({str(tiny_export / 'model.onnx')!r}), Path({str(tmp_path)!r})))\n"
-        "assert run.failure is None, run.failure\n"
-        "assert run.peak < 0.5e9, run.peak\n"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-    assert (tmp_path / "model.onnx").is_file()
 
 
 def test_memory_does_not_grow_with_the_weights(tmp_path):
