@@ -21,7 +21,7 @@ import build.options
 import export.options
 import surgery.options
 import validate.options
-from contracts.command import FOUND_DIFFERENCE, UNUSABLE_INPUT, Parser, run
+from contracts.command import FOUND_DIFFERENCE, UNUSABLE_INPUT, Parser, end_with_parent, run
 from contracts.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parent
@@ -91,7 +91,8 @@ def _given(group: argparse._ArgumentGroup, options: argparse.Namespace) -> list[
 
 def _run(stage: str, arguments: list[str], out: Path) -> Outcome:
     started = time.monotonic()
-    status = subprocess.run([sys.executable, "-P", "-m", stage, *arguments], env=_environment()).returncode
+    command = [sys.executable, "-P", "-m", stage, *arguments]
+    status = subprocess.run(command, env=_environment(), preexec_fn=end_with_parent).returncode
     seconds = time.monotonic() - started
     if status < 0:
         print(

@@ -18,6 +18,7 @@ from build.audit import audit_network, stop_on_errors
 from build.profiles import Profile
 from build.progress import Fraction
 from build.weights import as_inputs
+from contracts.command import end_with_parent
 from contracts.errors import UserError
 from contracts.signature import Signature
 
@@ -41,6 +42,7 @@ class Job:
 
 def work(job: Job, sender: Connection) -> None:
     """Runs `build`; sends ("doing", what, fraction or None), at last ("done", result) or ("error", exception)."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends this process
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorRT writes there what it also logs
     lock = threading.Lock()  # TensorRT reports from several threads

@@ -4,8 +4,10 @@
 """
 
 import argparse
+import ctypes
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -13,6 +15,7 @@ from contracts.errors import UserError
 
 FOUND_DIFFERENCE = 1
 UNUSABLE_INPUT = 2
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,6 +47,13 @@ def run(prog: str, main: Callable[[], int | None]) -> None:
         status = _say(prog, "interrupted; run the same command again to carry on")
     sys.stdout.flush()
     sys.exit(status)
+
+
+def end_with_parent() -> None:
+    """Has Linux kill this process when the one that started it ends, however that comes about: what a killed run left
+    working would hold its memory, and write, while the next run does the same."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _say(prog: str, line: str) -> int:

@@ -6,13 +6,17 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from contracts.manifest import read_manifest
 from models.qwen import build
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,10 +89,7 @@ def test_a_killed_stage_leaves_nothing_and_the_next_run_carries_on(checkpoint, t
     out = tmp_path / "out"
     command = [sys.executable, ROOT / "pipeline.py", "--checkpoint", checkpoint, "--out", out, "--capacity", "64"]
     running = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (out / "export" / ".partial").exists():
-        assert time.monotonic() < deadline, "export did not start to write"
-        time.sleep(0.02)
+    wait_for((out / "export" / ".partial").exists)
     child = int(Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()[0])
     os.kill(child, signal.SIGKILL)
     _, errors = running.communicate(timeout=120)
@@ -105,6 +106,84 @@ def test_a_killed_stage_leaves_nothing_and_the_next_run_carries_on(checkpoint, t
     assert again.returncode == 0, again.stderr
     assert {"model.onnx", "manifest.json"} <= {path.name for path in (out / "export").iterdir()}
     assert not (out / "export" / ".partial").exists()
+
+
+def test_a_killed_pipeline_takes_its_stage_with_it(checkpoint, tmp_path):
+    """Else the stage would write on, beside the next run's."""
+    out = tmp_path / "out"
+    command = [sys.executable, ROOT / "pipeline.py", "--checkpoint", checkpoint, "--out", out]
+    running = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
+    stage = wait_for(lambda: Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split())[0]
+    wait_for((out / "export" / ".partial").exists)
+    running.kill()
+    running.wait()
+    wait_for(lambda: not running_still(stage))
+    assert [path.name for path in (out / "export").iterdir()] == [".partial"]
+
+
+def running_still(process: str) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for(reached: Callable, seconds: float = 60):
+    """What `reached` returns once it is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := reached()):
+        assert time.monotonic() < deadline, "this took too long"
+        time.sleep(0.02)
+    return found
+
+
+def test_a_read_only_cache_on_another_file_system(checkpoint, tmp_path):
+    """As the Hugging Face hub stores a checkpoint: snapshots/COMMIT/NAME is a symbolic link to blobs/SHA. Nothing is
+    copied, and nothing is written there."""
+    with another_file_system(tmp_path) as elsewhere:
+        snapshot, blobs = elsewhere / "snapshots" / "0123abcd", elsewhere / "blobs"
+        snapshot.mkdir(parents=True)
+        blobs.mkdir()
+        for number, file in enumerate(sorted(checkpoint.iterdir())):
+            (blobs / f"{number:064}").write_bytes(file.read_bytes())
+            (snapshot / file.name).symlink_to(f"../../blobs/{number:064}")
+        for path in (*blobs.iterdir(), blobs, snapshot):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        before = written(elsewhere)
+        out = tmp_path / "out"
+        line = ["--checkpoint", snapshot, "--out", out, "--capacity", 64, "--compute-capability", "8.9"]
+        done = pipeline(*line, "--weights", "reference", "--engine-weights", "input")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert written(elsewhere) == before
+        assert (out / "export" / read_manifest(out / "export")["weights_root"]).resolve() == blobs
+        assert json.loads((out / "validate" / "report.json").read_text())["verdict"] == "passed"
+        engine = json.loads((out / "build" / "engine.json").read_text())["weights"]
+        assert len(engine["inputs"]) > 10
+        assert all((out / "build" / engine["root"] / each["file"]).is_file() for each in engine["inputs"])
+        assert not list(out.rglob("*.safetensors"))
+
+
+def written(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Each file's and folder's size and time of its last change."""
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
+
+
+@contextmanager
+def another_file_system(here: Path) -> Iterator[Path]:
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == here.stat().st_dev:
+        pytest.skip("only one file system here")
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+def test_a_place_that_cannot_be_written_is_one_line(checkpoint):
+    done = subprocess.run([sys.executable, "-m", "export", "--checkpoint", checkpoint, "--out", "/sys/kernel/suture"],
+                          cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("export: /sys/kernel/suture")
+    assert line.endswith("choose a place that can be written")
 
 
 @pytest.mark.parametrize(

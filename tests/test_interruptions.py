@@ -1,0 +1,96 @@
+"""A stage killed where it hurts most, between moving one result to its place and the next: the next run puts it right."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import build_graphs
+import onnx
+import pytest
+from decoder_graphs import decoder_graph
+from test_pipeline import running_still, wait_for
+
+from contracts.manifest import PARTIAL, read_manifest
+
+ROOT = Path(__file__).parents[1]
+DIES = """
+import os, runpy, signal, sys
+replace, moved = os.replace, []
+
+def replace_once(source, target):
+    if moved:
+        os.kill(os.getpid(), signal.SIGKILL)
+    moved.append(target)
+    replace(source, target)
+
+os.replace = replace_once
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    return build_graphs.by_reference(build_graphs.decoder(), tmp_path / "surgery", tmp_path / "checkpoint")
+
+
+def arguments(stage: str, model: Path, folder: Path) -> list[object]:
+    if stage == "build":
+        return [model, "--compute-capability", "8.9"]
+    for static in (False, True):
+        onnx.save(decoder_graph(static), folder / f"{static}.onnx")
+    return [folder / "False.onnx"] if stage == "surgery" else [folder / "False.onnx", folder / "True.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "more", "results"),
+    [
+        ("surgery", [], {"model.onnx", "model.trt.onnx", "report.json"}),
+        ("build", ["--weights", "constant"], {"model.engine", "engine.json", "kernels.json"}),
+        ("build", ["--weights", "input"], {"model.engine", "engine.json", "kernels.json"}),
+        ("validate", [], {"report.json", "report.html", "polygraphy"}),
+    ],
+)
+def test_a_killed_stage_is_not_taken_for_a_finished_one(stage, more, results, model, tmp_path):
+    out = tmp_path / "out"
+    line = list(map(str, [*arguments(stage, model, tmp_path), "--out", out, *more]))
+    died = subprocess.run([sys.executable, "-c", DIES, stage, *line], cwd=ROOT, capture_output=True, text=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert len(list(out.iterdir())) == 2  # one result, and the folder with the others
+    assert read_manifest(out) is None
+    again = subprocess.run([sys.executable, "-m", stage, *line], cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "up to date" not in again.stdout
+    assert {path.name for path in out.iterdir()} >= {*results, "manifest.json"}
+    assert not (out / PARTIAL).exists()
+    manifest = read_manifest(out)
+    assert all((out / name).stat().st_size == size for name, size in manifest["outputs"].items())
+
+
+def test_results_of_before_are_not_taken_for_those_of_a_killed_run(tmp_path):
+    """The two may lie side by side: nothing says any more that they are whole."""
+    model, out = tmp_path / "growing.onnx", tmp_path / "out"
+    onnx.save(decoder_graph(static=False), model)
+    line = ["surgery", model, "--out", out]
+    for code in (["-m"], ["-c", DIES], ["-m"]):
+        more = ["--force"] * (code[0] == "-c")
+        done = subprocess.run(list(map(str, [sys.executable, *code, *line, *more])), cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == (-signal.SIGKILL if more else 0), done.stderr
+    assert "up to date" not in done.stdout
+
+
+def test_a_killed_build_takes_the_builder_with_it(tmp_path):
+    """Else it would hold its memory, and write, beside the next run's."""
+    onnx.save(build_graphs.decoder(layers=48), tmp_path / "model.trt.onnx")
+    command = [sys.executable, "-m", "build", tmp_path / "model.trt.onnx", "--out", tmp_path / "out"]
+    running = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    while "building" not in running.stdout.readline():
+        assert running.poll() is None
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    builders = [child for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+    assert len(builders) == 1
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    wait_for(lambda: not running_still(builders[0]), seconds=5)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [PARTIAL]
