@@ -121,6 +121,21 @@ def test_a_killed_pipeline_takes_its_stage_with_it(checkpoint, tmp_path):
     assert [path.name for path in (out / "export").iterdir()] == [".partial"]
 
 
+def test_an_interrupted_pipeline_says_so_and_leaves_nothing(checkpoint, tmp_path):
+    """As Ctrl-C does, which reaches the stage as well."""
+    out = tmp_path / "out"
+    command = [sys.executable, ROOT / "pipeline.py", "--checkpoint", checkpoint, "--out", out]
+    running = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)  # fmt: skip
+    wait_for((out / "export" / ".partial").exists)
+    os.killpg(running.pid, signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 2
+    again = "interrupted; run the same command again to carry on"
+    assert sorted(errors.splitlines()) == [f"export: {again}", f"pipeline: {again}"]
+    assert not list((out / "export").iterdir())
+
+
 def running_still(process: str) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
