@@ -40,11 +40,11 @@ def main() -> None:
         for whole in (False, True):
             if layers in (options.whole if whole else options.layers):
                 rows.append(measure(options, layers, whole))
+                options.out.write_text(json.dumps(rows, indent=2) + "\n")
                 print(
                     "{layers:4} layers {how:9} {wall_s:7.1f} s {cpu_s:7.1f} s CPU {peak_mb:6.0f} MB".format(**rows[-1]),
                     flush=True,
                 )
-    options.out.write_text(json.dumps(rows, indent=2) + "\n")
     if options.picture:
         draw(rows, options.picture)
 

@@ -139,16 +139,16 @@ def together(stages: list[Measured]) -> Measured:
 
 
 def table(rows: list[Measured]) -> Table:
-    shown = Table("checkpoint", "tool", "seconds", "×", "of all cores", "peak memory", "×", "written", "")
+    shown = Table("checkpoint", "tool", "seconds", "of all cores", "×", "peak memory", "×", "written", "")
     for row in rows:
         ours = next(each for each in rows if (each.model, each.tool) == (row.model, "Suture"))
-        ratios = [f"{mine / ours_:.1f}" for mine, ours_ in ((row.seconds, ours.seconds), (row.peak, ours.peak))]
+        ratios = [f"{mine / ours_:.1f}" for mine, ours_ in ((row.cpu_seconds, ours.cpu_seconds), (row.peak, ours.peak))]
         shown.add_row(
             f"{named(row.model)}, {gigabytes(row.checkpoint_bytes)}" if row is ours else "",
             row.tool if row.tool not in ("export", "surgery") else f"  {row.tool}",
             f"{row.seconds:.1f}",
-            ratios[0],
             f"{row.cpu_seconds:.1f}",
+            ratios[0],
             gigabytes(row.peak),
             ratios[1],
             gigabytes(row.written) if row.written > 1e8 else f"{row.written / 1e6:.1f} MB",
