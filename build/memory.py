@@ -108,7 +108,7 @@ def _at_run_time(proto: onnx.ModelProto, signature: Signature, profiles: tuple[P
     if signature.dtype == TensorProto.FLOAT:  # TensorRT has no fused float32 attention
         heads = max(width / 8 / max(signature.head_dim, 1), signature.kv_heads)
         activations += 2 * tokens * slots * heads * element
-    rows = tokens if signature.sequence_lengths is None else pasts[0][0][0]
+    rows = pasts[0][0][0] if signature.last_only else tokens
     return caches, math.ceil(activations), rows * vocabulary * stored_size(logits.elem_type)
 
 

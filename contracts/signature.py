@@ -5,6 +5,9 @@ Two signatures (shapes in the field's letters: B batch, S tokens of this step, P
     growing   input_ids [B,S]  position_ids [B,S]  attention_mask [B,P+S]  past [B,kv_heads,P,head_dim]
     static    input_ids [B,S]  position_ids [B,S]  write_indices [B]       past [B,kv_heads,L,head_dim]
 
+Causal, but for models whose prompt sees itself in both directions (metadata suture.bidirectional): there a step's tokens see
+each other and all before. In the static form these take sequence_lengths [B], too: what a step is padded with must be hidden.
+
 Suture writes the names below. Graphs made elsewhere are read by `find_signature`, which goes by what names and shapes
 have in common across exporters.
 """
@@ -32,6 +35,8 @@ ROLES = ("tokens", "positions", "mask", "write_indices", "logits")  # of inputs 
 SIDES = {"encoder": "encoder.", "cross": "encoder.", "decoder": "decoder."}
 QUANTIZED = "suture.quantized"  # metadata of a quantised graph: the format, and the rest of the options that made it
 NTK_TRAINED_LENGTH = "suture.ntk_trained_length"  # metadata of a graph that takes ntk_alpha: the config's seq_length
+BIDIRECTIONAL = "suture.bidirectional"  # metadata of a graph in which a step's tokens see each other
+PREFIX = "suture.prefix"  # metadata: the tokens that begin every row, before the text
 LEARNED_POSITIONS = "suture.learned_positions"  # metadata of a graph with a table of positions: its rows
 
 
@@ -81,6 +86,9 @@ class Signature:
     learned_positions: int | None = None  # rows of a table of positions: no sequence can be longer
     encoder_caches: tuple[Cache, ...] = ()  # what a decoder's cross-attention reads; decoding does not change it
     logits_dtype: int = onnx.TensorProto.UNDEFINED
+    last_only: bool = False  # logits [batch, 1, vocab], of each row's last valid token
+    bidirectional: bool = False  # a step's tokens see each other, so a prompt in chunks is another one
+    prefix: tuple[int, ...] = ()  # tokens that begin every row, before the text
 
     @property
     def static(self) -> bool:
@@ -127,13 +135,14 @@ def find_signature(
     given = _known(name, given or {}, inputs, outputs)
     write_indices = given.get("write_indices", write_indices)
     logits = given.get("logits") or find(name, outputs, r"logits|lm_head|output", "logits output")
+    sequence_lengths = _first(inputs, r"^sequence_lengths$", rank=1)
     return Signature(
         tokens=given.get("tokens") or find(name, inputs, r"input_ids|tokens|decoder_input", "token input"),
         logits=logits,
         positions=given.get("positions") or _first(inputs, r"pos(ition)?_?(ids?|s)$|^positions?$"),
         mask=given.get("mask") or _first(inputs, r"^(?!.*(encoder|cross)).*mask"),
         write_indices=write_indices,
-        sequence_lengths=_first(inputs, r"^sequence_lengths$", rank=1),
+        sequence_lengths=sequence_lengths,
         ntk_alpha=_first(inputs, r"^ntk_alpha$", rank=1),
         caches=tuple(caches),
         kv_heads=_static(shape[1]),
@@ -144,6 +153,9 @@ def find_signature(
         learned_positions=int(metadata[LEARNED_POSITIONS]) if LEARNED_POSITIONS in metadata else None,
         encoder_caches=tuple(encoder_caches),
         logits_dtype=outputs[logits].type.tensor_type.elem_type if logits else onnx.TensorProto.UNDEFINED,
+        last_only=sequence_lengths is not None and _shape(outputs[logits])[1] == 1,
+        bidirectional=BIDIRECTIONAL in metadata,
+        prefix=tuple(map(int, metadata[PREFIX].split())) if PREFIX in metadata else (),
     )
 
 

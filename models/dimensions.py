@@ -13,4 +13,6 @@ class Dimensions:
     vocab: int
     ntk_trained_length: int | None = None  # the config's seq_length where the model takes ntk_alpha, else None
     positions: int | None = None  # rows of a table of learned positions, where the model has one: no sequence is longer
+    bidirectional: bool = False  # whether a step's tokens see each other, not only those before: a prompt is one step
+    prefix: tuple[int, ...] = ()  # tokens that begin every row, before the text
     encoder_slots: int | None = None  # keys of cross-attention, where the decoder attends to an encoder

@@ -78,7 +78,7 @@ class Step:
         for name, buffer in bound.crossed.items():
             self._bind(self.binding.bind_input, name, buffer[rows])
         batch = len(feeds[bound.signature.tokens])
-        places = 1 if bound.signature.sequence_lengths else width
+        places = 1 if bound.signature.last_only else width
         shape = (batch, places, bound.logits.shape[-1])
         self.logits = torch.empty(shape, dtype=TORCH_TYPES[bound.logits.type], device=self.device)
         self._bind(self.binding.bind_output, bound.signature.logits, self.logits)

@@ -49,7 +49,17 @@ class OfSignature:
     @property
     def last_only(self) -> bool:
         """True if the graph gives logits for each row's last valid token only."""
-        return self.signature.sequence_lengths is not None
+        return self.signature.last_only
+
+    @property
+    def bidirectional(self) -> bool:
+        """True if a step's tokens see each other: a prompt is one step."""
+        return self.signature.bidirectional
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """The tokens that begin every row, before the text."""
+        return self.signature.prefix
 
     @property
     def cache_names(self) -> list[tuple[int, str]]:

@@ -143,7 +143,7 @@ class Step:
             for name, shape in shapes.items()
         }
         ((self.logits_name, logits),) = _by_role(description, "logits").items()
-        places = 1 if any(tensor["role"] == "sequence_lengths" for tensor in description["inputs"]) else width
+        places = 1 if logits["shape"][1] == 1 else width  # of each row's last token alone, or of all
         shape = (*next(iter(shapes.values()))[:1], places, logits["shape"][-1])
         self.logits = torch.empty(shape, dtype=getattr(torch, logits["dtype"]), device=device)
         self.runs, self.graph = 0, None

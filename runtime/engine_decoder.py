@@ -47,4 +47,5 @@ def signature_of(description: dict) -> Signature:
     fields = dict(description["signature"])
     for name in ("caches", "encoder_caches"):
         fields[name] = tuple(Cache(**cache) for cache in fields.get(name, ()))
+    fields["prefix"] = tuple(fields.get("prefix", ()))
     return Signature(**fields)

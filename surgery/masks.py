@@ -1,12 +1,12 @@
 """What an attention mask lets through and adds, found by evaluating its subgraph on probes, whatever nodes it is made of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from surgery.graph import Graph, onnx_type
+from surgery.graph import Graph, onnx_type, producer, through
 from surgery.probe import SHORT, Probe, evaluate, probes
 
 BOOL = 9
@@ -28,6 +28,7 @@ class Mask:
     kind: Kind
     window: int | None = None  # a token sees this many slots, its own among them
     slopes: tuple[float, ...] | None = None  # ALiBi: head h adds slopes[h] * (slot - own slot)
+    bias: gs.Tensor | None = None  # whatever else is added to the scores of the slots that count
 
     @property
     def causal(self) -> bool:
@@ -36,6 +37,17 @@ class Mask:
 
 def recognise(graph: Graph, mask: gs.Tensor) -> Mask | str:
     """What the mask is, or the reason why it is nothing known."""
+    found = _recognise(graph, mask)
+    if isinstance(found, Mask):
+        return found
+    where = producer(through(mask, "Cast"), "Where")  # of a bias that weights decide, for the slots that count
+    hidden = graph.scalar(where.inputs[2]) if where is not None else None
+    visible = _recognise(graph, where.inputs[0]) if hidden is not None and hidden <= FAR_BELOW else None
+    whole = isinstance(visible, Mask) and visible.kind is Kind.PADDED and graph.signature.bidirectional
+    return replace(visible, bias=where.inputs[1]) if whole else found
+
+
+def _recognise(graph: Graph, mask: gs.Tensor) -> Mask | str:
     lengths = _lengths(graph, mask)
     matching = [(kind, None) for kind in Kind] + [(kind, n) for n in sorted(lengths) for kind in list(Kind)[:2]]
     slopes: np.ndarray | None = None

@@ -12,34 +12,40 @@ from surgery.probe import Probe, evaluate, probes
 
 INTEGERS = (6, 7)  # int32, int64
 SPREADS = ("Gather", "Unsqueeze", "Cast", "Mul", "MatMul", "Add", "Sub")  # take [B, S] where they took [1, S]
+NARROWS = ("Unsqueeze", "Cast", "Mul", "Add", "Sub", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal",
+           "Where", "Max", "Min", "Clip", "Abs", "Neg")  # take [1, T] where they took [B, T]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Positions:
-    """A tensor that holds each token's position + offset, its axes besides the tokens' (axis 0: batch, `axis`: sequence)
-    of size 1."""
+    """A tensor that holds each token's position + offset, or, `of_slots`, each slot's, its axes besides the tokens' (axis 0:
+    batch, `axis`: sequence) of size 1."""
 
     tensor: gs.Variable
     offset: int
     axis: int
     consumers: list[gs.Node]  # that take it for something else than more positions
+    of_slots: bool = False
 
 
-def find_positions(graph: Graph, sources: list[gs.Node], live: set[int]) -> list[Positions]:
-    """The positions that live nodes below `sources` work out. Raises NoMatch where one of them is used as if it were the
-    same for all rows."""
+def find_positions(graph: Graph, sources: list[gs.Node], live: set[int], of_slots: bool = False) -> list[Positions]:
+    """The positions that live nodes below `sources` work out, of the step's tokens or of all slots. Raises NoMatch where
+    one of them is used as if it were the same for all rows, or, of slots, as if it were not."""
     found: dict[int, tuple[gs.Variable, int, int, bool]] = {}
     for tensor in _below(sources, live):
-        place = _positions(graph, tensor)
+        place = _positions(graph, tensor, of_slots)
         if place is not None:
             found[id(tensor)] = (tensor, *place)
     result = []
     for tensor, offset, axis, one_row in found.values():
         users = [node for node in tensor.outputs if id(node) in live and not all(id(t) in found for t in node.outputs)]
         for node in users:
-            need(not one_row or node.op in SPREADS, f"positions are the same for all rows in {node.op} {node.name}")
+            if of_slots:
+                need(node.op in NARROWS, f"slots are not the same for all rows in {node.op} {node.name}")
+            else:
+                need(not one_row or node.op in SPREADS, f"positions are the same for all rows in {node.op} {node.name}")
         if users:
-            result.append(Positions(tensor, offset, axis, users))
+            result.append(Positions(tensor, offset, axis, users, of_slots))
     return result
 
 
@@ -94,32 +100,35 @@ def _below(sources: list[gs.Node], live: set[int]) -> list[gs.Variable]:
     return tensors
 
 
-def _positions(graph: Graph, tensor: gs.Variable) -> tuple[int, int, bool] | None:
+def _positions(graph: Graph, tensor: gs.Variable, of_slots: bool = False) -> tuple[int, int, bool] | None:
     """Offset, the sequence's axis, and whether all rows share one; None if the tensor holds something else."""
     offset, axis, one_row = None, None, True
     for probe in probes():
+        width = probe.past + probe.steps if of_slots else probe.steps
         values = evaluate(graph, [tensor], probe)
-        if values is None or values[0].size not in (probe.steps, probe.batch * probe.steps):
+        if values is None or values[0].size not in (width, probe.batch * width):
             return None
         shape = values[0].shape
         if axis is None:  # the first probe's batch, steps and lengths all differ
-            axis = next((i for i, size in enumerate(shape) if i and size == probe.steps), None)
-        if axis is None or shape[axis] != probe.steps or values[0].size != shape[0] * shape[axis]:
+            axis = next((i for i, size in enumerate(shape) if i and size == width), None)
+        if axis is None or shape[axis] != width or values[0].size != shape[0] * shape[axis]:
             return None
         one_row = one_row and shape[0] == 1
-        found = _offset(np.broadcast_to(values[0].reshape(shape[0], probe.steps), (probe.batch, probe.steps)), probe)
+        found = _offset(np.broadcast_to(values[0].reshape(shape[0], width), (probe.batch, width)), probe)
         if found is None or offset not in (None, found):
             return None
         offset = found
     return offset, axis, one_row
 
 
-def _offset(values_BS: np.ndarray, probe: Probe) -> int | None:
-    """What is added to positions, counted with or without padding."""
-    valid = probe.mask[:, probe.past :] != 0
-    slots = probe.past + np.broadcast_to(np.arange(probe.steps), values_BS.shape)
-    for expected, counts in ((slots, np.ones_like(valid)), (probe.positions, valid)):
-        offsets = np.unique((values_BS - expected)[counts])
+def _offset(values_BW: np.ndarray, probe: Probe) -> int | None:
+    """What is added to positions of the last tokens, or of all, counted with or without padding."""
+    width = values_BW.shape[1]
+    valid = probe.mask[:, -width:] != 0
+    slots = np.broadcast_to(np.arange(probe.past + probe.steps)[-width:], values_BW.shape)
+    places = np.maximum(probe.mask.cumsum(1) - 1, 0)[:, -width:]
+    for expected, counts in ((slots, np.ones_like(valid)), (places, valid)):
+        offsets = np.unique((values_BW - expected)[counts])
         if offsets.size == 1:
             return int(offsets[0])
     return None

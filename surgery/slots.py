@@ -1,9 +1,12 @@
 """Over a static cache: the slot of each token of a step, and biases between tokens and slots."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from contracts.signature import SEQUENCE_LENGTHS
 from surgery.graph import Graph
 
 HIDDEN = {"FLOAT16": -6e4, "BFLOAT16": -1e30, "FLOAT": -1e30}  # finite: a sum with a score stays finite
@@ -18,6 +21,30 @@ def own_slots(graph: Graph, write_indices: gs.Tensor) -> gs.Variable:
     return graph.new("Add", [first, step], name="slots/own", shape=["batch", "sequence"])
 
 
+def all_slots(graph: Graph, past: gs.Variable) -> gs.Variable:
+    """0, 1, 2, ... of the static cache `past`, whose shape alone says its capacity: int64 [L]."""
+    size = graph.new("Squeeze", [graph.new("Shape", [past], {"start": 2, "end": 3}, dtype=np.int64)], name="bias/capacity")
+    return graph.new("Range", [graph.int64(0), size, graph.int64(1)], name="bias/slots", dtype=np.int64)
+
+
+def sequence_lengths(graph: Graph) -> gs.Variable:
+    """The input that says how many of a step's tokens are valid, int64 [B]."""
+    if graph.signature.sequence_lengths is None:
+        graph.gs.inputs.append(gs.Variable(SEQUENCE_LENGTHS, np.int64, ["batch"]))
+        graph.signature = replace(graph.signature, sequence_lengths=SEQUENCE_LENGTHS)
+    return graph.input(graph.signature.sequence_lengths)
+
+
+def step_bias(graph: Graph, write_indices: gs.Tensor, slots: gs.Tensor, added: gs.Tensor, dtype: int) -> gs.Variable:
+    """What is added to scores [B, heads, S, L] where a step's tokens see each other and all before: `added`, and a large
+    negative number for slots from write_indices + sequence_lengths on."""
+    end = graph.new("Add", [write_indices, sequence_lengths(graph)], name="bias/valid_slots", shape=["batch"])
+    end = graph.new("Unsqueeze", [end, graph.int64([1, 2, 3])], name="bias/end")
+    visible = graph.new("Less", [slots, end], name="bias/visible", dtype=np.bool_)
+    hidden = graph.number(HIDDEN[onnx.TensorProto.DataType.Name(dtype)], dtype)
+    return graph.new("Where", [visible, added, hidden], name="bias/bias", dtype=dtype)
+
+
 def causal_bias(
     graph: Graph,
     write_indices: gs.Tensor,
@@ -30,8 +57,7 @@ def causal_bias(
     `slopes[head] * (slot - own slot)` (ALiBi, Press et al. 2022; 0 without slopes) where a slot counts, a large negative
     number where not: behind the own slot, or `window` or more slots before it."""
     own = graph.new("Unsqueeze", [own_slots(graph, write_indices), graph.int64([1, 3])], name="bias/own")
-    size = graph.new("Squeeze", [graph.new("Shape", [past], {"start": 2, "end": 3}, dtype=np.int64)], name="bias/capacity")
-    slots = graph.new("Range", [graph.int64(0), size, graph.int64(1)], name="bias/slots", dtype=np.int64)
+    slots = all_slots(graph, past)
     visible = graph.new("LessOrEqual", [slots, own], name="bias/causal", dtype=np.bool_)
     if window is not None:
         before = graph.new("Sub", [own, graph.int64(window)], name="bias/before")

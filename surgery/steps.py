@@ -124,7 +124,7 @@ class Runner:
         if signature.logits is not None:
             logits = found.pop(signature.logits)
             new = step.valid[:, step.cached :]
-            if signature.sequence_lengths is None and logits.shape[:2] == new.shape:
+            if not signature.last_only and logits.shape[:2] == new.shape:
                 read[LOGITS] = logits[new]
                 read[LAST] = np.stack([row[count - 1] for row, count in zip(logits, step.counts)])
             else:

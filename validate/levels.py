@@ -114,7 +114,7 @@ def run_levels(
     source = text_tokens(ids, seed) if ids else random_tokens(exported.vocab, seed)
     large = exported.layerwise
     capacity = portable.capacity if portable else None
-    scenarios = make_scenarios(source, capacity, exported.trained_length, few_steps=large)
+    scenarios = make_scenarios(source, capacity, exported.trained_length, large, exported.prefix)
 
     def run(
         number: int, reference: Model, candidate: Model, allowed: float | None = None, asked: list[Scenario] = scenarios
@@ -170,7 +170,8 @@ def compare_graphs(
             raise UserError(f"{reference.name}, {candidate.name}", f"{label} {found}", "compare graphs of one model")
     capacities = [graph.capacity for graph in (reference, candidate) if graph.capacity]
     trained = reference.trained_length or candidate.trained_length
-    scenarios = make_scenarios(random_tokens(reference.vocab, seed), min(capacities, default=None), trained)
+    source, prefix = random_tokens(reference.vocab, seed), reference.prefix or candidate.prefix
+    scenarios = make_scenarios(source, min(capacities, default=None), trained, prefix=prefix)
     comparison = compare(reference, candidate, scenarios, tolerance, save, tell)
     notes = [TWIN_NOTE] if TensorProto.BFLOAT16 in (reference.dtype, candidate.dtype) else []
     return Level(None, "Reference ↔ candidate", comparison.status, comparison=comparison, notes=notes)
@@ -255,7 +256,7 @@ def scenarios_for(pipeline: Pipeline, graph: Graph, seed: int) -> list[Scenario]
     """What a graph of the pipeline is asked: its text where there is one, else random tokens."""
     _, ids, _ = _read_text(pipeline)
     source = text_tokens(ids, seed) if ids else random_tokens(graph.vocab, seed)
-    return make_scenarios(source, graph.capacity, graph.trained_length)
+    return make_scenarios(source, graph.capacity, graph.trained_length, prefix=graph.prefix)
 
 
 def token_level(pipeline: Pipeline, portable: Graph, tokenizer: Tokenizer, ids: list[int]) -> Level:

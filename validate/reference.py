@@ -35,6 +35,14 @@ class Reference:
         return self.module.dimensions.vocab
 
     @property
+    def bidirectional(self) -> bool:
+        return self.module.dimensions.bidirectional
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        return self.module.dimensions.prefix
+
+    @property
     def trained_length(self) -> int | None:
         return self.module.dimensions.ntk_trained_length
 

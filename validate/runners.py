@@ -23,6 +23,8 @@ class Model(Protocol):
     capacity: int | None
     trained_length: int | None
     last_only: bool
+    bidirectional: bool  # a step's tokens see each other: a prompt is one step
+    prefix: tuple[int, ...]  # what begins every row, before the text
     cache_names: list[tuple[int, str]]  # layer and role of each of a decoder's caches
 
     def decoder(self, batch: int) -> Decoder: ...

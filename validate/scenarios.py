@@ -28,16 +28,22 @@ class Scenario:
 
 
 def make_scenarios(
-    tokens: Callable[[int], np.ndarray], capacity: int | None, trained_length: int | None, few_steps: bool = False
+    tokens: Callable[[int], np.ndarray],
+    capacity: int | None,
+    trained_length: int | None,
+    few_steps: bool = False,
+    prefix: tuple[int, ...] = (),
 ) -> list[Scenario]:
     """`tokens(n)` gives n tokens to read. `capacity`: slots of the smaller static cache, where there is one.
     `trained_length`: of a model with dynamic NTK, whose behaviour changes beyond it. `few_steps`: for models whose every
-    step takes long."""
+    step takes long. `prefix`: what begins every row, beside the tokens that a scenario counts."""
 
     def scenario(name: str, what: str, prompt: list[list[int]], then: list[list[int]] | None = None) -> Scenario:
         """`prompt` and `then`: how many tokens each row adds at each step. alpha goes by the length of the prompt."""
         schedule = np.array(prompt + (then or []))
-        rows = [tokens(total) for total in schedule.sum(axis=0)]
+        rows = [np.array([*prefix, *tokens(total)], np.int64) for total in schedule.sum(axis=0)]
+        first = (schedule > 0).argmax(axis=0), np.arange(len(rows))  # each row's first step that adds tokens
+        schedule[first] += len(prefix)
         lengths = np.array(prompt).sum(axis=0)
         alphas = [ntk_alpha(int(n), trained_length) if trained_length else 1.0 for n in lengths]
         return Scenario(name, what, _steps(rows, schedule, np.array(alphas, np.float32)))
@@ -62,7 +68,7 @@ def make_scenarios(
         prompt = [[beyond, trained_length - 4, 20]]
         scenarios.append(scenario("beyond trained length", what, prompt, [[1, 1, 1]] * 8))
     if capacity is not None:
-        chunks = _chunks(capacity - 2, 512)
+        chunks = _chunks(capacity - 2 - len(prefix), 512)
         what = f"a prompt in chunks, then decoding until the cache's {capacity} slots are full"
         scenarios.append(replace(scenario("to the last slot", what, chunks, [[1]] * 2), last_only=True))
     return scenarios

@@ -117,7 +117,7 @@ def compare_tokens(
     limits = QUANTISED_LIMITS[re.match(r"[\w-]+", quantised)[0]] if quantised else LIMITS[dtype]
     capacity = candidate.capacity or len(ids)
     trained = candidate.trained_length
-    window = min(trained or 512, capacity, len(ids))
+    window = min(trained or 512, capacity - len(candidate.prefix), len(ids))
     readings = [read("text", reference, candidate, tokenizer, ids, window, windows=8)]
     if trained and min(capacity, len(ids)) >= 2 * trained:
         readings.append(read("text beyond the trained length", reference, candidate, tokenizer, ids, 2 * trained, windows=2))
@@ -136,19 +136,23 @@ def quantisation_cost(
 def read(
     name: str, reference: Model, candidate: Model, tokenizer: Tokenizer, ids: list[int], window: int, windows: int
 ) -> Reading:
-    """Reads up to `windows` windows, spread over the text, in one batch. Only a step's logits are held at a time."""
+    """Reads up to `windows` windows, spread over the text, in one batch. Only a step's logits are held at a time. Where a
+    step's tokens see each other, which would give the next one away, each is a step of its own."""
     starts = np.unique(np.linspace(0, len(ids) - window, min(windows, len(ids) // window)).astype(int))
     tokens_BS = np.array([ids[start : start + window] for start in starts], np.int64)
     models = (reference, candidate)
     decoders = [model.decoder(len(starts)) for model in models]
     alpha = _alpha([window] * len(starts), candidate.trained_length)
-    width = 1 if any(model.last_only for model in models) else CHUNK
+    width = 1 if any(model.last_only or model.bidirectional for model in models) else CHUNK
+    prefix = np.tile(np.array(candidate.prefix, np.int64), (len(starts), 1))
     kl, agreement, bits = [], [], {model.name: [] for model in models}
     for start in range(0, window - 1, width):
         step = tokens_BS[:, start : min(start + width, window - 1)]
         targets = torch.from_numpy(tokens_BS[:, start + 1 : start + 1 + step.shape[1], None])
-        counts = np.full(len(starts), step.shape[1])
-        logits = [torch.from_numpy(decoder.step(step, counts, alpha)).double() for decoder in decoders]
+        fed = step if start else np.concatenate([prefix, step], axis=1)
+        counts = np.full(len(starts), fed.shape[1])
+        logits = [decoder.step(fed, counts, alpha)[:, -step.shape[1] :] for decoder in decoders]
+        logits = [torch.from_numpy(each).double() for each in logits]
         ours, theirs = (torch.log_softmax(each, dim=-1) for each in logits)
         kl.append((ours.exp() * (ours - theirs)).sum(-1))
         agreement.append(ours.argmax(-1) == theirs.argmax(-1))
@@ -175,12 +179,12 @@ def read(
 
 def continue_both(reference: Model, candidate: Model, tokenizer: Tokenizer, ids: list[int]) -> Continuation:
     places = np.linspace(0, max(len(ids) - max(PROMPT_LENGTHS), 0), len(PROMPT_LENGTHS)).astype(int)
-    prompts = [ids[place : place + length] for place, length in zip(places, PROMPT_LENGTHS)]
+    prompts = [[*candidate.prefix, *ids[place : place + length]] for place, length in zip(places, PROMPT_LENGTHS)]
     room = (candidate.capacity or 1 << 20) - max(map(len, prompts))
     new_tokens = min(NEW_TOKENS, room)
     texts = [greedy(model, prompts, new_tokens, candidate.trained_length) for model in (reference, candidate)]
     agreeing = (np.cumprod(texts[0] == texts[1], axis=1)).sum(axis=1)
-    example = {"prompt": tokenizer.decode(prompts[0])}
+    example = {"prompt": tokenizer.decode(prompts[0][len(candidate.prefix) :])}
     for model, text in zip((reference, candidate), texts):  # a vocabulary is padded: not every id is a token
         example[model.name] = tokenizer.decode([token for token in text[0].tolist() if token < tokenizer.size])
     return Continuation(len(prompts), new_tokens, int((agreeing == new_tokens).sum()), float(agreeing.mean()), example)

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from contracts.signature import SEQUENCE_LENGTHS
 from surgery.graph import Graph, need, onnx_type, producer, rank, static_dim
+from surgery.slots import sequence_lengths
 
 ROW_WISE = ("RMSNormalization", "LayerNormalization", "Gemm", "MatMul", "Reshape", "Mul", "Add", "Cast", "Tanh", "Div")
 
@@ -21,8 +21,7 @@ def run(graph: Graph) -> int:
 
 def _gather_before_head(graph: Graph, last: gs.Node) -> bool:
     hidden = _hidden(graph, last)
-    lengths = gs.Variable(SEQUENCE_LENGTHS, np.int64, ["batch"])
-    graph.gs.inputs.append(lengths)
+    lengths = sequence_lengths(graph)
     tokens = graph.input(graph.signature.tokens)
     readers = list(hidden.outputs)
     one = graph.int64([1])
@@ -41,7 +40,7 @@ def _gather_before_head(graph: Graph, last: gs.Node) -> bool:
     need(vocab is not None, "the size of the vocabulary is not known")
     reshape.inputs[1] = graph.int64([-1, 1, vocab])
     reshape.outputs[0].shape = ["batch", 1, vocab]
-    graph.signature = replace(graph.signature, sequence_lengths=SEQUENCE_LENGTHS)
+    graph.signature = replace(graph.signature, last_only=True)
     return True
 
 

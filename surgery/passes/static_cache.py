@@ -9,6 +9,12 @@ write_indices + S for every row: onnxruntime aligns causality to the last row, p
 without padding: sequences of a static cache are padded on the right, where nothing attends to it. A causal mask with a
 window, or with ALiBi's slopes, is made anew over the slots; a mask that is a graph input stays, over the slots. All
 caches of a graph change together, or none does. A cache has no more slots than the model knows positions.
+
+Where a step's tokens see each other and a bias by distance is added, the bias stays, over the slots; hidden are those from
+write_indices + sequence_lengths on, since what a step is padded with would be seen, too:
+
+    where(mask, bias, -large)           →  where(slot < write_indices + sequence_lengths, bias, -large)
+    cumsum(mask) - 1, in the bias       →  slot
 """
 
 from dataclasses import dataclass, replace
@@ -17,10 +23,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from contracts.signature import WRITE_INDICES, Cache
-from surgery.graph import Graph, NoMatch, consumers, need, onnx_type, rank, static_dim
+from surgery.graph import Graph, NoMatch, consumers, need, onnx_type, rank, static_dim, through
 from surgery.masks import Mask, recognise
 from surgery.positions import Positions, find_positions, known_positions
-from surgery.slots import causal_bias, own_slots
+from surgery.slots import all_slots, causal_bias, own_slots, step_bias
 
 INPUT = "a graph input"  # a mask that says for itself what is hidden
 
@@ -106,18 +112,22 @@ def _growing(graph: Graph, concat: gs.Node, masks: dict[int, Mask | str]) -> lis
             masks[id(mask)] = INPUT if over_slots else recognise(graph, mask)
         kind = masks[id(mask)]
         need(kind is INPUT or isinstance(kind, Mask), kind)
-        need(kind is INPUT or kind.causal, f"the mask is {kind if kind is INPUT else kind.kind.value}, not causal")
+        understood = kind is INPUT or kind.causal or kind.bias is not None
+        need(understood, f"the mask is {kind if kind is INPUT else kind.kind.value}, not causal")
         masked.append((attention, kind))
     return [Growing(caches[past.name], past, concat, masked)]
 
 
 def _free_of_lengths(graph: Graph, growing: list[Growing], positions: list[Positions]) -> bool:
     """Whether nothing but masks and positions depends on how long the cache is; appends these positions."""
-    masked = {id(attention) for each in growing for attention, kind in each.attentions if kind is not INPUT}
+    attentions = [(attention, kind) for each in growing for attention, kind in each.attentions if kind is not INPUT]
+    masked = {id(attention): kind.bias for attention, kind in attentions}
     readers = _length_readers(graph, growing)
     live = _live(graph, masked, set())
     if any(id(node) in live for node in readers):
         positions += find_positions(graph, readers, live)
+        if any(bias is not None for bias in masked.values()):
+            positions += find_positions(graph, readers, live, of_slots=True)
     cut = {(id(node), id(each.tensor)) for each in positions for node in each.consumers}
     live = _live(graph, masked, cut)
     for node in readers:
@@ -134,8 +144,9 @@ def _length_readers(graph: Graph, growing: list[Growing]) -> list[gs.Node]:
     return [node for node in nodes if node.op != "Shape" or node.attrs.get("start", 0) != 0 or node.attrs.get("end") != 1]
 
 
-def _live(graph: Graph, masked: set[int], cut: set[tuple[int, int]]) -> set[int]:
-    """The ids of the nodes that still count once these Attention nodes have no mask and nodes miss the inputs `cut`."""
+def _live(graph: Graph, masked: dict[int, gs.Tensor | None], cut: set[tuple[int, int]]) -> set[int]:
+    """The ids of the nodes that still count once these Attention nodes have no mask but a bias, where there is one, and
+    nodes miss the inputs `cut`."""
     live: set[int] = set()
     stack = [node for output in graph.gs.outputs for node in output.inputs]
     while stack:
@@ -143,7 +154,10 @@ def _live(graph: Graph, masked: set[int], cut: set[tuple[int, int]]) -> set[int]
         if id(node) in live:
             continue
         live.add(id(node))
-        inputs = node.inputs[:3] if id(node) in masked else node.inputs
+        inputs = node.inputs
+        if id(node) in masked:
+            bias = masked[id(node)]
+            inputs = [*node.inputs[:3], *([] if bias is None else [bias])]
         stack += [above for tensor in inputs if (id(node), id(tensor)) not in cut for above in tensor.inputs]
     return live
 
@@ -152,7 +166,7 @@ def _make_static(graph: Graph, growing: list[Growing], positions: list[Positions
     write_indices = gs.Variable(WRITE_INDICES, np.int64, ["batch"])
     graph.gs.inputs.append(write_indices)
     for each in positions:
-        _count_from(graph, each, write_indices)
+        _count_from(graph, each, write_indices, growing[0].past)
     for each in growing:
         present, new = each.concat.outputs[0], each.concat.inputs[1]
         batch, kv_heads, _, head_dim = each.past.shape
@@ -166,6 +180,12 @@ def _make_static(graph: Graph, growing: list[Growing], positions: list[Positions
     for attention, kind in attentions.values():
         if kind is INPUT:
             attention.inputs[3].shape = [*attention.inputs[3].shape[:3], capacity]
+        elif kind.bias is not None:
+            dtype = onnx_type(attention.inputs[0])
+            key = (id(kind.bias), dtype)
+            if key not in made:
+                made[key] = _over_slots(graph, kind.bias, write_indices, growing[0].past, dtype)
+            attention.inputs[3] = made[key]
         elif kind.window is None and kind.slopes is None:
             attention.inputs = [*attention.inputs[:3], *(gs.Variable.empty() for _ in range(3)), valid]
             attention.attrs["is_causal"] = 1
@@ -177,11 +197,23 @@ def _make_static(graph: Graph, growing: list[Growing], positions: list[Positions
     graph.signature = replace(graph.signature, write_indices=WRITE_INDICES, capacity=capacity)
 
 
-def _count_from(graph: Graph, positions: Positions, write_indices: gs.Variable) -> None:
-    """Puts write_indices + i in place of positions worked out from lengths or masks."""
-    slots = own_slots(graph, write_indices)
+def _over_slots(graph: Graph, bias: gs.Tensor, write_indices: gs.Variable, past: gs.Variable, dtype: int) -> gs.Variable:
+    """The bias [B, heads, S, L] as `dtype`, hidden where no token is."""
+    narrow = through(bias, "Cast")
+    added = narrow if onnx_type(narrow) == dtype else bias
+    if onnx_type(added) != dtype:
+        added = graph.new("Cast", [added], {"to": dtype}, dtype=dtype)
+    return step_bias(graph, write_indices, all_slots(graph, past), added, dtype)
+
+
+def _count_from(graph: Graph, positions: Positions, write_indices: gs.Variable, past: gs.Variable) -> None:
+    """Puts write_indices + i, or the slots, in place of positions worked out from lengths or masks."""
+    if positions.of_slots:
+        slots = graph.new("Unsqueeze", [all_slots(graph, past), graph.int64([0])], name="slots/all")
+    else:
+        slots = own_slots(graph, write_indices)
     if positions.offset:
-        slots = graph.new("Add", [slots, graph.int64(positions.offset)], shape=["batch", "sequence"])
+        slots = graph.new("Add", [slots, graph.int64(positions.offset)])
     unit_axes = [axis for axis in range(1, rank(positions.tensor)) if axis != positions.axis]
     if unit_axes:
         slots = graph.new("Unsqueeze", [slots, graph.int64(unit_axes)])
@@ -189,6 +221,21 @@ def _count_from(graph: Graph, positions: Positions, write_indices: gs.Variable) 
         slots = graph.new("Cast", [slots], {"to": onnx_type(positions.tensor)}, dtype=onnx_type(positions.tensor))
     for node in positions.consumers:
         node.inputs = [slots if tensor is positions.tensor else tensor for tensor in node.inputs]
+    if positions.of_slots:
+        _forget_shapes(positions.consumers)
+
+
+def _forget_shapes(nodes: list[gs.Node]) -> None:
+    """Of what is computed from slots, up to attention over them: inferred anew, it is as long as the cache."""
+    stack, seen = list(nodes), set()
+    while stack:
+        node = stack.pop()
+        if id(node) in seen or node.op == "Attention":
+            continue
+        seen.add(id(node))
+        for tensor in node.outputs:
+            tensor.shape = None
+            stack += tensor.outputs
 
 
 def _valid_slots(graph: Graph, write_indices: gs.Variable) -> gs.Variable:
