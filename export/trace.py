@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 from onnxscript import optimizer
 
-from contracts.signature import LEARNED_POSITIONS, NTK_TRAINED_LENGTH, POSITIONS, TOKENS
+from contracts.signature import BIDIRECTIONAL, LEARNED_POSITIONS, NTK_TRAINED_LENGTH, POSITIONS, PREFIX, TOKENS
 from export.interface import Interface, decoder_interface, encoder_interface
 from export.repeat import LayersDiffer, repeat
 from export.shallow import KEPT, without_middle
@@ -100,6 +100,10 @@ def _finished(graph: ir.Model, interface: Interface, traced_layers: int, dimensi
         graph.metadata_props[NTK_TRAINED_LENGTH] = str(dimensions.ntk_trained_length)
     if dimensions is not None and dimensions.positions is not None:
         graph.metadata_props[LEARNED_POSITIONS] = str(dimensions.positions)
+    if dimensions is not None and dimensions.bidirectional:
+        graph.metadata_props[BIDIRECTIONAL] = "1"
+    if dimensions is not None and dimensions.prefix:
+        graph.metadata_props[PREFIX] = " ".join(map(str, dimensions.prefix))
     graph.metadata_props[TRACED_LAYERS] = str(traced_layers)
     graph.producer_name = "suture"
     return graph

@@ -31,6 +31,7 @@ FAMILIES = {
     "opt": "models.opt",
     "gpt_bigcode": "models.gptbigcode",
     "mpt": "models.mpt",
+    "cpmant": "models.cpmant",
     "whisper": "models.whisper",
 }
 
