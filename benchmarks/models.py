@@ -39,6 +39,7 @@ COVERS = {
     "mpt": ("mpt-7B-65K", "mpt-7b-storywriter"),
     "gptbigcode": ("WizardCoder-15B", "wizardcoder-15b"),
     "decicoder": ("DeciCoder-1b", "decicoder-1b"),
+    "cpmant": ("CPM-Ant", "cpm-ant-10b"),
     "whisper": ("Whisper, encoder and decoder", "whisper-large-v2"),
 }
 NUMBERS = {  # tests of numbers that no family shares

@@ -53,6 +53,8 @@ class Batch:
     as the next turn of a conversation does, has only the rest fed. Under dynamic NTK the original Qwen chooses alpha from
     the length of the whole conversation at each turn (its chat() reads all of it again) and keeps it while decoding. So
     the cache is reused as long as that alpha is the one it was computed with; at another one it is computed anew.
+
+    Where a prompt sees itself in both directions, it is read as a whole, in one step: nothing of it can be reused.
     """
 
     def __init__(self, model: Graph | EngineModel, rows: int, sampler: Sampler, chunk: int, speed: Speed):
@@ -95,16 +97,18 @@ class Batch:
     def _begin(self, row: int, sequence: Sequence, show: Callable[[Sequence, str], None]) -> None:
         """Reads the prompt, but for what the row's cache holds of it, and chooses the first token."""
         started = time.perf_counter()
-        prompt, trained = sequence.prompt, self.model.trained_length
+        prompt, trained = [*self.model.prefix, *sequence.prompt], self.model.trained_length
         alpha = ntk_alpha(len(prompt), trained) if trained else 1.0
-        reused = _common(self.held[row], prompt[:-1]) if alpha == self.alpha[row] else 0
+        whole = self.model.bidirectional
+        reused = _common(self.held[row], prompt[:-1]) if alpha == self.alpha[row] and not whole else 0
         self.alpha[row] = alpha
         self.decoder.keep(row, reused)
         place = slice(row, row + 1)
-        for start in range(reused, len(prompt), self.chunk):
-            tokens = np.array([prompt[start : start + self.chunk]], np.int64)
+        chunk = len(prompt) if whole else self.chunk
+        for start in range(reused, len(prompt), chunk):
+            tokens = np.array([prompt[start : start + chunk]], np.int64)
             logits = self.decoder.advance(tokens, np.array([tokens.shape[1]]), self.alpha[place], place)
-        self.held[row] = list(prompt)
+        self.held[row] = prompt
         self.sequences[row], self.draws[row] = sequence, self.sampler.draws(sequence.index, logits.device)
         self._choose(logits[:, -1], [row], show)
         seconds = sequence.prepared + time.perf_counter() - started

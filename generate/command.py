@@ -110,7 +110,14 @@ class Generator:
         return sequence
 
     def _sequence(self, index: int, prompt: Prompt) -> Sequence:
-        ids = prompt.ids(self.tokenizer, self.opened.model.longest)
+        model, chunk = self.opened.model, self.opened.chunk
+        before = len(model.prefix)
+        ids = prompt.ids(self.tokenizer, model.longest and model.longest - before)
+        if model.bidirectional and before + len(ids) > chunk:
+            wrong = f"the prompt has {len(ids)} tokens, {before} come before it, and a step has room for {chunk}"
+            raise UserError(
+                prompt.where, wrong, "shorten it, or build with a larger --max-prompt: this model reads it in one step"
+            )
         return Sequence(index, ids, self.options.max_tokens, self.stop_ids, self._stream())
 
     def _stream(self) -> TextStream:

@@ -1,5 +1,6 @@
 """A pipeline's folder to a model that can be stepped here: the engine, onnxruntime on CUDA, or onnxruntime on the CPU."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +67,8 @@ def open_model(files: Files, runtime: str) -> Opened:
         rows, width = model.largest_step
         held = model.engine.description["weights"]  # all of them: which are tables only a graph says
         size = streamed_bytes(proto) if proto else held["constant_bytes"] + sum(each["bytes"] for each in held["inputs"])
-        return Opened(model, rows, min(width, CHUNK), "cuda", size, f"{files.engine} on {torch.cuda.get_device_name()}")
+        chunk = width if model.bidirectional else min(width, CHUNK)
+        return Opened(model, rows, chunk, "cuda", size, f"{files.engine} on {torch.cuda.get_device_name()}")
     cuda = torch.cuda.is_available() and "CUDAExecutionProvider" in ort.get_available_providers()
     if runtime == "cuda" and not cuda:
         raise UserError("--runtime cuda", "onnxruntime has no CUDA provider here", "pip install onnxruntime-gpu, or take auto")
@@ -76,7 +78,7 @@ def open_model(files: Files, runtime: str) -> Opened:
     what = f"{files.graph} in onnxruntime on {place}"
     if has_bfloat16(proto) and not (device == "cuda" and model.signature.static):
         what += " (bfloat16, which it computes as float32 here: slower, and not the same rounding)"
-    return Opened(model, None, CHUNK, device, streamed_bytes(proto), what)
+    return Opened(model, None, sys.maxsize if model.bidirectional else CHUNK, device, streamed_bytes(proto), what)
 
 
 def _why_no_engine(engine: Path | None) -> str | None:

@@ -46,6 +46,11 @@ class Family:
     fused: dict[str, int]
 
 
+# fmt: off
+CPM = {"vocab_size": 160, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "dim_head": 16, "dim_ff": 96,
+       "position_bias_num_buckets": 16, "position_bias_max_distance": 24}
+# fmt: on
+
 FAMILIES = {
     "qwen": Family(
         None,
@@ -100,6 +105,11 @@ FAMILIES = {
             "begin_suppress_tokens": [],
         },
         {"Attention": 4, "LayerNormalization": 7, "Gelu": 2, "TensorScatter": 4},
+    ),
+    "cpmant": Family(
+        "CpmAntForCausalLM",
+        CPM | {"prompt_types": 3, "prompt_length": 4, "segment_types": 4, "init_std": 0.02},
+        {"Attention": 2, "RMSNormalization": 5, "Gelu": 2, "TensorScatter": 4},
     ),
     "mpt": Family(
         "MptForCausalLM",
