@@ -40,6 +40,7 @@ COVERS = {
     "gptbigcode": ("WizardCoder-15B", "wizardcoder-15b"),
     "decicoder": ("DeciCoder-1b", "decicoder-1b"),
     "cpmant": ("CPM-Ant", "cpm-ant-10b"),
+    "cpmbee": ("CPM-Bee (levels with made-up segments)", "cpm-bee-10b"),
     "whisper": ("Whisper, encoder and decoder", "whisper-large-v2"),
 }
 NUMBERS = {  # tests of numbers that no family shares

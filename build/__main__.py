@@ -115,6 +115,7 @@ def with_roles(tensors: list[dict], signature: Signature | None, weights: frozen
         for cache in signature.caches:
             for name, other in ((cache.past, cache.present), (cache.present, cache.past)):
                 roles[name] = {"role": "cache", **({"same_buffer_as": other} if signature.static else {})}
+        roles |= {name: {"role": "layout"} for name in signature.layout}
         roles |= {cache.past: {"role": "encoder_cache"} for cache in signature.encoder_caches}
     return [{**tensor, **roles.get(tensor["name"], {"role": "other"})} for tensor in tensors]
 

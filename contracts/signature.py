@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import onnx
 
 from contracts.errors import UserError
+from contracts.layout import LAYOUT
 
 TOKENS = "input_ids"
 POSITIONS = "position_ids"
@@ -88,6 +89,7 @@ class Signature:
     logits_dtype: int = onnx.TensorProto.UNDEFINED
     last_only: bool = False  # logits [batch, 1, vocab], of each row's last valid token
     bidirectional: bool = False  # a step's tokens see each other, so a prompt in chunks is another one
+    layout: tuple[str, ...] = ()  # inputs of contracts.layout
     prefix: tuple[int, ...] = ()  # tokens that begin every row, before the text
 
     @property
@@ -155,6 +157,7 @@ def find_signature(
         logits_dtype=outputs[logits].type.tensor_type.elem_type if logits else onnx.TensorProto.UNDEFINED,
         last_only=sequence_lengths is not None and _shape(outputs[logits])[1] == 1,
         bidirectional=BIDIRECTIONAL in metadata,
+        layout=tuple(name for name in LAYOUT if name in inputs and BIDIRECTIONAL in metadata),
         prefix=tuple(map(int, metadata[PREFIX].split())) if PREFIX in metadata else (),
     )
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch.export import Dim
 
+from contracts.layout import LAYOUT, MOST_SEGMENTS, PLACED, PLACES, RELATIONS, made_up
 from contracts.signature import FEATURES, LOGITS, MASK, NTK_ALPHA, POSITIONS, TOKENS, past_name, present_name
 from models import Dimensions
 
-BATCH, SEQUENCE, PAST = 2, 3, 5
+BATCH, SEQUENCE, PAST, LONGER = 2, 3, 5, 11
 TOTAL = "past_sequence + sequence"
 
 Shape = list[int | str]
@@ -51,6 +52,11 @@ def decoder_interface(dimensions: Dimensions, dtype: torch.dtype) -> Interface:
     if dimensions.ntk_trained_length is not None:
         inputs[NTK_ALPHA] = ["batch"]
         examples, dynamic = (*examples, torch.ones(BATCH)), (*dynamic, {0: Dim.AUTO})
+    if dimensions.segmented:
+        inputs |= {name: ["batch", PLACES] if name in PLACED else ["batch", MOST_SEGMENTS, MOST_SEGMENTS] for name in LAYOUT}
+        made = made_up(LAYOUT, BATCH, LONGER)
+        examples = (*examples, *(torch.from_numpy(made[name]) for name in LAYOUT))
+        dynamic = (*dynamic, *({0: Dim.AUTO} if name == RELATIONS else rows for name in LAYOUT))
     return Interface(examples, dynamic, inputs, outputs)
 
 

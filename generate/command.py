@@ -27,8 +27,11 @@ class Generator:
     def __init__(self, options: argparse.Namespace):
         self.options = options
         files = find_files(options.out, options.checkpoint)
-        self.tokenizer = open_tokenizer(files.checkpoint)
         self.opened = open_model(files, options.runtime)
+        if told := self.opened.model.signature.layout:
+            wrong = f"its model is told more than text ({', '.join(told)}), which this has no tokenizer for"
+            raise UserError(options.out, wrong, "step it from a program of your own: runtime.graphs, contracts.layout")
+        self.tokenizer = open_tokenizer(files.checkpoint)
         self.what = self.opened.what
         self.stop_ids = frozenset(self.tokenizer.stop_ids(options.chat))
         self.speech = self._speech(files)

@@ -32,6 +32,7 @@ FAMILIES = {
     "gpt_bigcode": "models.gptbigcode",
     "mpt": "models.mpt",
     "cpmant": "models.cpmant",
+    "cpmbee": "models.cpmbee",
     "whisper": "models.whisper",
 }
 

@@ -26,6 +26,13 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(1, 2)
 
 
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding over halves, in float32: x · cos + (-x₂, x₁) · sin. x: [B,H,S,D]."""
+    wide = x.float()
+    first, second = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor, bias: Tensor | None = None) -> Tensor:
     """softmax(scale · query · keyᵀ + bias) · value with its heads side by side, [B,S,H·D]; scores and softmax in float32.
 

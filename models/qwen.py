@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from contracts.errors import UserError
 from models.dimensions import Dimensions
-from models.layers import RMSNorm, attend, split_heads, visible
+from models.layers import RMSNorm, attend, rotate, split_heads, visible
 
 ARCHITECTURES = ("QWenLMHeadModel",)
 PREFIX = "transformer."
@@ -198,13 +198,6 @@ def rotary_tables(positions: Tensor, head_dim: int, base: float, ntk_alpha: Tens
     angles = positions.float()[:, :, None] * inverse_frequencies[:, None, :]
     angles = torch.cat([angles, angles], dim=-1)[:, None]
     return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding over halves, in float32: x · cos + (-x₂, x₁) · sin. x: [B,H,S,D]."""
-    wide = x.float()
-    first, second = wide.chunk(2, dim=-1)
-    return (wide * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
 
 
 def logn_scale(positions: Tensor, seq_length: int) -> Tensor:

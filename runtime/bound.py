@@ -41,7 +41,8 @@ class BoundSession:
         self.inputs = {value.name: value for value in session.get_inputs()}
         self.logits = next(value for value in session.get_outputs() if value.name == signature.logits)
         self.caches = {cache.past: self._empty(cache.past) for cache in signature.caches}
-        self.crossed = {cache.past: self._empty(cache.past) for cache in signature.encoder_caches}
+        constant = (*(cache.past for cache in signature.encoder_caches), *signature.layout)
+        self.crossed = {name: self._empty(name) for name in constant}
         self.steps: dict[tuple[int, int, int], Step] = {}  # by width and rows
 
     def advance(self, feeds: dict[str, np.ndarray], rows: slice = slice(None)) -> torch.Tensor:
@@ -106,6 +107,7 @@ class CopyingSession:
         self.crossed = {
             cache.past: torch.from_numpy(np.zeros((batch, *sizes[cache.past][1:]), dtype)) for cache in signature.encoder_caches
         }
+        self.crossed |= {name: torch.zeros((batch, *sizes[name][1:]), dtype=torch.int64) for name in signature.layout}
 
     def advance(self, feeds: dict[str, np.ndarray], rows: slice = slice(None)) -> torch.Tensor:
         pasts = {name: cache[rows].numpy() for name, cache in (self.caches | self.crossed).items()}

@@ -92,7 +92,7 @@ class Session:
         self.stream = torch.cuda.Stream() if self.on_gpu else None
         self.graphs = graphs and self.on_gpu
         self.caches = self._empty("cache")
-        self.crossed = self._empty("encoder_cache")
+        self.crossed = self._empty("encoder_cache") | self._empty("layout")
         self.steps: dict[tuple[int, int, int], Step] = {}  # by width and rows
 
     def _empty(self, role: str) -> dict[str, torch.Tensor]:

@@ -47,5 +47,6 @@ def signature_of(description: dict) -> Signature:
     fields = dict(description["signature"])
     for name in ("caches", "encoder_caches"):
         fields[name] = tuple(Cache(**cache) for cache in fields.get(name, ()))
-    fields["prefix"] = tuple(fields.get("prefix", ()))
+    for name in ("prefix", "layout"):
+        fields[name] = tuple(fields.get(name, ()))
     return Signature(**fields)

@@ -16,6 +16,7 @@ import torch
 from onnx import TensorProto
 
 from contracts.errors import UserError
+from contracts.layout import made_up
 from contracts.signature import QUANTIZED, Signature, find_signature
 from contracts.twin import float32_twin, has_bfloat16
 from contracts.weights import ORT_ROOT_OPTION, load_graph, tensor_bytes, weights_root
@@ -53,7 +54,8 @@ class Graph(OfSignature):
         return isinstance(self.session, LayerwiseSession)
 
     def decoder(self, batch: int, noise: bool = True) -> RowDecoder:
-        """With `noise`, a static cache begins full of it, and cross-attention reads made-up caches."""
+        """With `noise`, a static cache begins full of it, cross-attention reads made-up caches, and rows have made-up
+        segments where a model is told them."""
         dtype = ARRAYS.get(self.signature.dtype, np.float32)
         shapes = [(batch, *shape) for shape in self.cache_shapes]
         if not self.signature.static:
@@ -66,7 +68,8 @@ class Graph(OfSignature):
             made = StaticDecoder(bound, self.signature, noise)
         if noise:
             caches = encoder_caches(self.encoder_shapes, batch, ARRAYS.get(self.dtype, np.float32))
-            made.cross({cache.past: value for cache, value in zip(self.signature.encoder_caches, caches)})
+            crossed = {cache.past: value for cache, value in zip(self.signature.encoder_caches, caches)}
+            made.cross(crossed | made_up(self.signature.layout, batch, self.signature.capacity))
         return made
 
     def _forward(self, tokens, positions, mask, pasts, alpha, **crossed):
@@ -229,7 +232,7 @@ def _refuse_unknown_inputs(model: onnx.ModelProto, signature: Signature, name: s
     given = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
     caches = (cache.past for cache in (*signature.caches, *signature.encoder_caches))
     known = {signature.tokens, signature.positions, signature.mask, signature.write_indices,
-             signature.sequence_lengths, signature.ntk_alpha, *caches}  # fmt: skip
+             signature.sequence_lengths, signature.ntk_alpha, *signature.layout, *caches}  # fmt: skip
     if unknown := sorted(given - known):
         raise UserError(name, f"has inputs of unknown meaning: {', '.join(unknown)}", "export it without them")
     if signature.static and signature.mask:

@@ -15,6 +15,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
+from contracts.layout import set_places
 from contracts.signature import find_signature
 from contracts.weights import ORT_ROOT_OPTION, references, tensor_bytes
 
@@ -172,6 +173,7 @@ def with_fewer_slots(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     smaller = onnx.ModelProto.FromString(model.SerializeToString())
     names = {name for cache in signature.caches for name in (cache.past, cache.present)}
+    set_places(smaller.graph.input, SLOTS)
     for value in (*smaller.graph.input, *smaller.graph.output):
         if value.name in names:
             value.type.tensor_type.shape.dim[2].dim_value = SLOTS

@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 
 from contracts.command import Parser, run
 from contracts.errors import UserError
+from contracts.layout import PLACED
 from contracts.manifest import Stage, read_manifest
 from contracts.weights import load_graph, place_weights
 from surgery import files
@@ -74,6 +75,8 @@ def resize(graph: Graph, capacity: int) -> None:
     for cache in graph.signature.caches:
         for name in (cache.past, cache.present):
             ends[name].shape = [*ends[name].shape[:2], capacity, ends[name].shape[3]]
+    for name in filter(PLACED.__contains__, graph.signature.layout):
+        ends[name].shape = [ends[name].shape[0], capacity]
     graph.signature = replace(graph.signature, capacity=capacity)
     files.refresh(graph)
 

@@ -13,6 +13,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
+from contracts.layout import made_up
 from contracts.signature import LOGITS, Cache, Signature
 from contracts.twin import float32_twin, has_bfloat16
 from contracts.weights import ORT_ROOT_OPTION
@@ -152,6 +153,7 @@ class Runner:
             names.sequence_lengths: np.array(step.counts),
             names.ntk_alpha: np.array(ALPHAS[: len(step.counts)]),
         }
+        known |= made_up(names.layout, len(step.counts), total)
         known |= {cache.past: self._past(cache, step) for cache in names.caches}
         known |= {cache.past: self._past(cache, step, encoder=True) for cache in names.encoder_caches}
         if names.mask in self.inputs:

@@ -13,10 +13,11 @@ import onnx
 import torch
 import transformers
 from filelock import FileLock
+from safetensors.torch import save_file
 
 import export.__main__ as export
 import surgery.__main__ as surgery
-from models import random_checkpoint
+from models import architecture, random_checkpoint
 from validate.__main__ import validate_pipeline
 
 ROOT = Path(__file__).parents[1]
@@ -111,6 +112,11 @@ FAMILIES = {
         CPM | {"prompt_types": 3, "prompt_length": 4, "segment_types": 4, "init_std": 0.02},
         {"Attention": 2, "RMSNormalization": 5, "Gelu": 2, "TensorScatter": 4},
     ),
+    "cpmbee": Family(
+        "CpmBeeForCausalLM",
+        CPM | {"position_bias_num_segment_buckets": 9, "distance_scale": 16},
+        {"Attention": 2, "RMSNormalization": 5, "RotaryEmbedding": 1, "Gelu": 2, "TensorScatter": 4},
+    ),
     "mpt": Family(
         "MptForCausalLM",
         {"vocab_size": 160, "d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 128, "attn_config": {"clip_qkv": 1.5}},
@@ -136,6 +142,18 @@ def reference(name: str) -> torch.nn.Module:
     return model
 
 
+def save(name: str, folder: Path) -> None:
+    """A checkpoint of a family that transformers does not have: normal weights, those of norms around 1."""
+    config = {"model_type": name, "architectures": [FAMILIES[name].model], **FAMILIES[name].config}
+    torch.manual_seed(0)
+    tensors = {}
+    for tensor, empty in architecture(config, folder / "config.json").state_dict().items():
+        tensors[tensor] = torch.randn(empty.shape) * 0.1 + 1 if empty.dim() == 1 else torch.randn(empty.shape)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": "float32"}))
+
+
 def checkpoint(name: str, shared: Path) -> Path:
     """The folder that transformers' save_pretrained writes, once for all workers."""
     folder, family = shared / name / "checkpoint", FAMILIES[name]
@@ -144,11 +162,13 @@ def checkpoint(name: str, shared: Path) -> Path:
             return folder
         if family.model is None:
             random_checkpoint.write(family.config, folder, "float32", seed=0)
-        else:
+        elif hasattr(transformers, family.model):
             reference(name).save_pretrained(folder)
-            if name in RENAMED:
-                config = json.loads((folder / "config.json").read_text())
-                (folder / "config.json").write_text(json.dumps(config | {"architectures": [RENAMED[name]]}))
+        else:
+            save(name, folder)
+        if name in RENAMED:
+            config = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps(config | {"architectures": [RENAMED[name]]}))
     return folder
 
 

@@ -8,6 +8,7 @@ import torch
 from onnx import TensorProto
 from torch import nn
 
+from contracts.layout import LAYOUT, made_up
 from models import Checkpoint, load_model, meta_model, open_checkpoint
 from runtime.decoders import Decoder, GrowingDecoder, encoder_caches
 from runtime.layerwise import LARGE
@@ -70,7 +71,8 @@ class Reference:
         slots = [] if of.encoder_slots is None else [(of.kv_heads, of.encoder_slots, of.head_dim)] * len(pasts)
         cross = encoder_caches(slots, len(tokens), self._cache_dtype)
         past = [torch.from_numpy(each.astype(np.float32)) for each in (*pasts, *cross)]
-        logits, presents = self.module(*given, past, *alpha)
+        layout = made_up(LAYOUT if of.segmented else (), len(tokens))
+        logits, presents = self.module(*given, past, *alpha, *map(torch.from_numpy, layout.values()))
         return logits.numpy(), [present.numpy() for present in presents]
 
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from contracts.layout import PLACED
 from contracts.signature import WRITE_INDICES, Cache
 from surgery.graph import Graph, NoMatch, consumers, need, onnx_type, rank, static_dim, through
 from surgery.masks import Mask, recognise
@@ -174,6 +175,9 @@ def _make_static(graph: Graph, growing: list[Growing], positions: list[Positions
         each.past.shape = [batch, kv_heads, capacity, head_dim]
         graph.replace(present, "TensorScatter", [each.past, new, write_indices], {"axis": -2, "mode": "linear"})
         present.shape = list(each.past.shape)
+    for name in graph.signature.layout:
+        if name in PLACED:
+            graph.input(name).shape = ["batch", capacity]
     valid = _valid_slots(graph, write_indices)
     made: dict[tuple, gs.Tensor] = {}
     attentions = {id(node): (node, kind) for each in growing for node, kind in each.attentions}

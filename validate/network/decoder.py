@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from contracts.errors import UserError
+from contracts.layout import made_up
 from contracts.signature import Signature, find_signature
 from contracts.weights import load_graph
 from runtime.decoders import NOISE_SEED, Decoder, GrowingDecoder, OfSignature, encoder_caches, positions_of
@@ -40,7 +41,7 @@ class NetworkModel(OfSignature):
         names, declared = self.signature, self.evaluate.network.tensors
         feeds = {names.tokens: tokens, names.positions: positions, names.mask: mask, names.ntk_alpha: alpha}
         feeds |= {cache.past: to_torch(past, TORCH[declared[cache.past].dtype]) for cache, past in zip(names.caches, pasts)}
-        feeds |= _of_encoder(self.evaluate, names, len(tokens))
+        feeds |= _constant(self.evaluate, names, len(tokens))
         values = self.evaluate({name: value for name, value in feeds.items() if name is not None})
         return to_numpy(values[names.logits]), [_cache_array(values[cache.present]) for cache in names.caches]
 
@@ -63,7 +64,7 @@ class StaticNetworkDecoder:
             names.ntk_alpha: alpha,
         }
         feeds |= {cache.past: buffer for cache, buffer in zip(names.caches, self.buffers)}
-        feeds |= _of_encoder(self.evaluate, names, len(tokens_BS))
+        feeds |= _constant(self.evaluate, names, len(tokens_BS))
         values = self.evaluate({name: value for name, value in feeds.items() if name is not None})
         self.buffers = [values[cache.present] for cache in names.caches]
         self.lengths = self.lengths + counts
@@ -82,7 +83,7 @@ def open_network(path: Path, name: str | None = None, device: str | None = None)
     model = NetworkModel(name or f"TensorRT's network of {path.name}", signature, Evaluator(parse(path, graph), device))
     caches = (*signature.caches, *signature.encoder_caches)
     known = {signature.tokens, signature.positions, signature.mask, signature.write_indices,
-             signature.sequence_lengths, signature.ntk_alpha, *(cache.past for cache in caches)}  # fmt: skip
+             signature.sequence_lengths, signature.ntk_alpha, *signature.layout, *(cache.past for cache in caches)}  # fmt: skip
     if unknown := sorted(set(model.evaluate.network.inputs) - known):
         raise UserError(path, f"has inputs of unknown meaning: {', '.join(unknown)}", "export it without them")
     if signature.static and signature.mask:
@@ -106,8 +107,9 @@ def _cache_array(cache: torch.Tensor) -> np.ndarray:
     return to_numpy(cache)
 
 
-def _of_encoder(evaluate: Evaluator, signature: Signature, batch: int) -> dict[str, torch.Tensor]:
+def _constant(evaluate: Evaluator, signature: Signature, batch: int) -> dict[str, torch.Tensor]:
     declared = [evaluate.network.tensors[cache.past] for cache in signature.encoder_caches]
     made = encoder_caches([tensor.shape[1:] for tensor in declared], batch, np.float32)
     values = [torch.from_numpy(cache).to(TORCH[tensor.dtype]) for tensor, cache in zip(declared, made)]
-    return {cache.past: value for cache, value in zip(signature.encoder_caches, values)}
+    layout = {name: torch.from_numpy(value) for name, value in made_up(signature.layout, batch, signature.capacity).items()}
+    return layout | {cache.past: value for cache, value in zip(signature.encoder_caches, values)}

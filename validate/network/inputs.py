@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from contracts.errors import UserError
+from contracts.layout import made_up
 from contracts.signature import Signature, find_signature
 
 ROWS = 2
@@ -69,6 +70,8 @@ def _step(model, signature: Signature, inputs, past: int, tokens: int, rng) -> d
             array = starts
         elif name == signature.sequence_lengths:
             array = np.full(ROWS, tokens)
+        elif name in signature.layout:
+            array = made_up((name,), ROWS, signature.capacity)[name]
         elif name == signature.ntk_alpha:
             array = 1 + 2 * np.arange(ROWS)
         elif name == signature.mask and len(sizes) == 4:
