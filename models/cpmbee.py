@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from contracts.errors import UserError
-from models.cpm import Config, Encoder, PositionBias, places_of
+from models.cpm import Config, Encoder, PositionBias, divided, places_of
 from models.dimensions import Dimensions
 from models.layers import rotate
 
@@ -63,10 +63,11 @@ class CPMBee(nn.Module):
         pairs = segment[:, :, None] * segment_relations.shape[1] + of_slots[:, None, :]
         relation = looked_up(segment_relations, pairs)
         bias = self.cpmbee.position_bias(position_ids, places, relation == 0, relation - 1)
-        embedded = self.cpmbee.input_embedding(input_ids) / math.sqrt(self.config.hidden)
+        embedded = divided(self.cpmbee.input_embedding(input_ids), math.sqrt(self.config.hidden))
         x = subscripted(embedded, looked_up(input_id_subs, position_ids), self.distance_scale)
         x, presents = self.cpmbee.encoder(x, attention_mask, bias, past)
-        return nn.functional.linear(x / math.sqrt(self.config.hidden), self.cpmbee.input_embedding.weight), presents
+        x = divided(x, math.sqrt(self.config.hidden))
+        return nn.functional.linear(x, self.cpmbee.input_embedding.weight), presents
 
 
 def looked_up(table: Tensor, index: Tensor) -> Tensor:

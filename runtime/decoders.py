@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from contracts.layout import made_up
 from contracts.signature import Signature
 from runtime.engine import to_numpy
 
@@ -235,6 +236,15 @@ def _joined(past: np.ndarray, part: np.ndarray, rows: slice) -> np.ndarray:
     joined[:, :, : past.shape[2]] = past
     joined[rows, :, : part.shape[2]] = part
     return joined
+
+
+def made_up_constants(
+    signature: Signature, encoder_shapes: list[tuple[int, int, int]], batch: int, dtype: type
+) -> dict[str, np.ndarray]:
+    """Values for the inputs that no step changes, the same for every model that is asked: what a decoder reads of an
+    encoder, and a row's segments."""
+    caches = zip(signature.encoder_caches, encoder_caches(encoder_shapes, batch, dtype))
+    return {cache.past: value for cache, value in caches} | made_up(signature.layout, batch, signature.capacity)
 
 
 def encoder_caches(shapes: list[tuple[int, int, int]], batch: int, dtype: type) -> list[np.ndarray]:

@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from contracts.signature import Cache, Signature
-from runtime.decoders import OfSignature, StaticDecoder
+from runtime.decoders import OfSignature, StaticDecoder, made_up_constants
 from runtime.engine import Engine, Session, read_description
 
 
@@ -32,7 +34,13 @@ class EngineModel(OfSignature):
         return max(batch for batch, _ in shapes), max(width for _, width in shapes)
 
     def decoder(self, batch: int, noise: bool = True) -> StaticDecoder:
-        return StaticDecoder(Session(self.engine, batch), self.signature, noise)
+        """With `noise`, as runtime.graphs.Graph.decoder."""
+        session = Session(self.engine, batch)
+        made = StaticDecoder(session, self.signature, noise)
+        if noise:
+            shapes = [tuple(session.crossed[cache.past].shape[1:]) for cache in self.signature.encoder_caches]
+            made.cross(made_up_constants(self.signature, shapes, batch, np.float32))
+        return made
 
 
 def open_engine(path: Path, name: str = "engine") -> EngineModel:

@@ -16,12 +16,11 @@ import torch
 from onnx import TensorProto
 
 from contracts.errors import UserError
-from contracts.layout import made_up
 from contracts.signature import QUANTIZED, Signature, find_signature
 from contracts.twin import float32_twin, has_bfloat16
 from contracts.weights import ORT_ROOT_OPTION, load_graph, tensor_bytes, weights_root
 from runtime.bound import BoundSession, CopyingSession
-from runtime.decoders import GrowingDecoder, OfSignature, RowDecoder, StaticDecoder, encoder_caches
+from runtime.decoders import GrowingDecoder, OfSignature, RowDecoder, StaticDecoder, made_up_constants
 from runtime.layerwise import LayerwiseSession, is_large, with_fewer_slots, with_products_by_rows
 
 APART = ["MatMulAddFusion"]  # takes the residual sum after a product of one row for a bias; quantised ones then stay unfused
@@ -67,9 +66,8 @@ class Graph(OfSignature):
             bound.decoding = self.decoding(batch) or self.session
             made = StaticDecoder(bound, self.signature, noise)
         if noise:
-            caches = encoder_caches(self.encoder_shapes, batch, ARRAYS.get(self.dtype, np.float32))
-            crossed = {cache.past: value for cache, value in zip(self.signature.encoder_caches, caches)}
-            made.cross(crossed | made_up(self.signature.layout, batch, self.signature.capacity))
+            dtype = ARRAYS.get(self.dtype, np.float32)
+            made.cross(made_up_constants(self.signature, self.encoder_shapes, batch, dtype))
         return made
 
     def _forward(self, tokens, positions, mask, pasts, alpha, **crossed):

@@ -24,7 +24,7 @@ from contracts.manifest import Stage, fingerprint
 from contracts.signature import Signature, find_signature
 from contracts.weights import load_graph, references, weights_root
 from runtime.decoders import Decoder, OfSignature, StaticDecoder
-from runtime.engine import read_description, takes
+from runtime.engine import read_description, takes, to_numpy
 from runtime.engine_decoder import signature_of
 from runtime.graphs import Graph, open_graph
 from validate.compare import default_tolerance
@@ -170,10 +170,11 @@ def _selected(scenarios: list[Scenario], graph: Graph, description: dict) -> tup
 
 
 def _expected(graph: Graph, scenario: Scenario, number: int) -> dict[str, np.ndarray]:
-    """What the engine is fed at each step, what scenario it belongs to, and the valid tokens' logits."""
+    """What the engine is fed, at each step and for all of them, what scenario it belongs to, and the valid tokens' logits."""
     arrays = {}
     decoder = graph.decoder(len(scenario.steps[0]["tokens"]))
     assert isinstance(decoder, StaticDecoder)
+    arrays |= {f"{number}/constant/{name}": to_numpy(value) for name, value in decoder.session.crossed.items()}
     for index, step in enumerate(scenario.steps):
         asked = [step[name] for name in FEED]
         place = f"{number}/{index}"

@@ -54,6 +54,8 @@ def run(
         batch = len(steps[f"{number}/0/counts"])
         session, noise = Session(engine, batch), np.random.default_rng(SEED)
         session.fill({name: noise.standard_normal(cache.shape, np.float32) for name, cache in session.caches.items()})
+        for name, constant in session.crossed.items():
+            constant.copy_(torch.from_numpy(steps[f"{number}/constant/{name}"]))
         lengths, errors = np.zeros(batch, np.int64), []
         for step in range(scenario["steps"]):
             place = f"{number}/{step}"

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 
 from contracts.errors import UserError
-from contracts.layout import made_up
 from contracts.signature import Signature, find_signature
 from contracts.weights import load_graph
-from runtime.decoders import NOISE_SEED, Decoder, GrowingDecoder, OfSignature, encoder_caches, positions_of
+from runtime.decoders import NOISE_SEED, Decoder, GrowingDecoder, OfSignature, made_up_constants, positions_of
 from runtime.layerwise import is_large, with_fewer_slots
 from validate.network.dtypes import TORCH, to_torch
 from validate.network.evaluate import Evaluator
@@ -109,7 +108,6 @@ def _cache_array(cache: torch.Tensor) -> np.ndarray:
 
 def _constant(evaluate: Evaluator, signature: Signature, batch: int) -> dict[str, torch.Tensor]:
     declared = [evaluate.network.tensors[cache.past] for cache in signature.encoder_caches]
-    made = encoder_caches([tensor.shape[1:] for tensor in declared], batch, np.float32)
-    values = [torch.from_numpy(cache).to(TORCH[tensor.dtype]) for tensor, cache in zip(declared, made)]
-    layout = {name: torch.from_numpy(value) for name, value in made_up(signature.layout, batch, signature.capacity).items()}
-    return layout | {cache.past: value for cache, value in zip(signature.encoder_caches, values)}
+    made = made_up_constants(signature, [tensor.shape[1:] for tensor in declared], batch, np.float32)
+    types = {name: TORCH[evaluate.network.tensors[name].dtype] for name in made}
+    return {name: torch.from_numpy(value).to(types[name]) for name, value in made.items()}
