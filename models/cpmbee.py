@@ -1,5 +1,5 @@
-"""CPM-Bee: JSON in segments, a bias by distance within a segment and by the tree between segments. CPM-Bee-10B, and the
-language part of VisCPM.
+"""CPM-Bee: JSON in segments, a bias by distance within a segment and by the tree between segments. CPM-Bee-10B; of
+this architecture is VisCPM's language part, too.
 
 Written out from cpm_live/models/bee.py and cpm_live/layers of OpenBMB/CPM-Bee (`CPMBee.inference`); tensors have the names
 that transformers' port gave them. Of the original is left out what its own generation never asks for: several samples in
