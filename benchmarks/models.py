@@ -25,7 +25,7 @@ from tests.families import CAPABILITIES, TYPES
 ROOT = Path(__file__).parents[1]
 RESULTS, DETAILS, README = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md", ROOT / "README.md"
 PUBLISHED = ROOT / "tests" / "presets.json"
-TESTS = ("tests/test_models.py", "tests/test_presets.py", "tests/test_real_width.py", "tests/test_qwen.py")
+TESTS = ("tests/test_models.py", "tests/test_presets.py", "tests/test_real_width.py", "tests/test_qwen.py", "tests/test_cpm.py")
 BEGIN, END = "<!-- made by python -m benchmarks.models -->\n", "<!-- end of what it made -->\n"
 # family -> what it covers, and the preset of its real dimensions
 COVERS = {
@@ -45,6 +45,8 @@ COVERS = {
 }
 NUMBERS = {  # tests of numbers that no family shares
     "qwen": [f"tests/test_qwen.py::test_logits_are_the_originals[{case}]" for case in range(4)],
+    "cpmant": ["tests/test_cpm.py::test_ants_numbers_are_transformers"],
+    "cpmbee": ["tests/test_cpm.py::test_bees_numbers_are_the_originals"],
     "whisper": ["tests/test_models.py::test_whispers_numbers_are_transformers"],
 }
 
