@@ -1,4 +1,4 @@
-"""docs/graphs.md: python -m benchmarks.families [NAME ...] > docs/graphs.md
+"""python -m benchmarks.families [NAME ...]: the README's table of other exporters' graphs, or only rows of it, printed.
 
 Every graph of tests/graphs (other exporters' graphs of each family, weights from a seed) and of ../shared/dialects, in its
 own type and, where that is float32, converted to float16 as well: what surgery fused, how far the portable graph is from
@@ -17,6 +17,7 @@ from unittest.mock import patch
 import onnx
 from onnx import TensorProto
 
+from benchmarks.readme import README, put
 from contracts.signature import find_signature
 from contracts.weights import load_graph, weights_root
 from tests import decoding
@@ -28,6 +29,7 @@ from tests.test_scattered_cache import decode_static
 from tests.test_surgery_families import DECOMPOSED, FUSED, counts, outputs
 
 ROOT = Path(__file__).parents[1]
+COMMAND = "python -m benchmarks.families"
 GENAI = ("ort_genai018_qwen2_fp16_cuda", "ort_genai018_qwen2_int4_cpu")
 ONE_TOKEN = ([7, 3, 5], [1, 1, 1], [1, 0, 1], [1, 1, 1])  # for masks that take a prompt or one more token
 HEADINGS = ("graph (family, exporter, opset, type)", "nodes", "fused", "left decomposed",
@@ -50,16 +52,18 @@ def main() -> None:
     names = sys.argv[1:] or [*weightless.names(), *(f"{folder}/{path.name.removesuffix('.onnx.gz')}"
                              for folder in ("genai", "static") for path in sorted((weightless.FOLDER / folder).glob("*.gz"))),
                              *(name for name in GENAI if (DIALECTS / name).is_dir())]  # fmt: skip
-    print(__doc__.split("\n", 2)[2].strip().replace("Every graph", "# Graphs of other exporters\n\nEvery graph"))
-    print("\nErrors are of the largest value.\n\n    python -m benchmarks.families > docs/graphs.md\n")
-    print(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}", flush=True)
+    lines = [f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
+    print(*lines, sep="\n", flush=True)
     failed = False
     for name in names:
         try:
-            print(row(name), flush=True)
+            lines.append(row(name))
         except Exception as error:  # the other graphs are still worth a row
             failed = True
-            print(f"| {name} | fails: {str(error).strip().splitlines()[-1]} |{' |' * (len(HEADINGS) - 2)}", flush=True)
+            lines.append(f"| {name} | fails: {str(error).strip().splitlines()[-1]} |{' |' * (len(HEADINGS) - 2)}")
+        print(lines[-1], flush=True)
+    if names != sys.argv[1:]:
+        README.write_text(put(README.read_text(), COMMAND, "\n".join(lines)))
     sys.exit(failed)
 
 

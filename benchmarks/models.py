@@ -17,16 +17,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+from benchmarks.readme import README, put
 from contracts.command import Parser, run
 from contracts.errors import UserError
 from models.random_checkpoint import presets
 from tests.families import CAPABILITIES, TYPES
 
 ROOT = Path(__file__).parents[1]
-RESULTS, DETAILS, README = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md", ROOT / "README.md"
+RESULTS, DETAILS = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md"
 PUBLISHED = ROOT / "tests" / "presets.json"
 TESTS = ("tests/test_models.py", "tests/test_presets.py", "tests/test_real_width.py", "tests/test_qwen.py", "tests/test_cpm.py")
-BEGIN, END = "<!-- made by python -m benchmarks.models -->\n", "<!-- end of what it made -->\n"
+COMMAND = "python -m benchmarks.models"
 # family -> what it covers, and the preset of its real dimensions
 COVERS = {
     "qwen": ("Qwen-7B, Qwen-7B-Chat", "qwen-7b"),
@@ -69,7 +70,7 @@ def main() -> None:
     results |= read(options.xml) if options.xml else run_tests(options.only)
     RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
     overview, details = table(results), documents(results)
-    README.write_text(put(README.read_text(), overview))
+    README.write_text(put(README.read_text(), COMMAND, overview))
     DETAILS.write_text(details)
 
 
@@ -96,11 +97,6 @@ def read(path: Path) -> Results:
         measured = {each.get("name"): each.get("value") for each in case.iter("property")}
         results[name] = {"outcome": bad or "passed", "seconds": round(float(case.get("time"))), **measured}
     return results
-
-
-def put(readme: str, table: str) -> str:
-    before, rest = readme.split(BEGIN)
-    return before + BEGIN + table + "\n" + END + rest.split(END)[1]
 
 
 def table(results: Results) -> str:

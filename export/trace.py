@@ -5,6 +5,7 @@ The module is traced on memory that is never touched, so a 7B model costs no mor
 
 import logging
 import re
+import sys
 import warnings
 from dataclasses import replace
 
@@ -41,8 +42,8 @@ def trace(model: torch.nn.Module, dtype: torch.dtype, whole: bool = False) -> ir
         try:
             repeat(graph.graph, dimensions.layers, blocks)
             return _finished(graph, interface, KEPT, dimensions)
-        except LayersDiffer:  # alike as modules, but not as graphs
-            pass
+        except LayersDiffer as difference:  # alike as modules, but not as graphs
+            print(f"export: traces each of {dimensions.layers} layers, not two: {difference}", file=sys.stderr)
     return _finished(_trace(model, interface, dtype), interface, dimensions.layers, dimensions)
 
 

@@ -13,6 +13,7 @@ from benchmarks.processes import measure
 from models import open_checkpoint
 from models.random_checkpoint import write
 
+pytestmark = pytest.mark.benchmarks
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
     "num_hidden_layers": 1,

@@ -220,6 +220,7 @@ def test_buckets_of_the_published_models_are_the_source_formula():
         assert torch.equal(table[distances.clamp(-farthest, farthest) + farthest], expected.long())
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(("name", "dtype"), [("cpmant", "float16"), ("cpmbee", "bfloat16")])
 def test_half_precision_agrees_and_builds(name, dtype, shared, tmp_path):
     """In bfloat16 a constant such as CPM-Bee's 1.05 would be far off."""
@@ -232,7 +233,7 @@ def test_half_precision_agrees_and_builds(name, dtype, shared, tmp_path):
     assert {tensor["role"] for tensor in description["inputs"]} >= {"sequence_lengths", "positions"}
 
 
-@pytest.mark.parametrize("name", ["cpmant", "cpmbee"])
+@pytest.mark.parametrize("name", ["cpmant", pytest.param("cpmbee", marks=pytest.mark.every)])
 def test_a_deep_one_is_the_whole_trace(name, tmp_path):
     config = {"model_type": name, **FAMILIES[name].config, "num_hidden_layers": 5}  # one more than are traced
     repeated = trace(architecture(config, tmp_path), torch.float32)

@@ -79,7 +79,8 @@ def test_each_part_has_few_weights_and_each_node_one_part(tmp_path, everything_i
         assert sum(reads) <= max(4_000, max(reads, default=0))
 
 
-def test_the_network_of_a_large_graph_has_as_few_slots(tiny_export, tmp_path, everything_is_large):
+def test_the_network_of_a_large_graph_has_as_few_slots(tiny_export, tmp_path, monkeypatch):
+    monkeypatch.setattr(layerwise, "LARGE", 0)
     assert main([str(tiny_export / "model.onnx"), "--out", str(tmp_path), "--capacity", "256"]) == 0
     portable, network = open_graph(tmp_path / "model.onnx"), open_network(tmp_path / "model.trt.onnx")
     assert portable.capacity == network.capacity == layerwise.SLOTS

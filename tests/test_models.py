@@ -111,8 +111,7 @@ def test_whispers_numbers_are_transformers(shared):
         torch.testing.assert_close(torch.cat(logits, dim=1), expected, atol=2e-5, rtol=1e-4)
 
 
-HALVES = [("qwen3", "bfloat16"), ("gptbigcode", "bfloat16"), ("mpt", "float16")]  # looked at in every run of the tests
-REPEATED = ()
+HALVES = [("qwen3", "bfloat16"), ("mpt", "float16")]  # looked at in every run of the tests
 TYPED = [
     pytest.param(name, dtype, marks=[pytest.mark.every] * (dtype != "float32" and (name, dtype) not in HALVES))
     for name in FAMILIES
@@ -160,9 +159,8 @@ def test_levels_of_an_encoder_see_a_changed_graph(shared, tmp_path):
     assert unfinished[3] == unfinished[2]
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in REPEATED else pytest.param(name, marks=pytest.mark.every) for name in FAMILIES]
-)
+@pytest.mark.every
+@pytest.mark.parametrize("name", FAMILIES)
 def test_repeated_layers_are_the_whole_trace(name, shared):
     """Of a model of five layers, four are traced."""
     path = checkpoint(name, shared) / "config.json"
@@ -207,7 +205,7 @@ def test_an_engine_is_built(name, dtype, capabilities, shared, record_property):
         ({"num_hidden_layers": None}, "num_hidden_layers"),
         ({"hidden_size": 63}, "refused by transformers"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "type dynamic"),
-        ({"quantization_config": {"bits": 4}}, "quantised"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised"),
         ({"architectures": ["SomethingElse"]}, "is not supported"),
     ],
 )
