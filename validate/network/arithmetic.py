@@ -8,8 +8,8 @@ import math
 import torch
 from torch.nn import functional
 
-from validate.network.description import Layer
-from validate.network.dtypes import TORCH, to_torch, widen
+from validate.network.description import Layer, Packed
+from validate.network.dtypes import TORCH, to_torch, unpack, widen
 
 REDUCTIONS = {
     "SUM": lambda x, axes: x.sum(axes, keepdim=True),
@@ -66,7 +66,7 @@ def convolution(layer: Layer, x: torch.Tensor, *dynamic: torch.Tensor) -> torch.
 def _weights(weights, x: torch.Tensor) -> torch.Tensor:
     if isinstance(weights, str):
         raise ValueError(weights)
-    return to_torch(weights, x.dtype).to(x.device)
+    return to_torch(unpack(weights) if isinstance(weights, Packed) else weights, x.dtype).to(x.device)
 
 
 def reduce(layer: Layer, x: torch.Tensor) -> torch.Tensor:

@@ -75,7 +75,7 @@ class Constants:
         if isinstance(constant, np.ndarray):
             return to_torch(constant, TORCH[dtype])
         if isinstance(constant, Packed):
-            return to_torch(_unpacked(ONNX[constant.dtype], constant.shape, constant.data), TORCH[dtype])
+            return to_torch(unpack(constant), TORCH[dtype])
         tensor, raw = self._raw(constant)
         if check and constant.checksum is not None and zlib.crc32(raw) != constant.checksum:
             raise UserError(self.model, f"TensorRT holds other values of {constant.name} than the file", "report it")
@@ -100,6 +100,10 @@ class Constants:
         offset, path = int(entries.get("offset", 0)), self.root / entries["location"]
         length = int(entries.get("length", 0)) or path.stat().st_size - offset
         return tensor, np.memmap(path, np.uint8, "c", offset, (length,))  # copy on write: torch wants writable memory
+
+
+def unpack(packed: Packed) -> np.ndarray:
+    return _unpacked(ONNX[packed.dtype], packed.shape, packed.data)
 
 
 def _unpacked(data_type: int, shape, data: bytes) -> np.ndarray:

@@ -118,7 +118,7 @@ class _Walk:
         if isinstance(value, (trt.Dims, trt.Permutation)):
             return _shape(value)
         if isinstance(value, trt.Weights):
-            return None if value.size == 0 else f"{value.dtype.name} weights without a numpy view"
+            return _held(value)
         if isinstance(value, np.ndarray):  # a view of memory that goes with the parser
             return value.copy() if value.size else None
         return getattr(value, "name", value)
@@ -151,6 +151,14 @@ def _constant(layer, name: str, tensor: Tensor) -> Constant:
     if data is None or len(data) >= LARGE:
         return Reference(name, tensor.dtype, tensor.shape, None if data is None else zlib.crc32(data))
     return Packed(tensor.dtype, tensor.shape, bytes(data))
+
+
+def _held(weights) -> Packed | str | None:
+    """Weights of a dtype that numpy lacks, inside a layer: their bytes, or what is to be said of them."""
+    data = _bytes_of(weights) if weights.size else None
+    if data is None:
+        return f"{weights.dtype.name} weights without a view" if weights.size else None
+    return Packed(weights.dtype.name, (weights.size,), bytes(data))
 
 
 class _Weights(ctypes.Structure):
