@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -43,6 +44,11 @@ def measure(command: list[str], most_memory: int | None = None, most_seconds: fl
         errors.seek(0)
         failure = stopped[0] if stopped else _failure(child.returncode, errors.read())
     return Run(time.monotonic() - started, usage.ru_utime + usage.ru_stime, 1024 * usage.ru_maxrss, failure)
+
+
+def stage(name: str, *arguments: object) -> None:
+    """Runs one of the project's commands, which must succeed; it says nothing but what goes wrong."""
+    subprocess.run([sys.executable, "-m", name, *map(str, arguments)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
 def _watch(

@@ -9,8 +9,6 @@ choose the same.
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 import onnx
 from onnx.external_data_helper import ExternalDataInfo
 
+from benchmarks.processes import stage
 from contracts.command import Parser, run
 from models import checkpoint_folder
 from models.tokenizer import Tokenizer, open_tokenizer
@@ -27,7 +26,6 @@ from validate.reference import open_reference
 from validate.runners import Model
 from validate.tokens import greedy, read
 
-ROOT = Path(__file__).parents[1]
 MODEL, DTYPE = "tiny-qwen", "float16"
 WINDOW = 256  # tokens: the trained length
 PROMPTS, PROMPT = 8, 64
@@ -147,10 +145,6 @@ def plot(rows: list[Row], path: Path) -> None:
     axes.legend(loc="lower left")
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
-
-
-def stage(name: str, *arguments: object) -> None:
-    subprocess.run([sys.executable, "-m", name, *map(str, arguments)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":

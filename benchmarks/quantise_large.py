@@ -8,11 +8,10 @@ text that formats are fitted to is short: time grows with it, memory does not.
 
 import argparse
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.processes import stage
 from contracts.command import Parser, run
 from contracts.manifest import read_manifest
 from models import checkpoint_folder
@@ -20,7 +19,6 @@ from models.random_checkpoint import PRESETS, read_config, write
 from surgery.quantize.calibration import DEFAULT
 from surgery.quantize.formats import FORMATS
 
-ROOT = Path(__file__).parents[1]
 VOCABULARY = 32768  # at least tiny-qwen's, whose tokenizer reads the text
 CAPACITY = 512
 
@@ -58,10 +56,6 @@ def measure(options: argparse.Namespace, work: Path) -> None:
         print(f"| {name} | {manifest['seconds']:.0f} | {manifest['peak_memory_bytes'] / 1e6:.0f} MB | {stored / 1e6:.0f} MB |",
               flush=True)  # fmt: skip
         shutil.rmtree(out)
-
-
-def stage(name: str, *arguments: object) -> None:
-    subprocess.run([sys.executable, "-m", name, *map(str, arguments)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":

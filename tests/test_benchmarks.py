@@ -245,6 +245,22 @@ def test_quantisation(tmp_path):
     assert "<!-- int8" in picture.read_text()
 
 
+def test_quantisers():
+    """Others' than this project's and onnxruntime's need an environment of their own."""
+    rows = cells(python("-m", "benchmarks.quantisers", "--windows", 1))[1:]
+    assert [row[0] for row in rows] == ["onnxruntime, to the nearest", "ours, to the nearest", "ours, awq"]
+    divergences = [float(row[4]) for row in rows]
+    assert divergences[2] < divergences[1] < 0.2
+    assert all(row[6] == "takes it" for row in rows)
+
+
+def test_quantise_large(config, tmp_path):
+    arguments = ["--config", config, "--layers", 1, "--characters", 1500, "--formats", "int8"]
+    (row,) = cells(python("-m", "benchmarks.quantise_large", *arguments, "--work", tmp_path))[1:]
+    assert row[0] == "int8"
+    assert 0 < float(row[2].removesuffix(" MB")) < 2000
+
+
 def test_random_checkpoint_is_remade_from_its_seed(config, tmp_path):
     arguments = ["-m", "models.random_checkpoint", "--config", config, "--dtype", "float32", "--layers", 2]
     python(*arguments, "--out", tmp_path / "one")
