@@ -2,8 +2,8 @@
 
     python -m models.random_checkpoint --preset qwen-7b --dtype float16 --out CHECKPOINT
     python -m export --checkpoint CHECKPOINT --weights reference --out GRAPHS/export
-    python -m surgery GRAPHS/export/model.onnx --capacity 8192 --out GRAPHS/surgery
-    python -m surgery GRAPHS/export/model.onnx --capacity 8192 --out GRAPHS/int4 --quantize int4        # and int8
+    python -m surgery GRAPHS/export/model.onnx --capacity 8192 --skip swish --onnxruntime --out GRAPHS/surgery
+    python -m surgery GRAPHS/export/model.onnx --capacity 8192 --onnxruntime --out GRAPHS/int4 --quantize int4  # and int8
     python -m benchmarks.gpu_decode --checkpoint CHECKPOINT --graphs GRAPHS --out results.json
 
 The device's bandwidth and matrix throughput are measured in the same run. Before anything is timed its logits are checked
@@ -33,15 +33,28 @@ from benchmarks.gpu_torch import Caches, TorchRun, load, prompt
 from contracts.command import FOUND_DIFFERENCE, Parser, run
 from models import Checkpoint, open_checkpoint
 from models.qwen import Config
+from runtime.graphs import OWN_OPERATORS
 
-RUNS = ("surgered-cuda-graph", "surgered", "exported", "eager", "compiled-reduce-overhead", "compiled-max-autotune")
-QUANTISED = {"int8-cuda-graph": (1 + 2 / 128, 0.05), "int4-cuda-graph": (0.5 + 2 / 128, 0.5)}  # bytes a weight; error allowed
+RUNS = (
+    "surgered-cuda-graph",
+    "surgered-onnxruntime-cuda-graph",
+    "surgered",
+    "exported",
+    "eager",
+    "compiled-reduce-overhead",
+    "compiled-max-autotune",
+)
+ROUNDED = {"int8": (1 + 2 / 128, 0.05), "int4": (0.5 + 2 / 128, 0.5)}  # bytes a weight; error allowed
+QUANTISED = {f"{format}{form}-cuda-graph": known for format, known in ROUNDED.items() for form in ("", "-onnxruntime")}
 FLOATS, RUNS = RUNS, (*RUNS, *QUANTISED)
 HEAD_BYTES = 1 + 2 / 128  # a weight of a quantised graph's head
 ONE_OF_ALL = "decode 1x512"  # the cell that every call measures, to compare calls by
 CELLS = {
-    "surgered-cuda-graph": [f"decode {b}x{c}" for b in (1, 4, 16) for c in (512, 2048, 8000)] + ["prompt 512", "prompt 2048"],
-    **{name: ["decode 1x512", "prompt 512", "decode 16x512", "decode 1x8000"] for name in RUNS[1:]},
+    **{
+        name: [f"decode {b}x{c}" for b in (1, 4, 16) for c in (512, 2048, 8000)] + ["prompt 512", "prompt 2048"]
+        for name in RUNS[:2]
+    },
+    **{name: ["decode 1x512", "prompt 512", "decode 16x512", "decode 1x8000"] for name in RUNS[2:]},
 }
 TOLERANCE = 2.0  # times the error of eager transformers
 ROUNDING = 1e-5  # what float32 against float32 may differ by
@@ -171,10 +184,11 @@ class Benchmark:
             return TorchRun(self.eager, None)
         if name.startswith("compiled-"):
             return TorchRun(self.eager, name.removeprefix("compiled-"))
-        stage, _, cuda_graph = name.partition("-")
+        stage = name.partition("-")[0]
         folder = self.options.graphs / {"exported": "export", "surgered": "surgery"}.get(stage, stage)
+        model = folder / (OWN_OPERATORS if "onnxruntime" in name else "model.onnx")
         own = self.options.own_weights or name in QUANTISED
-        return OnnxRun(folder / "model.onnx", self.device, bool(cuda_graph), None if own else self.options.checkpoint.resolve())
+        return OnnxRun(model, self.device, name.endswith("cuda-graph"), None if own else self.options.checkpoint.resolve())
 
     def _measure(self, name: str, runner: TorchRun | OnnxRun, cell: Cell) -> Result:
         case = self.cases[cell]

@@ -13,9 +13,12 @@ from contracts.command import Parser, run
 
 NAMES = {
     "surgered-cuda-graph": "portable graph, CUDA graph",
+    "surgered-onnxruntime-cuda-graph": "onnxruntime's operators, CUDA graph",
     "surgered": "portable graph, no CUDA graph",
     "int4-cuda-graph": "portable graph, INT4 weights, CUDA graph",
     "int8-cuda-graph": "portable graph, INT8 weights, CUDA graph",
+    "int4-onnxruntime-cuda-graph": "onnxruntime's operators, INT4 weights, CUDA graph",
+    "int8-onnxruntime-cuda-graph": "onnxruntime's operators, INT8 weights, CUDA graph",
     "exported": "the export before surgery",
     "eager": "transformers, eager",
     "compiled-reduce-overhead": "transformers, torch.compile reduce-overhead",

@@ -131,7 +131,8 @@ def find_signature(
     shape = _shape(inputs[caches[0].past]) if caches else [0, 0, 0, 0]
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     writes = {node.input[2] for node in model.graph.node if node.op_type == "TensorScatter" and len(node.input) > 2}
-    write_indices = _first(inputs, r"^write_ind|^cache_position$|^past_lengths?$", rank=1) if writes and caches else None
+    in_place = writes or any(node.op_type == "GroupQueryAttention" for node in model.graph.node)
+    write_indices = _first(inputs, r"^write_ind|^cache_position$|^past_lengths?$", rank=1) if in_place and caches else None
     write_indices = write_indices or next((written for written in inputs if caches and written in writes), None)
     find = _required if caches else lambda name, values, pattern, what: _first(values, pattern)
     given = _known(name, given or {}, inputs, outputs)

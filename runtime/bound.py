@@ -33,7 +33,7 @@ ONNX_TYPES = {
 
 class BoundSession:
     """`batch` sequences with caches of their own. `decoding` is the session for steps of one token for each of them: the
-    same one, unless another of the same graph is put there."""
+    same one, unless another of the same graph is put there, which may take fewer inputs."""
 
     def __init__(self, session: ort.InferenceSession, signature: Signature, batch: int, device: str = "cpu"):
         self.session = self.decoding = session
@@ -68,7 +68,10 @@ class Step:
         self.session, self.device = bound.decoding if decodes else bound.session, bound.device
         self.binding = self.session.io_binding()
         self.buffers = {}
+        taken = {value.name for value in self.session.get_inputs()}
         for name, value in feeds.items():
+            if name not in taken:
+                continue
             dtype = TORCH_TYPES[bound.inputs[name].type]
             self.buffers[name] = torch.empty(value.shape, dtype=dtype, device=self.device)
             self._bind(self.binding.bind_input, name, self.buffers[name])

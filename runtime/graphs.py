@@ -29,6 +29,7 @@ ARRAYS = {  # of caches; a bfloat16 graph runs as its float32 twin
     TensorProto.INT8: np.int8,
     TensorProto.FLOAT8E4M3FN: ml_dtypes.float8_e4m3fn,
 }
+OWN_OPERATORS = "model.ort.onnx"  # what surgery --onnxruntime writes beside model.onnx
 HEADROOM = 1.2  # of the weights, for what a session needs beside them
 
 
@@ -89,8 +90,16 @@ def open_graph(path: Path, name: str | None = None, past_pattern: str | None = N
 
 
 def open_to_generate(path: Path, device: str) -> Graph:
-    """The same, computed as fast as onnxruntime can on "cpu" or "cuda"."""
-    return graph_of(load_graph(path), weights_root(path), str(path), device=device, as_written=False)
+    """The same, computed as fast as onnxruntime can on "cpu" or "cuda": there steps of one token are captured, of the form
+    in onnxruntime's own operators where it lies beside the graph, whose kernels are for half precision."""
+    model, root = load_graph(path), weights_root(path)
+    graph = graph_of(model, root, str(path), device=device, as_written=False)
+    if device != "cuda" or not graph.signature.static:
+        return graph
+    quicker = path.with_name(OWN_OPERATORS)
+    if path.name == "model.onnx" and quicker.exists() and graph.signature.dtype in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
+        path, model = quicker, load_graph(quicker)
+    return replace(graph, decoding=lambda batch: captured_session(model, root, str(path), batch))
 
 
 def graph_of(
@@ -126,10 +135,7 @@ def graph_of(
         raise UserError(name, "the sizes of its cross-attention's caches are not fixed", "fix all but the batch")
     quantised = next((entry.value for entry in model.metadata_props if entry.key == QUANTIZED), None)
     rounds = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
-    opened = Graph(name, signature, session, tuple(cache_shapes), encoder_shapes, logits[-1], quantised, rounds, device)
-    if device == "cuda" and signature.static:
-        return replace(opened, decoding=lambda batch: captured_session(model, root, name, batch))
-    return opened
+    return Graph(name, signature, session, tuple(cache_shapes), encoder_shapes, logits[-1], quantised, rounds, device)
 
 
 def open_session(model: onnx.ModelProto, root: Path, name: str) -> ort.InferenceSession | LayerwiseSession:

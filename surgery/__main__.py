@@ -20,11 +20,13 @@ from surgery import files, picture, verify
 from surgery.graph import Graph
 from surgery.options import add_options
 from surgery.quantize import options as quantising
-from surgery.runner import Pass, make_plan, operate
+from surgery.runner import Pass, lower, make_plan, operate
+from surgery.steps import NO_ALPHAS
 from surgery.weights import drop_unused, new_file, settle
 
-OPTIONS = ("cache", "capacity", "logits", "merge", "attention", "skip", "own", "verify", "bisect", "past", "named",
+OPTIONS = ("cache", "capacity", "logits", "merge", "attention", "onnxruntime", "skip", "own", "verify", "bisect", "past", "named",
            *quantising.OPTIONS)  # fmt: skip
+MODELS = ("model.onnx", "model.trt.onnx", "model.ort.onnx")  # portable, lowered, and in onnxruntime's own operators
 FLOAT = "float"  # the folder, beside a quantised graph, of the same graph before it was quantised
 
 PICTURED = 1  # the second layer: the first one also has what all layers share
@@ -54,13 +56,14 @@ def surgery(options: argparse.Namespace) -> int:
     """Writes the portable and the lowered graph into options.out. Returns the exit status."""
     if options.capacity < 1:
         raise UserError("--capacity", f"{options.capacity} slots hold nothing", "give at least 1")
-    if options.model.resolve() in [(options.out / name).resolve() for name in ("model.onnx", "model.trt.onnx")]:
+    if options.model.resolve() in [(options.out / name).resolve() for name in MODELS]:
         raise UserError(options.model, "would be overwritten", "name another folder with --out")
     if unclear := [each for each in options.named if "=" not in each]:
         raise UserError(f"--name {unclear[0]}", "says no role", "write it as tokens=NAME or the like")
     plan = make_plan(
-        options.cache, options.capacity, options.logits, options.skip, options.own, options.merge, options.attention
-    )
+        options.cache, options.capacity, options.logits, options.skip, options.own, options.merge, options.attention,
+        options.onnxruntime,
+    )  # fmt: skip
     request = quantising.read_request(options)
     own = [Path(argument.partition("@")[0]) for argument in options.own]
     if request and options.calibration:
@@ -89,17 +92,24 @@ def surgery(options: argparse.Namespace) -> int:
                 return Pass("quantise", str(request), bind(quantise, request=request, windows=windows))
 
             try:
-                portable, lowered, report = operate(graph, plan, *([verifier] if verifier else []), quantise=quantising_pass)
+                checks = [verifier] if verifier else []
+                portable, lowered, report = operate(graph, plan, *checks, quantise=quantising_pass)
+                graphs = [portable, lowered]
+                if options.onnxruntime:  # its tables are those of rows that dynamic NTK leaves alone
+                    checks = [verify.Verifier(files.to_model(portable), portable.signature, portable.root, NO_ALPHAS)] * len(
+                        checks
+                    )
+                    graphs.append(lower(portable, plan.for_onnxruntime, report, *checks, form="for onnxruntime"))
             except verify.Difference as found:  # here, where the weights that passes added still are
                 _leave(found if not options.bisect else verify.narrow(found, plan, partial), options)
                 raise
             pictures["after.svg"] = picture.draw_layer(portable, PICTURED, f"Layer {PICTURED} after surgery")
             for name in [name for name in pictures if all(pictures.values())]:
                 (partial / name).write_text(pictures[name])
-            models = [files.without_shapes(files.to_model(each)) for each in (portable, lowered)]
+            models = [files.without_shapes(files.to_model(each)) for each in graphs]
             stage.extra["weights_root"] = settle(models, graph.root, options.model, partial, options.out)
             drop_unused(models, partial)
-            for name, model in zip(("model.onnx", "model.trt.onnx"), models):
+            for name, model in zip(MODELS, models):
                 onnx.save(model, partial / name)
             (partial / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n")
     except verify.Difference:

@@ -37,7 +37,7 @@ def change_capacity(options: Namespace) -> None:
         raise UserError("--capacity", f"{options.capacity} slots hold nothing", "give at least 1")
     path = options.model / "model.onnx" if options.model.is_dir() else options.model
     made_with = (read_manifest(path.parent) or {}).get("options", {})
-    kept = {name: made_with[name] for name in ("skip", "own", "attention") if name in made_with}
+    kept = {name: made_with[name] for name in ("skip", "own", "attention", "onnxruntime") if name in made_with}
     stage = Stage("surgery", options.out, [path], {"capacity": options.capacity, **kept})
     if stage.up_to_date() and not options.force:
         print(f"surgery.capacity: up to date ({options.out})")
@@ -58,10 +58,13 @@ def change_capacity(options: Namespace) -> None:
     with stage.writing() as partial:
         resize(portable, options.capacity)
         report.count("portable", portable)
-        lowered = lower(portable, plan, report)
+        forms = {"model.trt.onnx": lower(portable, plan.lowering, report)}
+        if plan.for_onnxruntime:
+            forms["model.ort.onnx"] = lower(portable, plan.for_onnxruntime, report, form="for onnxruntime")
         stage.extra["weights_root"] = place_weights(source, path, partial, options.out)
         files.write(portable, partial / "model.onnx")
-        files.write(lowered, partial / "model.trt.onnx")
+        for name, graph in forms.items():
+            files.write(graph, partial / name)
         (partial / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n")
     print(f"surgery.capacity: {before} → {options.capacity} slots → {options.out}/model.onnx")
 

@@ -15,6 +15,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attention", choices=("mask", "lengths"), default="mask",
                         help="what hides the rest of a static cache in the lowered graph (%(default)s); "
                         "lengths is silently wrong on some GPUs")  # fmt: skip
+    parser.add_argument("--onnxruntime", action="store_true", help="also write model.ort.onnx, in onnxruntime's own operators: "
+                        "quicker than the portable graph on its CUDA provider")  # fmt: skip
     parser.add_argument("--skip", metavar="PASS", action="append", default=[], help="leave out a pass; may be repeated")
     parser.add_argument("--pass", metavar="FILE.py[@PASS]", dest="own", action="append", default=[],
                         help="run your own pass, after PASS or before the cache becomes static; may be repeated")  # fmt: skip

@@ -11,6 +11,7 @@ from types import ModuleType
 from contracts.errors import UserError
 from surgery import files
 from surgery.contrib import CONTRIB
+from surgery.for_onnxruntime import FOR_ONNXRUNTIME
 from surgery.graph import Graph
 from surgery.lowering import LOWERING, attention_mask
 from surgery.passes import (
@@ -35,10 +36,11 @@ class Pass:
 
 @dataclass(frozen=True)
 class Plan:
-    """The passes that write the portable graph, and those that lower it from there."""
+    """The passes that write the portable graph, and those that lower it from there: for TensorRT, and for onnxruntime."""
 
     portable: tuple[Pass, ...]
     lowering: tuple[Pass, ...]
+    for_onnxruntime: tuple[Pass, ...] = ()
 
 
 def make_plan(
@@ -49,6 +51,7 @@ def make_plan(
     own: Sequence[str] = (),
     merge: Sequence[str] = (),
     attention: str = "mask",
+    onnxruntime: bool = False,
 ) -> Plan:
     """The plan for these options of the command line. `own`: FILE.py[@PASS], which runs after PASS, or after all passes
     that leave the interface alone. Raises UserError for a pass that does not exist, or a file that is none."""
@@ -57,7 +60,8 @@ def make_plan(
     ends = [_pass(duplicates), *[merged, _pass(packed_heads)] * bool(merge), _pass(interface), _pass(node_names)]
     fusing, forms = [_pass(module) for module in (*CONTRIB, *PORTABLE)], {attention_mask: {"lengths": attention == "lengths"}}
     lowering = [_pass(module, partial(module.run, **forms.get(module, {}))) for module in LOWERING]
-    names = {each.name for each in (*fusing, static, last, merged, *ends, *lowering)}
+    own_operators = [_pass(module) for module in FOR_ONNXRUNTIME] if onnxruntime else []
+    names = {each.name for each in (*fusing, static, last, merged, *ends, *lowering, *own_operators)}
     for name in skip:
         if name not in names:
             raise UserError(f"--skip {name}", "no such pass", f"choose from {', '.join(sorted(names))}")
@@ -65,12 +69,12 @@ def make_plan(
     for argument in own:
         path, _, after = argument.partition("@")
         after = after or fusing[-1].name
-        passes = next((each for each in (portable, lowering) if any(a.name == after for a in each)), None)
+        passes = next((each for each in (portable, lowering, own_operators) if any(a.name == after for a in each)), None)
         if passes is None:
             raise UserError(f"--pass {argument}", f"no pass {after} runs", f"choose from {', '.join(sorted(names))}")
         place = max(index for index, each in enumerate(passes) if each.name == after)
         passes.insert(place + 1, load_pass(Path(path)))
-    keep = [tuple(each for each in passes if each.name not in skip) for passes in (portable, lowering)]
+    keep = [tuple(each for each in passes if each.name not in skip) for passes in (portable, lowering, own_operators)]
     return Plan(*keep)
 
 
@@ -111,17 +115,21 @@ def operate(
     report.count("portable", graph)
     report.list_unfused(graph, source)
     report.notes = graph.notes
-    return graph, lower(graph, plan, report, verify), report
+    return graph, lower(graph, plan.lowering, report, verify), report
 
 
 def lower(
-    portable: Graph, plan: Plan, report: Report, verify: Callable[[str, Graph], Verdict | None] = lambda name, graph: None
+    portable: Graph,
+    passes: Sequence[Pass],
+    report: Report,
+    verify: Callable[[str, Graph], Verdict | None] = lambda name, graph: None,
+    form: str = "lowered",
 ) -> Graph:
-    """The lowered graph, made from a copy of the portable one."""
+    """What the passes make of a copy of the portable graph, counted in the report as `form`."""
     graph = files.reread(portable)
-    for each in plan.lowering:
+    for each in passes:
         _run(graph, each, report, verify)
-    report.count("lowered", graph)
+    report.count(form, graph)
     report.notes += graph.notes
     return graph
 

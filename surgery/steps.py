@@ -21,6 +21,7 @@ from contracts.weights import ORT_ROOT_OPTION
 ANY_SIZE = 5  # of an axis that nothing says anything about
 ANY_VOCABULARY = 8
 ALPHAS = (1.0, 3.0)  # two scales of dynamic NTK, row by row
+NO_ALPHAS = (1.0, 1.0)  # those of rows that do not outgrow the trained length
 HIDDEN = -1e4  # an additive mask's value for a slot that does not count; float16 holds it
 LAST = "logits of each row's last token"
 LENGTHS = 5  # kv_lengths among the inputs of TRT_Attention; Attention's nonpad_kv_seqlen comes one later
@@ -68,6 +69,7 @@ STEPS = (
     Step("decoding", (6, 6), (1, 1)),
     Step("padded prompt", (0, 0), (7, 4)),
     Step("rows of different lengths", (6, 3), (3, 1)),
+    Step("one row's second prompt", (3,), (4,)),
 )
 
 
@@ -75,8 +77,16 @@ class Runner:
     """A graph in onnxruntime, as it is written: bfloat16 as float32, quantised weights at full accuracy, TensorRT's
     attention as the standard one that it stands for."""
 
-    def __init__(self, model: onnx.ModelProto, signature: Signature, root: Path, extra: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        signature: Signature,
+        root: Path,
+        extra: tuple[str, ...] = (),
+        alphas: tuple[float, ...] = ALPHAS,
+    ):
         model = _standard(model)
+        self.alphas = alphas
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra)
         self.signature = signature
         self.inputs = {value.name: value.type.tensor_type for value in model.graph.input}
@@ -151,7 +161,7 @@ class Runner:
             names.positions: step.positions,
             names.write_indices: np.array(step.lengths),
             names.sequence_lengths: np.array(step.counts),
-            names.ntk_alpha: np.array(ALPHAS[: len(step.counts)]),
+            names.ntk_alpha: np.array(self.alphas[: len(step.counts)]),
         }
         known |= made_up(names.layout, len(step.counts), total)
         known |= {cache.past: self._past(cache, step) for cache in names.caches}

@@ -17,7 +17,7 @@ from surgery import files
 from surgery.graph import Graph
 from surgery.report import Verdict
 from surgery.runner import Pass, Plan, apply
-from surgery.steps import LAST, STEPS, Runner, Step, Unrunnable
+from surgery.steps import ALPHAS, LAST, STEPS, Runner, Step, Unrunnable
 from surgery.weights import new_file, settle, under_one_root
 
 TOLERANCE = {TensorProto.FLOAT16: 2e-2}  # of an output's largest value; a bfloat16 graph runs as its float32 twin
@@ -31,10 +31,11 @@ class State:
     model: onnx.ModelProto
     signature: Signature
     root: Path
+    alphas: tuple[float, ...] = ALPHAS
 
     @classmethod
-    def of(cls, graph: Graph) -> "State":
-        return cls(files.without_shapes(files.to_model(graph)), graph.signature, graph.root)
+    def of(cls, graph: Graph, alphas: tuple[float, ...] = ALPHAS) -> "State":
+        return cls(files.without_shapes(files.to_model(graph)), graph.signature, graph.root, alphas)
 
     @property
     def head_dim(self) -> int | None:
@@ -48,7 +49,7 @@ class State:
     def outputs(self) -> dict[Step, dict[str, np.ndarray]]:
         """Of each step that fits. Raises Unrunnable."""
         runner = self.runner()
-        steps = [step for step in STEPS if runner.fits(step) and (step.even or not self._packs())]
+        steps = [step for step in STEPS if runner.fits(step) and self._takes(step)]
         if not steps:
             raise Unrunnable("its fixed sizes leave room for none of the steps")
         return {step: runner.read(step) for step in steps}
@@ -56,11 +57,14 @@ class State:
     def runner(self, extra: tuple[str, ...] = ()) -> Runner:
         """The graph in onnxruntime, with these tensors as outputs, too. Raises Unrunnable."""
         model = onnx.ModelProto.FromString(self.model.SerializeToString())
-        return Runner(model, self.signature, under_one_root(model, self.root), extra)
+        return Runner(model, self.signature, under_one_root(model, self.root), extra, self.alphas)
 
-    def _packs(self) -> bool:
-        """GroupQueryAttention writes a row's tokens right after its valid ones, where Concat writes after padding."""
-        return any(node.op_type == "GroupQueryAttention" for node in self.model.graph.node)
+    def _takes(self, step: Step) -> bool:
+        """GroupQueryAttention writes a row's tokens right after its valid ones, where Concat writes after padding; over a
+        static cache onnxruntime's takes several tokens a step for one row only."""
+        if not any(node.op_type == "GroupQueryAttention" for node in self.model.graph.node):
+            return True
+        return (step.new == 1 or len(step.counts) == 1) if self.signature.static else step.even
 
 
 class Difference(Exception):
@@ -72,13 +76,14 @@ class Difference(Exception):
 
 
 class Verifier:
-    """Called with what each pass made; raises Difference."""
+    """Called with what each pass made; raises Difference. `alphas`: scales of dynamic NTK that rows have."""
 
-    def __init__(self, source: onnx.ModelProto, signature: Signature, root: Path):
-        self.read = self.source = self.before = State(source, signature, root)
+    def __init__(self, source: onnx.ModelProto, signature: Signature, root: Path, alphas: tuple[float, ...] = ALPHAS):
+        self.alphas = alphas
+        self.read = self.source = self.before = State(source, signature, root, alphas)
 
     def __call__(self, name: str, graph: Graph) -> Verdict:
-        after = State.of(graph)
+        after = State.of(graph, self.alphas)
         if self.read.head_dim is None and after.head_dim is not None:  # now there is a cache to run what was read with
             self.read.signature = replace(self.read.signature, head_dim=after.head_dim)
             self.source = self.before = self.read
@@ -126,7 +131,7 @@ def compare(name: str, reference: State, before: State, after: State) -> float:
 def narrow(found: Difference, plan: Plan, folder: Path) -> Difference:
     """The same difference, down to the first match of the pass that makes it (by bisection over the number of matches).
     Weights that the pass writes on the way go into files in `folder`."""
-    each = next((each for each in (*plan.portable, *plan.lowering) if each.name == found.name), None)
+    each = next((each for each in (*plan.portable, *plan.lowering, *plan.for_onnxruntime) if each.name == found.name), None)
     if each is None:
         return found
     _, matched, _ = _limited(found.before, each, None, folder)
@@ -177,7 +182,7 @@ def _limited(before: State, each: Pass, limit: int | None, folder: Path) -> tupl
     graph = Graph(files.infer_shapes(before.model), before.signature, before.root)
     graph.match_limit, graph.weights_file = limit, new_file(folder)
     matches = apply(graph, each)
-    return State.of(graph), graph.matched, matches
+    return State.of(graph, before.alphas), graph.matched, matches
 
 
 def _where(before: State, after: State, step: Step, tolerance: float) -> str:

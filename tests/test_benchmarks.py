@@ -49,7 +49,7 @@ def graphs(tiny_export, tmp_path_factory) -> Path:
     shutil.copy(ROOT / "models" / "tiny-qwen" / "config.json", folder / "checkpoint")
     shutil.copy(tiny_export / "model.safetensors", folder / "checkpoint")
     (folder / "export").symlink_to(tiny_export)
-    python("-m", "surgery", tiny_export / "model.onnx", "--capacity", 32, "--out", folder / "surgery")
+    python("-m", "surgery", tiny_export / "model.onnx", "--capacity", 32, "--onnxruntime", "--out", folder / "surgery")
     return folder
 
 
@@ -63,8 +63,8 @@ def decode(graphs: Path, checkpoint: Path, *more: object) -> subprocess.Complete
 
 @pytest.fixture(scope="module")
 def decoded(graphs) -> Path:
-    """What gpu_decode measured of four runs."""
-    runs = ["surgered-cuda-graph", "surgered", "exported", "eager"]
+    """What gpu_decode measured of five runs."""
+    runs = ["surgered-cuda-graph", "surgered-onnxruntime-cuda-graph", "surgered", "exported", "eager"]
     out = graphs / "results.json"
     done = decode(graphs, graphs / "checkpoint", "--runs", *runs, "--kernels", "eager", "--out", out, "--strict")
     assert done.returncode == 0, done.stderr
@@ -72,7 +72,7 @@ def decoded(graphs) -> Path:
 
 
 def test_gpu_decode(decoded):
-    runs = ["surgered-cuda-graph", "surgered", "exported", "eager"]
+    runs = ["surgered-cuda-graph", "surgered-onnxruntime-cuda-graph", "surgered", "exported", "eager"]
     results = json.loads(decoded.read_text())
     assert [result["run"] for result in results["results"]] == [run for run in runs for _ in range(3)]
     assert {result["cell"] for result in results["results"]} == {"decode 1x6", "decode 2x8", "prompt 5"}
