@@ -32,7 +32,7 @@ COMMAND = "python -m benchmarks.models"
 COVERS = {
     "qwen": ("Qwen-7B, Qwen-7B-Chat", "qwen-7b"),
     "llama": ("LLaMA, LLaMA-2-7B, Aquila-7B", "llama-2-7b"),
-    "mistral": ("Mistral without a window", "mistral-7b"),
+    "mistral": ("Mistral, with a window and without", "mistral-7b"),
     "qwen2": ("Qwen1.5, Qwen2, Qwen2.5", "qwen2.5-7b"),
     "qwen3": ("Qwen3", "qwen3-8b"),
     "gpt2": ("gpt2-medium, camel-5b", "gpt2-medium"),

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from export.shallow import KEPT
 
 MODEL, LAST = KEPT - 2, KEPT - 1  # the traced layer that is copied, and the one that stays last
+COMMUTATIVE = ("Add", "Mul")  # the tracer writes the terms of a length in either order
 LARGEST_CONSTANT = 1 << 16  # elements; what is larger is a weight
 
 Values = dict[ir.Value, ir.Value]
@@ -97,7 +98,10 @@ class _Comparison:
             return own == b.name or (own == a.name and _constant(a) is not None and _constant(a) == _constant(b))
         if one is None or other is None or not self.layer_of[one] == self.layer_of[other] == -1:
             return False
-        return a.index() == b.index() and _key(one) == _key(other) and all(map(self._same, one.inputs, other.inputs))
+        if a.index() != b.index() or _key(one) != _key(other):
+            return False
+        orders = (other.inputs, other.inputs[::-1]) if one.op_type in COMMUTATIVE else (other.inputs,)
+        return any(all(map(self._same, one.inputs, order)) for order in orders)
 
 
 def _key(node: ir.Node) -> tuple:

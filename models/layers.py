@@ -46,16 +46,25 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor
     return (weights @ value).transpose(1, 2).flatten(2)
 
 
-def visible(attention_mask: Tensor, steps: int) -> Tensor:
-    """bool [B,1,S,T]: slot j can be seen from row i, which itself sits in slot T-S+i. attention_mask: [B,T]."""
+def visible(attention_mask: Tensor, steps: int, window: int | None = None) -> Tensor:
+    """bool [B,1,S,T]: slot j can be seen from row i, which itself sits in slot T-S+i. attention_mask: [B,T]. A token sees
+    the last `window` of its row's, its own among them, where there is one; slots of padding are not counted."""
     slots = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    rows = slots[attention_mask.shape[1] - steps :]
+    rows = latest(slots, steps)
     causal = slots[None, :] <= rows[:, None]
-    return causal & (attention_mask != 0)[:, None, None, :]
+    seen = causal & (attention_mask != 0)[:, None, None, :]
+    return seen if window is None else seen & (distances(attention_mask, steps) > -window)
+
+
+def latest(of_slots: Tensor, steps: int) -> Tensor:
+    """[...,S] of [...,T]: what belongs to this step's tokens. Without being told the tracer does not know the length."""
+    part = of_slots[..., of_slots.shape[-1] - steps :]
+    torch._check(part.shape[-1] == steps)
+    return part
 
 
 def distances(attention_mask: Tensor, steps: int) -> Tensor:
     """int64 [B,1,S,T]: how far slot j lies behind (below 0: before) this step's token i, slots of padding not counted."""
     places = attention_mask.cumsum(1)
-    own = places[:, attention_mask.shape[1] - steps :]
+    own = latest(places, steps)
     return (places[:, None, :] - own[:, :, None])[:, None]

@@ -4,10 +4,12 @@ LLaMA, LLaMA-2, Aquila (the same computation under a name of its own), Mistral, 
 Qwen2.5, which add biases to query, key and value, and Qwen3, which normalises query and key.
 """
 
+from torch import Tensor
 from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from contracts.errors import UserError
 from models import stepped
+from models.layers import visible
 from models.stepped import Stepped
 
 PREFIX = "model."
@@ -18,14 +20,30 @@ class Llama(Stepped, LlamaForCausalLM):
 
 
 class Mistral(Stepped, MistralForCausalLM):
+    """transformers counts a window in slots of the cache, those of padding among them: beside a longer row a token would see
+    fewer of its own. A row gets here what it gets alone."""
+
+    def mask(self, attention_mask: Tensor, steps: int) -> Tensor:
+        window = self.config.sliding_window
+        return attention_mask if window is None else visible(attention_mask, steps, window)
+
+
+class WindowedLayers(Stepped):
+    """The same where the config says of each layer whether it has the window."""
+
+    def mask(self, attention_mask: Tensor, steps: int) -> Tensor | dict[str, Tensor]:
+        window = self.config.sliding_window
+        if window is None:
+            return attention_mask
+        windows = {"full_attention": None, "sliding_attention": window}
+        return {kind: visible(attention_mask, steps, n) for kind, n in windows.items() if kind in self.config.layer_types}
+
+
+class Qwen2(WindowedLayers, Qwen2ForCausalLM):
     pass
 
 
-class Qwen2(Stepped, Qwen2ForCausalLM):
-    pass
-
-
-class Qwen3(Stepped, Qwen3ForCausalLM):
+class Qwen3(WindowedLayers, Qwen3ForCausalLM):
     pass
 
 

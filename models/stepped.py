@@ -45,12 +45,17 @@ class Stepped:
         """One step, as models.qwen.Qwen.forward: int64 [B,S], [B,S], [B,P+S] and caches [B,kv_heads,P,D] to logits
         [B,S,vocab] and caches [B,kv_heads,P+S,D]."""
         cache = DynamicCache(list(zip(past[0::2], past[1::2])))
+        mask = self.mask(attention_mask, input_ids.shape[1])
         hidden = self.base_model(
-            input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True
+            input_ids=input_ids, position_ids=position_ids, attention_mask=mask, past_key_values=cache, use_cache=True
         ).last_hidden_state
         head = self.get_output_embeddings()
         logits = nn.functional.linear(hidden, self.get_input_embeddings().weight) if head is None else head(hidden)
         return logits, [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+
+    def mask(self, attention_mask: Tensor, steps: int) -> Tensor | dict[str, Tensor]:
+        """What the class takes as its mask, where that is not attention_mask [B,P+S] as it is."""
+        return attention_mask
 
 
 def build(model_class: type[PreTrainedModel], config: dict, where: object, required: tuple[str, ...] = ()) -> PreTrainedModel:

@@ -49,7 +49,9 @@ def recognise(graph: Graph, mask: gs.Tensor) -> Mask | str:
 
 def _recognise(graph: Graph, mask: gs.Tensor) -> Mask | str:
     lengths = _lengths(graph, mask)
-    matching = [(kind, None) for kind in Kind] + [(kind, n) for n in sorted(lengths) for kind in list(Kind)[:2]]
+    windowed = ((Kind.CAUSAL, False), (Kind.CAUSAL_PADDED, False), (Kind.CAUSAL_PADDED, True))
+    matching: list[tuple[Kind, int | None, bool]] = [(kind, None, False) for kind in Kind]
+    matching += [(kind, length, places) for length in sorted(lengths) for kind, places in windowed]
     slopes: np.ndarray | None = None
     short, long = SHORT, tuple((1, 2, length + 3) for length in sorted(lengths) if length > 8)
     if evaluate(graph, [mask], probes(short)[0]) is None:  # some take a prompt or one more token, but no chunk over a cache
@@ -69,10 +71,10 @@ def _recognise(graph: Graph, mask: gs.Tensor) -> Mask | str:
             if found is None or (slopes is not None and not np.allclose(found, slopes, rtol=2e-3)):
                 return "the mask adds numbers that are no slope times a distance: it is a bias"
             slopes = found
-        matching = [(kind, window) for kind, window in matching if _agrees(visible, _expected(kind, window, probe))]
+        matching = [each for each in matching if _agrees(visible, _expected(*each, probe))]
     if not matching:
         return "the mask is neither causal nor padding nor a window"
-    kind, window = matching[0]
+    kind, window, _ = matching[0]  # slots of a static cache are places: padding lies in none of them
     return Mask(kind, window, None if slopes is None else tuple(slopes.tolist()))
 
 
@@ -110,8 +112,8 @@ def _slopes(bias: np.ndarray, probe: Probe, epsilon: float) -> np.ndarray | None
     return slopes if np.all(error <= 2e-3 * np.abs(expected[:, causal]) + rounding + 1e-6) else None
 
 
-def _expected(kind: Kind, window: int | None, probe: Probe) -> np.ndarray:
-    """bool [B, 1, S, T]."""
+def _expected(kind: Kind, window: int | None, places: bool, probe: Probe) -> np.ndarray:
+    """bool [B, 1, S, T]. A window counts slots, or `places`: slots without those of padding."""
     total = probe.past + probe.steps
     rows = probe.past + np.arange(probe.steps)[:, None]
     slots = np.arange(total)[None, :]
@@ -120,7 +122,10 @@ def _expected(kind: Kind, window: int | None, probe: Probe) -> np.ndarray:
         visible &= slots <= rows
     if kind in (Kind.PADDED, Kind.CAUSAL_PADDED):
         visible &= (probe.mask != 0)[:, None, None, :]
-    return visible if window is None else visible & (slots > rows - window)
+    if window is None:
+        return visible
+    counted = probe.mask.cumsum(1) if places else np.broadcast_to(np.arange(total), (probe.batch, total))
+    return visible & (counted[:, None, None, :] > counted[:, None, probe.past :, None] - window)
 
 
 def _agrees(visible: np.ndarray, expected: np.ndarray) -> bool:

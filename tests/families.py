@@ -70,7 +70,7 @@ FAMILIES = {
         llama,
     ),
     "llama": Family("LlamaForCausalLM", SMALL | {"tie_word_embeddings": False}, llama),
-    "mistral": Family("MistralForCausalLM", SMALL | {"tie_word_embeddings": False, "sliding_window": None}, llama),
+    "mistral": Family("MistralForCausalLM", SMALL | {"tie_word_embeddings": False, "sliding_window": 8}, llama),
     "qwen2": Family("Qwen2ForCausalLM", SMALL | {"tie_word_embeddings": True}, llama),
     "qwen3": Family(
         "Qwen3ForCausalLM", SMALL | {"head_dim": 32, "tie_word_embeddings": False}, llama | {"RMSNormalization": 9}
