@@ -116,6 +116,7 @@ def read_config(path: Path, layers: int | None = None) -> dict:
         raise UserError(path, f"cannot be read ({error})", "name a config.json") from None
     if layers is not None:
         config |= {key: layers for key in LAYER_KEYS if key in config}
+        config.pop("layer_types", None)  # one word a layer, which follows from what else is there
     return config
 
 

@@ -48,7 +48,7 @@ class Whisper(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """One step, as models.qwen.Qwen.forward. `past`: the caches of self-attention [B,H,P,D], then those of
         cross-attention [B,H,encoder_slots,D], which Encoder makes; only the former are returned."""
-        own, cross = past[: 2 * self.config.decoder_layers], past[2 * self.config.decoder_layers :]
+        own, cross = past[: len(past) // 2], past[len(past) // 2 :]  # as many as layers are traced
         caches = [DynamicCache(list(zip(each[0::2], each[1::2]))) for each in (own, cross)]
         hidden = self.model.decoder(
             input_ids=input_ids,

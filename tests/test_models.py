@@ -16,6 +16,8 @@ import surgery.__main__ as surgery
 from contracts.errors import UserError
 from contracts.signature import find_signature
 from contracts.weights import load_graph
+from export.interface import decoder_interface
+from export.shallow import KEPT, without_middle
 from export.trace import TRACED_LAYERS, trace
 from models import architecture, load_model, open_checkpoint, random_checkpoint
 from models.random_checkpoint import read_config
@@ -188,6 +190,18 @@ def test_repeated_layers_are_the_whole_trace(name, shared):
     assert [graph.metadata_props[TRACED_LAYERS] for graph in (repeated, whole)] == ["4", "5"]
     known = {}
     assert numbered(plain_ir(whole), known) == numbered(plain_ir(repeated), known)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_decoder_runs_without_its_middle(name, shared):
+    """As it is traced: four layers of six."""
+    path = checkpoint(name, shared) / "config.json"
+    model = decoder(architecture(read_config(path, 6), path))
+    few, _ = without_middle(model, 6)
+    few.load_state_dict({key: torch.zeros(empty.shape) for key, empty in few.state_dict().items()}, assign=True)
+    logits, presents = few(*decoder_interface(replace(model.dimensions, layers=KEPT), torch.float32).examples)
+    assert logits.shape[2] == model.dimensions.vocab
+    assert len(presents) == 2 * KEPT
 
 
 def numbered(graph, known):
