@@ -14,7 +14,8 @@ from contracts.twin import float32_twin
 from runtime.decoders import GrowingDecoder, positions_of
 from runtime.graphs import Graph, graph_of, open_graph
 from validate.compare import DIFFERENT, NOT_RUN, PASSED, TOLERANCES, compare
-from validate.levels import Level, compare_graphs
+from validate.level import Level
+from validate.levels import compare_graphs
 from validate.scenarios import make_scenarios, random_tokens
 
 ROOT = Path(__file__).parents[1]

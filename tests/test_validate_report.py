@@ -20,7 +20,7 @@ from contracts.errors import UserError
 from runtime.graphs import Graph
 from validate.__main__ import main, validate_pipeline
 from validate.compare import DIFFERENT, NOT_RUN, PASSED, SAVED_BYTES
-from validate.levels import Level
+from validate.level import Level
 from validate.report import make_report, render, verdict, write_report
 from validate.tokens import compare_tokens
 
@@ -53,6 +53,20 @@ def write(folder: Path, model: onnx.ModelProto) -> Path:
 
 def options(**given) -> argparse.Namespace:
     return argparse.Namespace(**{"text": None, "tolerance": None, "seed": 0, "force": False, **given})
+
+
+def test_a_level_is_told_as_it_begins_and_ends_where_there_is_no_terminal(pipeline):
+    command = [sys.executable, "-m", "validate", str(pipeline)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
+        first = [next(running.stdout) for _ in range(3)]
+        assert not (pipeline / "validate" / "report.json").exists()  # the lines come while it works
+        told = "".join(first) + running.stdout.read()
+    told = [line for line in told.splitlines() if line.startswith("validate: level")]
+    assert told[0] == "validate: level 1, PyTorch ↔ exported graph …"
+    assert re.fullmatch(r"validate: level 1, PyTorch .*: not run, the checkpoint .* is not here \(\d+\.\d s\)", told[1])
+    assert told[2] == "validate: level 2, Exported ↔ portable graph …"
+    assert re.fullmatch(r"validate: level 2, .*: passed, \d\.\de-0\d of 1e-04 \(\d+\.\d s\)", told[3])
+    assert [line.endswith("…") for line in told] == [True, False] * 5
 
 
 def test_a_pipeline_folder_gets_a_report(pipeline):

@@ -3,8 +3,7 @@
 import argparse
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -18,9 +17,11 @@ from contracts.weights import load_graph, references, weights_root
 from runtime.graphs import open_graph
 from validate.bundle import write_bundle
 from validate.compare import DIFFERENT, NOT_RUN, PASSED
-from validate.levels import Level, compare_graphs, find_pipeline, run_levels, scenarios_for
+from validate.level import Level
+from validate.levels import compare_graphs, find_pipeline, run_levels, scenarios_for
 from validate.network.command import check_network
 from validate.options import add_options
+from validate.progress import Progress
 from validate.report import make_report, verdict, write_report
 
 COLORS = {PASSED: "green", DIFFERENT: "bold red", NOT_RUN: "dim"}
@@ -63,8 +64,8 @@ def bundle_pipeline(folder: Path, options: argparse.Namespace) -> int:
         if path is None:
             raise UserError(folder / stage, "has no results", f"run python -m {stage} first")
     out = options.out or folder / "bundle"
-    with _progress() as tell:
-        tell("writing the bundle")
+    with Progress(console) as progress:
+        progress.tell("writing the bundle")
         bundle = write_bundle(pipeline.portable, pipeline.lowered, pipeline.engine, out,
                               lambda graph: scenarios_for(pipeline, graph, options.seed), options.tolerance)  # fmt: skip
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
@@ -92,8 +93,8 @@ def validate_pipeline(folder: Path, options: argparse.Namespace, results: Path |
         options={"text": options.text, "tolerance": options.tolerance, "seed": options.seed},
     )
     title = pipeline.checkpoint.resolve().name if pipeline.checkpoint else folder.resolve().name
-    return _run(stage, title, options.force, folder, lambda tell, save: run_levels(
-        pipeline, options.tolerance, options.seed, lambda level, scenario: save(f"{level}-{scenario}"), tell,
+    return _run(stage, title, options.force, folder, lambda progress, save: run_levels(
+        pipeline, options.tolerance, options.seed, lambda level, scenario: save(f"{level}-{scenario}"), progress,
     ))  # fmt: skip
 
 
@@ -102,13 +103,17 @@ def validate_graphs(reference: Path, candidate: Path, options: argparse.Namespac
     if options.text:
         raise UserError("--text", "two graphs have no tokenizer to read it with", "leave it out")
 
-    def compare(tell, save) -> list[Level]:
+    def compare(progress: Progress, save: Callable[[str], Path] | None) -> list[Level]:
         graphs = open_graph(reference), open_graph(candidate)
-        return [compare_graphs(*graphs, options.tolerance, options.seed, save, tell)]
+
+        def check() -> Level:
+            return compare_graphs(*graphs, options.tolerance, options.seed, save, progress.tell)
+
+        return [progress.level(f"{reference} ↔ {candidate}", check)]
 
     if options.out is None:
-        with _progress() as tell:
-            levels = compare(tell, None)
+        with Progress(console) as progress:
+            levels = compare(progress, None)
         _show(levels)
         return FOUND_DIFFERENCE if verdict(levels) == DIFFERENT else 0
     inputs = [reference, candidate, *_weights([reference, candidate])]
@@ -128,9 +133,9 @@ def _run(stage: Stage, title: str, force: bool, folder: Path | None, check) -> i
         def save(name: str) -> Path:
             return partial / "polygraphy" / f"{name.replace(' ', '-')}.json"
 
-        with _progress() as tell:
-            levels = check(tell, save)
-            tell("writing the report")
+        with Progress(console) as progress:
+            levels = check(progress, save)
+            progress.tell("writing the report")
             write_report(make_report(title, levels, stage.identity["versions"], started, folder), partial, folder)
         stage.extra["verdict"] = verdict(levels)
     _show(levels)
@@ -144,12 +149,6 @@ def _weights(graphs: list[Path]) -> list[Path]:
     return sorted(files)
 
 
-@contextmanager
-def _progress() -> Iterator:
-    with console.status("validate") as status:
-        yield lambda what: status.update(f"validate: {what}")
-
-
 def _show(levels: list[Level]) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in ("level", "", "result", "worst error"):
@@ -157,15 +156,8 @@ def _show(levels: list[Level]) -> None:
     for level in levels:
         status = f"[{COLORS[level.status]}]{level.status}[/]"
         details = "".join(f"\n[dim]{escape(detail)}[/]" for detail in _details(level))
-        table.add_row(str(level.number or ""), level.title + details, status, _worst(level))
+        table.add_row(str(level.number or ""), level.title + details, status, level.worst)
     console.print(table)
-
-
-def _worst(level: Level) -> str:
-    worst = level.comparison.worst if level.comparison else None
-    if worst is None:
-        return ""
-    return worst.problem or f"{worst.error:.1e} of {level.comparison.tolerance:.0e}"
 
 
 def _details(level: Level) -> Iterator[str]:

@@ -5,7 +5,7 @@ engine. 5 Tokens: PyTorch ↔ portable graph on real text. A level that cannot r
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from onnx import TensorProto
@@ -19,37 +19,21 @@ from runtime.graphs import Graph, open_graph
 from validate.bundle import Results, read_results
 from validate.compare import DIFFERENT, NOT_RUN, PASSED, TOLERANCES, Comparison, ScenarioResult, compare
 from validate.encoder import EncoderFiles, compare_encoder
+from validate.level import TITLES, Level, not_run
 from validate.network.compare import ROUNDED
 from validate.network.decoder import open_network
+from validate.progress import Progress
 from validate.reference import open_reference
 from validate.runners import Model
 from validate.scenarios import Scenario, make_scenarios, random_tokens, text_tokens
-from validate.tokens import TokenResult, compare_tokens, quantisation_cost
+from validate.tokens import compare_tokens, quantisation_cost
 
-TITLES = {
-    1: "PyTorch ↔ exported graph",
-    2: "Exported ↔ portable graph",
-    3: "Portable graph ↔ TensorRT's network",
-    4: "Portable graph ↔ engine",
-    5: "Tokens on real text",
-}
 TWIN_NOTE = "In onnxruntime, bfloat16 graphs ran as float32 twins with the same weights: its CPU has no bfloat16"
 
 LAYERWISE_NOTE = (
     "The model is too large to be loaded at once: it ran layer by layer, in few steps, over caches of few slots, which "
     "nothing but their shapes depends on"
 )
-
-
-@dataclass
-class Level:
-    number: int | None  # None: two graphs compared outside a pipeline
-    title: str
-    status: str
-    reason: str | None = None
-    comparison: Comparison | None = None
-    tokens: TokenResult | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -100,14 +84,9 @@ def find_pipeline(folder: Path, text: Path | None, results: Path | None = None) 
 
 
 def run_levels(
-    pipeline: Pipeline,
-    tolerance: float | None,
-    seed: int,
-    save: Callable[[int, str], Path],
-    tell: Callable[[str], None],
+    pipeline: Pipeline, tolerance: float | None, seed: int, save: Callable[[int, str], Path], progress: Progress
 ) -> list[Level]:
-    """All five levels in order, then the first three of an encoder. `save(level, scenario)` names Polygraphy's file; `tell`
-    hears what begins."""
+    """All five levels in order, then the first three of an encoder. `save(level, scenario)` names Polygraphy's file."""
     exported = open_graph(pipeline.exported, "exported")
     portable = open_graph(pipeline.portable, "portable") if pipeline.portable else None
     tokenizer, ids, no_text = _read_text(pipeline)
@@ -125,32 +104,32 @@ def run_levels(
             asked,
             tolerance or allowed,
             save=lambda scenario: save(number, scenario),
-            tell=lambda scenario: tell(f"level {number}: {scenario}"),
+            tell=lambda scenario: progress.tell(f"level {number}: {scenario}"),
         )
         notes = [TWIN_NOTE] if candidate.dtype == TensorProto.BFLOAT16 else []
         notes += [LAYERWISE_NOTE] if large else []
         return Level(number, TITLES[number], comparison.status, comparison=comparison, notes=notes)
 
-    levels = []
-    if pipeline.checkpoint:
-        tell("level 1: loading the checkpoint")
-        levels.append(run(1, open_reference(pipeline.checkpoint, exported.dtype), exported))
-    else:
-        levels.append(_not_run(1, "the checkpoint that export/manifest.json names is not here"))
-    levels.append(_surgery_level(pipeline, exported, portable, run))
-    levels.append(_network_level(pipeline, portable, run, tell))
-    levels.append(_engine_level(pipeline, portable, scenarios, run, tell))
-    if not (pipeline.checkpoint and portable):
-        levels.append(_not_run(5, "needs the checkpoint and the portable graph"))
-    elif large:
-        levels.append(_not_run(5, "a model that runs layer by layer takes too long to read a text"))
-    elif no_text:
-        levels.append(_not_run(5, no_text))
-    else:
-        tell("level 5: reading text")
-        levels.append(token_level(pipeline, portable, tokenizer, ids))
+    def text_level() -> Level:
+        if not (pipeline.checkpoint and portable):
+            return not_run(5, "needs the checkpoint and the portable graph")
+        if large:
+            return not_run(5, "a model that runs layer by layer takes too long to read a text")
+        if no_text:
+            return not_run(5, no_text)
+        progress.tell("level 5: reading text")
+        return token_level(pipeline, portable, tokenizer, ids)
+
+    checks = {
+        1: lambda: _export_level(pipeline, exported, run, progress.tell),
+        2: lambda: _surgery_level(pipeline, exported, portable, run),
+        3: lambda: _network_level(pipeline, portable, run, progress.tell),
+        4: lambda: _engine_level(pipeline, portable, scenarios, run, progress.tell),
+        5: text_level,
+    }
+    levels = [progress.level(f"level {number}, {TITLES[number]}", check) for number, check in checks.items()]
     if pipeline.encoder:
-        levels += _encoder_levels(pipeline.encoder, pipeline.checkpoint, tolerance, seed, tell)
+        levels += _encoder_levels(pipeline.encoder, pipeline.checkpoint, tolerance, seed, progress)
     return levels
 
 
@@ -177,14 +156,21 @@ def compare_graphs(
     return Level(None, "Reference ↔ candidate", comparison.status, comparison=comparison, notes=notes)
 
 
+def _export_level(pipeline: Pipeline, exported: Graph, run: Callable[..., Level], tell: Callable[[str], None]) -> Level:
+    if pipeline.checkpoint is None:
+        return not_run(1, "the checkpoint that export/manifest.json names is not here")
+    tell("level 1: loading the checkpoint")
+    return run(1, open_reference(pipeline.checkpoint, exported.dtype), exported)
+
+
 def _surgery_level(pipeline: Pipeline, exported: Graph, portable: Graph | None, run: Callable[..., Level]) -> Level:
     """What surgery made of the exported graph, up to where it quantised it: level 5 says what that does."""
     if portable is None:
-        return _not_run(2, "surgery has written no portable graph")
+        return not_run(2, "surgery has written no portable graph")
     if portable.quantised is None:
         return run(2, exported, portable)
     if pipeline.unquantised is None:
-        return _not_run(2, "surgery has left no graph from before it quantised")
+        return not_run(2, "surgery has left no graph from before it quantised")
     level = run(2, exported, open_graph(pipeline.unquantised, "portable, not yet quantised"))
     level.notes.append(f"The portable graph is quantised ({portable.quantised}); compared is what it was made of")
     return level
@@ -197,12 +183,12 @@ def _allowed(portable: Graph) -> float:
 
 def _network_level(pipeline: Pipeline, portable: Graph | None, run: Callable[..., Level], tell: Callable[[str], None]) -> Level:
     if portable is None or pipeline.lowered is None:
-        return _not_run(3, "surgery has written no lowered graph")
+        return not_run(3, "surgery has written no lowered graph")
     tell("level 3: TensorRT parses the lowered graph")
     try:
         network = open_network(pipeline.lowered, "TensorRT's network")
     except UserError as error:
-        return _not_run(3, str(error))
+        return not_run(3, str(error))
     return run(3, portable, network, _allowed(portable))
 
 
@@ -214,7 +200,7 @@ def _engine_level(
     tell: Callable[[str], None],
 ) -> Level:
     if portable is None or pipeline.engine is None:
-        return _not_run(4, "no engine has been built")
+        return not_run(4, "no engine has been built")
     allowed = _allowed(portable)
     if pipeline.results:
         if pipeline.lowered is None:
@@ -225,7 +211,7 @@ def _engine_level(
         return level
     description = read_description(pipeline.engine.with_name("engine.json"))
     if reason := why_not(description):
-        return _not_run(4, f"{reason}; --bundle makes a folder to run where one is, and --import takes its results")
+        return not_run(4, f"{reason}; --bundle makes a folder to run where one is, and --import takes its results")
     tell("level 4: loading the engine")
     engine = open_engine(pipeline.engine)
     fitting, others = [], []
@@ -241,15 +227,20 @@ def _engine_level(
 
 
 def _encoder_levels(
-    files: EncoderFiles, checkpoint: Path | None, tolerance: float | None, seed: int, tell: Callable[[str], None]
+    files: EncoderFiles, checkpoint: Path | None, tolerance: float | None, seed: int, progress: Progress
 ) -> Iterator[Level]:
-    for number, found in compare_encoder(files, checkpoint, tolerance, seed):
-        tell(f"level {number} of the encoder")
+    compared = compare_encoder(files, checkpoint, tolerance, seed)
+
+    def check() -> Level:
+        number, found = next(compared)
         title = f"Encoder: {TITLES[number]}"
         if isinstance(found, Comparison):
-            yield Level(number, title, found.status, comparison=found)
-        else:
-            yield Level(number, title, NOT_RUN, found)
+            return Level(number, title, found.status, comparison=found)
+        return Level(number, title, NOT_RUN, found)
+
+    for number in (1, 2, 3):
+        progress.tell(f"level {number} of the encoder")
+        yield progress.level(f"level {number}, encoder: {TITLES[number]}", check)
 
 
 def scenarios_for(pipeline: Pipeline, graph: Graph, seed: int) -> list[Scenario]:
@@ -284,10 +275,6 @@ def _read_text(pipeline: Pipeline) -> tuple[Tokenizer | None, list[int], str | N
     if len(ids) < 64:
         return tokenizer, [], f"the text is too short: {len(ids)} tokens"
     return tokenizer, ids, None
-
-
-def _not_run(number: int, reason: str) -> Level:
-    return Level(number, TITLES[number], NOT_RUN, reason)
 
 
 def _existing(path: Path) -> Path | None:

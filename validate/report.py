@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from contracts.manifest import peak_memory, read_manifest
 from validate import plots
 from validate.compare import DIFFERENT, NOT_RUN, PASSED
-from validate.levels import Level
+from validate.level import Level
 
 STAGES = ("export", "surgery", "build")
 BAR_FLOOR = 1e-9  # a difference this small, or none, has no bar

@@ -1,0 +1,37 @@
+"""One level of validation: which comparison it is, and what it found."""
+
+from dataclasses import dataclass, field
+
+from validate.compare import NOT_RUN, Comparison
+from validate.tokens import TokenResult
+
+TITLES = {
+    1: "PyTorch ↔ exported graph",
+    2: "Exported ↔ portable graph",
+    3: "Portable graph ↔ TensorRT's network",
+    4: "Portable graph ↔ engine",
+    5: "Tokens on real text",
+}
+
+
+@dataclass
+class Level:
+    number: int | None  # None: two graphs compared outside a pipeline
+    title: str
+    status: str
+    reason: str | None = None
+    comparison: Comparison | None = None
+    tokens: TokenResult | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def worst(self) -> str:
+        """The largest error of a comparison, "" where there is none."""
+        worst = self.comparison.worst if self.comparison else None
+        if worst is None:
+            return ""
+        return worst.problem or f"{worst.error:.1e} of {self.comparison.tolerance:.0e}"
+
+
+def not_run(number: int, reason: str) -> Level:
+    return Level(number, TITLES[number], NOT_RUN, reason)
