@@ -9,7 +9,7 @@ memory.py     what building and running it will take, and refusal of what cannot
 weights.py    weights as inputs of the engine instead of constants in it
 process.py    starts the child, shows its progress, names its death
 worker.py     the child: parse, audit, build
-progress.py   TensorRT's nested phases as one fraction, as a bar or as lines
+progress.py   TensorRT's nested phases as one fraction
 kernels.py    the builder's list of fused kernels, read from its log
 cost.py       bytes that each kernel must move, against the least that a decode step can
 """

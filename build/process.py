@@ -3,9 +3,9 @@
 import multiprocessing
 import signal
 
-from build.progress import shown
 from build.worker import Job, work
 from contracts.errors import UserError
+from contracts.progress import shown
 
 
 def build(job: Job) -> dict:

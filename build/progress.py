@@ -1,13 +1,6 @@
-"""TensorRT's progress: nested phases, each of some steps, as one fraction; shown as a bar, or as lines in a file."""
+"""TensorRT's progress: nested phases, each of some steps, as one fraction."""
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-QUARTER = 0.25
 
 
 @dataclass
@@ -44,34 +37,3 @@ class Fraction:
             part = min((phase.done + part) / phase.steps, 1.0)
             name = phase.parent
         return part
-
-
-@contextmanager
-def shown(title: str) -> Iterator[Callable[[str, float | None], None]]:
-    """Yields show(what, fraction), where a fraction of None means that nobody knows.
-
-    On a terminal it is a bar, elsewhere a line for each new `what` and each further quarter.
-    """
-    if not sys.stdout.isatty():
-        yield _Lines(title).show
-        return
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[what]}"), TimeElapsedColumn()
-    with Progress(*columns) as bar:
-        task = bar.add_task(title, total=1.0, what="")
-        yield lambda what, fraction: bar.update(
-            task, what=what, completed=fraction or 0.0, total=None if fraction is None else 1.0
-        )
-
-
-class _Lines:
-    def __init__(self, title: str):
-        self.title, self.what, self.quarter = title, None, 0
-
-    def show(self, what: str, fraction: float | None) -> None:
-        quarter = int((fraction or 0) / QUARTER)
-        if what != self.what:
-            print(f"{self.title}: {what}", flush=True)
-            self.what, self.quarter = what, quarter
-        elif quarter > self.quarter:
-            print(f"{self.title}: {what}, {fraction:.0%}", flush=True)
-            self.quarter = quarter

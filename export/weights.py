@@ -13,14 +13,15 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
-from rich.progress import track
 
 from contracts.errors import UserError
+from contracts.progress import counted
 from models import Checkpoint
 from models.checkpoint import TensorEntry
 
 COPY = "model.safetensors"
 COPY_BELOW = 2_000_000_000  # bytes of weights, in the graph's dtype; above, a second copy is not made unasked
+SHOWN = 1 << 28  # bytes of a copy that takes long enough to say so
 CHUNK = 1 << 24  # elements converted at once
 SAFETENSORS_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 ALIGNMENT = 64
@@ -88,7 +89,7 @@ def write_copy(checkpoint: Checkpoint, names: list[str], dtype: str, path: Path)
     start = 8 + len(encoded)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
-        for name in track(names, description="copying weights", transient=True, disable=end < 1 << 28):
+        for name in names if end < SHOWN else counted("export", "copying weights", names, len(names)):
             begin, _ = header[name]["data_offsets"]
             for chunk in _converted(checkpoint, name, dtype):
                 chunk.tofile(file)

@@ -408,6 +408,12 @@ def test_one_line_for_what_makes_no_sense(tiny_export, tmp_path, capsys):
     assert not (tmp_path / "out" / "model.onnx").exists()
 
 
+def test_quantising_says_how_far_it_is(tiny_export, tmp_path, capsys):
+    assert main([str(tiny_export / "model.onnx"), "--out", str(tmp_path), "--quantize", "int8"]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "writing" in line]
+    assert told == ["surgery: writing int8", *(f"surgery: writing int8, {quarter}%" for quarter in (29, 52, 76, 100))]
+
+
 def test_what_each_format_does_to_text(quantised, tiny_export):
     """Divergence on held-out text: int8 far below int4, and AWQ a fifth below rounding to the nearest at every block."""
     folder = checkpoint_folder("tiny-qwen")

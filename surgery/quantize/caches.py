@@ -14,6 +14,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from contracts.errors import UserError
+from contracts.progress import counted
 from contracts.signature import Cache
 from surgery.graph import Graph, onnx_type, producer
 from surgery.quantize.formats import FP8, Values
@@ -29,7 +30,8 @@ def quantise_caches(graph: Graph, values: Values, windows: np.ndarray) -> int:
     grown = {id(concat.inputs[1]): (cache, concat) for cache in graph.signature.caches for concat in [_concat(graph, cache)]}
     new = [concat.inputs[1] for _, concat in grown.values()]
     largest = dict.fromkeys(grown, 0.0)
-    for tensor, seen in observe(graph, new, windows):
+    observed = observe(graph, new, windows)
+    for tensor, seen in counted("surgery", "fitting caches to text", observed, len(new) * len(windows)):
         largest[id(tensor)] = max(largest[id(tensor)], float(np.abs(seen).max()))
     for key, (cache, concat) in grown.items():
         _quantise(graph, cache, concat, values, largest[key])

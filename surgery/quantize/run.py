@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 import torch
 
 from contracts.errors import UserError
+from contracts.progress import counted
 from contracts.signature import QUANTIZED
 from surgery import files
 from surgery.graph import Graph
@@ -65,7 +66,8 @@ def _quantise_weights(graph: Graph, request: Request, windows: np.ndarray | None
         write_table(graph, gather, TABLES[request.embedding])
         return True
 
-    matches = graph.match(write, [linear.node for linear in linears])
+    nodes = [linear.node for linear in linears]
+    matches = graph.match(write, counted("surgery", f"writing {request.format}", nodes, len(nodes)))
     if TABLES[request.embedding]:
         matches += graph.match(write_rows, find_tables(graph))
     files.remove_unused(graph)
@@ -79,7 +81,8 @@ def _fitted(graph: Graph, linears: list[Linear], request: Request, windows: np.n
     fits = [linear for linear in linears if has_room(linear, form, request.group_size)]
     groups = {id(group.x): group for group in find_groups(graph, fits, fold=form.balance is not None)}
     waiting = list(groups.values())
-    for tensor, values in observe(graph, [group.x for group in waiting], windows):
+    observed = observe(graph, [group.x for group in waiting], windows)
+    for tensor, values in counted("surgery", f"fitting {request.format} to text", observed, len(waiting) * len(windows)):
         group, x = groups[id(tensor)], torch.from_numpy(values.reshape(-1, values.shape[-1]))
         group.inputs = group.inputs or Inputs.of(x.shape[1])
         group.inputs.add(x, form, 1 / len(windows))
