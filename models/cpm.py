@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from contracts.errors import UserError
 from models.dimensions import Dimensions
-from models.layers import RMSNorm, attend, split_heads
+from models.layers import RMSNorm, attend, split_heads, through
 
 ORIGINAL_NAMES = {"hidden_size": "dim_model", "num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"}
 
@@ -177,10 +177,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor, attention_mask: Tensor, bias: Tensor, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """x [B,S,hidden], attention_mask int64 [B,T], bias float32 [B,H,S,T], past as models.qwen.Qwen.forward."""
         mask = (attention_mask != 0)[:, None, None, :]
-        presents = []
-        for layer, block in enumerate(self.layers):
-            x, key, value = block(x, mask, bias, past[2 * layer], past[2 * layer + 1])
-            presents += [key, value]
+        x, presents = through(self.layers, x, past, mask, bias)
         return self.output_layernorm(x), presents
 
 

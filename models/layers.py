@@ -21,6 +21,16 @@ class RMSNorm(nn.Module):
         return normed.to(x.dtype) * self.weight
 
 
+def through(blocks: nn.ModuleList, x: Tensor, past: list[Tensor], *given: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    """x through layers (x, *given, past key, past value) -> (x, key, value), and all their keys and values. `past`: key and
+    value of layer 0, of layer 1, ..."""
+    presents = []
+    for block, past_key, past_value in zip(blocks, past[0::2], past[1::2], strict=True):
+        x, key, value = block(x, *given, past_key, past_value)
+        presents += [key, value]
+    return x, presents
+
+
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[B,S,H·D] → [B,H,S,D]."""
     return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(1, 2)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from contracts.errors import UserError
 from models.dimensions import Dimensions
-from models.layers import attend, distances, split_heads, visible
+from models.layers import attend, distances, split_heads, through, visible
 
 ARCHITECTURES = ("MPTForCausalLM", "MptForCausalLM")
 PREFIX = "transformer."
@@ -140,11 +140,7 @@ class MPT(nn.Module):
         """One step, as models.qwen.Qwen.forward. Positions are not used: the mask tells distances."""
         mask = visible(attention_mask, input_ids.shape[1])
         bias = alibi(distances(attention_mask, input_ids.shape[1]), self.config.heads, self.config.steepest)
-        x = self.transformer.wte(input_ids)
-        presents = []
-        for layer, block in enumerate(self.transformer.blocks):
-            x, key, value = block(x, mask, bias, past[2 * layer], past[2 * layer + 1])
-            presents += [key, value]
+        x, presents = through(self.transformer.blocks, self.transformer.wte(input_ids), past, mask, bias)
         return nn.functional.linear(self.transformer.norm_f(x), self.transformer.wte.weight), presents
 
 

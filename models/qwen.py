@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from contracts.errors import UserError
 from models.dimensions import Dimensions
-from models.layers import RMSNorm, attend, rotate, split_heads, visible
+from models.layers import RMSNorm, attend, rotate, split_heads, through, visible
 
 ARCHITECTURES = ("QWenLMHeadModel",)
 PREFIX = "transformer."
@@ -174,11 +174,7 @@ class Qwen(nn.Module):
         logn = logn_scale(position_ids, config.seq_length) if config.logn else None
         mask = visible(attention_mask, input_ids.shape[1])
 
-        x = self.transformer.wte(input_ids)
-        presents = []
-        for layer, block in enumerate(self.transformer.h):
-            x, key, value = block(x, cos, sin, logn, mask, past[2 * layer], past[2 * layer + 1])
-            presents += [key, value]
+        x, presents = through(self.transformer.h, self.transformer.wte(input_ids), past, cos, sin, logn, mask)
         x = self.transformer.ln_f(x)
         logits = nn.functional.linear(x, self.transformer.wte.weight) if config.tied else self.lm_head(x)
         return logits, presents
