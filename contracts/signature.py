@@ -93,6 +93,13 @@ class Signature:
     prefix: tuple[int, ...] = ()  # tokens that begin every row, before the text
 
     @property
+    def inputs(self) -> set[str]:
+        """The names of all inputs whose meaning is known."""
+        named = (self.tokens, self.positions, self.mask, self.write_indices, self.sequence_lengths, self.ntk_alpha)
+        caches = (cache.past for cache in (*self.caches, *self.encoder_caches))
+        return {*filter(None, named), *self.layout, *caches}
+
+    @property
     def static(self) -> bool:
         return self.write_indices is not None
 

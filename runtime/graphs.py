@@ -4,7 +4,7 @@ To be compared, a graph is computed as it is written, on the CPU; to generate te
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -114,7 +114,8 @@ def graph_of(
     if as_written and is_large(model):
         model = with_fewer_slots(model)
     signature = find_signature(model, name, past_pattern)
-    _refuse_unknown_inputs(model, signature, name)
+    given = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
+    refuse_unknown_inputs(given, signature, name)
     if as_written:
         session = open_session(model, root, name)
     else:
@@ -232,12 +233,9 @@ def _at_full_accuracy(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _refuse_unknown_inputs(model: onnx.ModelProto, signature: Signature, name: str) -> None:
-    given = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
-    caches = (cache.past for cache in (*signature.caches, *signature.encoder_caches))
-    known = {signature.tokens, signature.positions, signature.mask, signature.write_indices,
-             signature.sequence_lengths, signature.ntk_alpha, *signature.layout, *caches}  # fmt: skip
-    if unknown := sorted(given - known):
+def refuse_unknown_inputs(given: Iterable[str], signature: Signature, name: object) -> None:
+    """Raises UserError where a graph is given what a decoder's steps do not say."""
+    if unknown := sorted(set(given) - signature.inputs):
         raise UserError(name, f"has inputs of unknown meaning: {', '.join(unknown)}", "export it without them")
     if signature.static and signature.mask:
         raise UserError(name, f"has a static cache and a mask input, {signature.mask}", "run surgery on it first")

@@ -16,6 +16,7 @@ from runtime.graphs import Graph, graph_of, open_graph
 from validate.compare import DIFFERENT, NOT_RUN, PASSED, TOLERANCES, compare
 from validate.level import Level
 from validate.levels import compare_graphs
+from validate.network.decoder import open_network
 from validate.scenarios import make_scenarios, random_tokens
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +47,18 @@ def static() -> Graph:
 
 def statuses(level: Level) -> set[str]:
     return {scenario.status for scenario in level.comparison.scenarios}
+
+
+def test_an_input_that_no_step_has_is_refused(tmp_path):
+    """By onnxruntime's side and by TensorRT's alike."""
+    model = decoder_graph(static=False)
+    model.graph.input.append(onnx.helper.make_tensor_value_info("token_type_ids", TensorProto.FLOAT, [1]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("types", TensorProto.FLOAT, [1]))
+    model.graph.node.append(onnx.helper.make_node("Neg", ["token_type_ids"], ["types"]))
+    onnx.save(model, tmp_path / "model.onnx")
+    for opened in (open_graph, open_network):
+        with pytest.raises(UserError, match="has inputs of unknown meaning: token_type_ids"):
+            opened(tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize(("given", "within"), [({}, 1e-6), ({"last": True}, 1e-6), ({"dtype": np.float16}, 5e-3)])

@@ -7,10 +7,10 @@ import ml_dtypes
 import numpy as np
 import torch
 
-from contracts.errors import UserError
 from contracts.signature import Signature, find_signature
 from contracts.weights import load_graph
 from runtime.decoders import NOISE_SEED, Decoder, GrowingDecoder, OfSignature, made_up_constants, positions_of
+from runtime.graphs import refuse_unknown_inputs
 from runtime.layerwise import is_large, with_fewer_slots
 from validate.network.dtypes import TORCH, to_torch
 from validate.network.evaluate import Evaluator
@@ -80,13 +80,7 @@ def open_network(path: Path, name: str | None = None, device: str | None = None)
     graph = with_fewer_slots(graph) if is_large(graph) else graph
     signature = find_signature(graph, path)
     model = NetworkModel(name or f"TensorRT's network of {path.name}", signature, Evaluator(parse(path, graph), device))
-    caches = (*signature.caches, *signature.encoder_caches)
-    known = {signature.tokens, signature.positions, signature.mask, signature.write_indices,
-             signature.sequence_lengths, signature.ntk_alpha, *signature.layout, *(cache.past for cache in caches)}  # fmt: skip
-    if unknown := sorted(set(model.evaluate.network.inputs) - known):
-        raise UserError(path, f"has inputs of unknown meaning: {', '.join(unknown)}", "export it without them")
-    if signature.static and signature.mask:
-        raise UserError(path, f"has a static cache and a mask input, {signature.mask}", "run surgery on it first")
+    refuse_unknown_inputs(model.evaluate.network.inputs, signature, path)
     return model
 
 
