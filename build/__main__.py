@@ -88,6 +88,7 @@ def main(args: argparse.Namespace) -> None:
             "engine_bytes": job.engine.stat().st_size,
             "seconds": result["seconds"],
             "peak_memory_bytes": result["peak_memory_bytes"],
+            "peak_anonymous_bytes": result["peak_anonymous_bytes"],
         }
         _write_json(folder / "engine.json", description)
         _write_json(folder / "kernels.json", {"profiles": kernels})
@@ -142,8 +143,10 @@ def _say_result(description: dict, findings: list[Finding], kernels: list[dict])
     if not any(listed["kernels"] for listed in kernels):
         counts = "the builder's log lists no kernels"
     size, gpus = description["engine_bytes"] / 1e6, ", ".join(description["compute_capabilities"])
-    seconds, memory = sum(description["seconds"].values()), description["peak_memory_bytes"] / 1e6
-    print(f"build: {ENGINE} {size:,.1f} MB for {gpus} in {seconds:.1f} s, peak memory {memory:,.0f} MB; {counts}")
+    seconds, memory = sum(description["seconds"].values()), f"{description['peak_memory_bytes'] / 1e6:,.0f} MB"
+    if anonymous := description["peak_anonymous_bytes"]:
+        memory += f" ({anonymous / 1e6:,.0f} MB of it mapped from no file)"
+    print(f"build: {ENGINE} {size:,.1f} MB for {gpus} in {seconds:.1f} s, peak memory {memory}; {counts}")
 
 
 def _cost(listed: dict) -> str:

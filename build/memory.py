@@ -1,11 +1,12 @@
 """How much memory an engine will take, on the machine that builds it and on the GPU, known before it is built.
 
-The builder's peak is a fit to measured builds (anonymous memory; float16 on two cores). What it is made of:
+The builder's peak is a fit to measured builds: memory that is mapped from no file, one profile or two, any type. What it is
+made of, as the builder's allocations show:
 
-    0.35 GB          TensorRT itself
-    8 MB a layer     its graph (32 layers with weights as inputs: 0.6 GB)
-    1.15 × weights   Qwen-7B, its products merged: 18.3 GB for 15.4 GB; one profile or two
-    siblings         copies of the weights of products that share an input, which TensorRT merges into one product
+    0.35 GB           TensorRT itself, and two buffers of 67 MB in which it writes the engine
+    8 MB a layer      its graph
+    weights           one copy, made when all kernels are chosen; until then they are read where their files are mapped
+    what it rewrites  copies of the weights of products that share an input, which become one, and of those of 4 bits
 """
 
 import math
@@ -22,9 +23,10 @@ from contracts.errors import UserError
 from contracts.signature import Signature
 from contracts.weights import stored_size, tensor_bytes
 
-TENSORRT, A_LAYER, WEIGHTS = 350_000_000, 8_000_000, 1.15
+TENSORRT, A_LAYER = 350_000_000, 8_000_000
 KERNELS_A_LAYER = 1_000_000  # bytes of code in the engine's file, each profile's
 PRODUCTS = ("Gemm", "MatMul")
+FOUR_BITS = (TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1)
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ def estimate(
 ) -> Estimate:
     """`constant`: bytes of weights inside the engine; `bound`: of those that are its inputs."""
     layers = signature.layers if signature else 0
-    siblings = _sibling_bytes(proto) if constant >= bound else 0
-    peak = TENSORRT + A_LAYER * layers + WEIGHTS * constant + siblings
+    rewritten = _rewritten_bytes(proto) if constant >= bound else 0
+    peak = TENSORRT + A_LAYER * layers + constant + rewritten
     engine = constant + KERNELS_A_LAYER * max(layers, 1) * max(len(profiles), 1)
     caches, activations, logits = _at_run_time(proto, signature, profiles) if signature else (0, 0, 0)
     return Estimate(math.ceil(peak), engine, constant + bound, caches, activations, logits)
@@ -79,13 +81,15 @@ def available_memory() -> int | None:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
 
 
-def _sibling_bytes(proto: onnx.ModelProto) -> int:
+def _rewritten_bytes(proto: onnx.ModelProto) -> int:
+    """Of the weights of products that share an input, which become one, and of those of 4 bits, which are packed anew."""
     weights = {tensor.name: tensor for tensor in proto.graph.initializer if len(tensor.dims) == 2}
     groups = defaultdict(list)
     for node in proto.graph.node:
         if node.op_type in PRODUCTS and node.input[1] in weights:
             groups[node.input[0]].append(tensor_bytes(weights[node.input[1]]))
-    return sum(sum(group) for group in groups.values() if len(group) > 1)
+    packed = sum(tensor_bytes(tensor) for tensor in weights.values() if tensor.data_type in FOUR_BITS)
+    return packed + sum(sum(group) for group in groups.values() if len(group) > 1)
 
 
 def _at_run_time(proto: onnx.ModelProto, signature: Signature, profiles: tuple[Profile, ...]) -> tuple[int, int, int]:

@@ -1,7 +1,6 @@
 """The child process: parses the graph, audits what the parser made of it, builds the engine and streams it to disk."""
 
 import os
-import resource
 import signal
 import threading
 import time
@@ -15,6 +14,7 @@ import onnx
 
 from build import flavour, kernels
 from build.audit import audit_network, stop_on_errors
+from build.memory_used import Memory
 from build.profiles import Profile
 from build.progress import Fraction
 from build.weights import as_inputs
@@ -67,6 +67,7 @@ def work(job: Job, sender: Connection) -> None:
 def build(job: Job, report) -> dict:
     """Writes job.engine. Returns what is known of it: tensors, layers, kernels, findings, seconds, memory."""
     report("loading TensorRT")
+    memory = Memory()
     trt = flavour.load(job.flavour)
     log = _log(trt)
     builder = trt.Builder(log)
@@ -107,7 +108,7 @@ def build(job: Job, report) -> dict:
         "findings": findings,
         "log_warnings": list(dict.fromkeys(log.warnings)),
         "seconds": {"parse": round(parsed - started, 3), "build": round(time.monotonic() - parsed, 3)},
-        "peak_memory_bytes": _peak_memory(),
+        **memory.peaks(),
     }
 
 
@@ -229,12 +230,3 @@ def _tensor(tensor) -> dict:
         "dtype": DTYPES.get(tensor.dtype.name, tensor.dtype.name.lower()),
         "shape": list(tensor.shape),
     }
-
-
-def _peak_memory() -> int:
-    """Bytes: this process's largest resident set. Not ru_maxrss, which begins with that of the process it came from."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        return 1024 * int(status.split("VmHWM:")[1].split()[0])
-    except (FileNotFoundError, IndexError):
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -22,6 +22,7 @@ from surgery.graph import Graph, is_external
 INLINE = 1 << 16  # bytes; what is smaller stays in the graph
 SLAB = 1 << 22  # elements that a transposition holds at once, bytes that a copy does
 ALIGNMENT = 4096
+Place = tuple[Path, int, int]  # file, offset and length of a weight's bytes
 
 
 def new_file(folder: Path, stem: str = "repacked") -> Path:
@@ -68,19 +69,22 @@ def place(constant: gs.Constant) -> tuple[str, int, int] | None:
     return str(path), offset, length
 
 
+def follow(parts: list[gs.Constant]) -> bool:
+    """Whether the parts' bytes follow one another in one file, in this order."""
+    places = [place(part) for part in parts]
+    return None not in places and all(
+        (file, offset + length) == (next_file, next_offset)
+        for (file, offset, length), (next_file, next_offset, _) in itertools.pairwise(places)
+    )
+
+
 def neighbours(graph: Graph, name: str, parts: list[gs.Constant], shape: list[int]) -> gs.Constant | None:
     """The parts as one constant, without moving a byte, where they follow one another in one file; else None."""
-    places = [place(part) for part in parts]
-    if None in places:
+    if not follow(parts):
         return None
-    (location, offset, _), *_ = places
-    end = offset
-    for other, start, length in places:
-        if (other, start) != (location, end):
-            return None
-        end += length
+    places = [place(part) for part in parts]
     tensor = TensorProto(name=graph.unique(name), data_type=parts[0]._values.tensor.data_type, dims=shape)
-    _refer(tensor, location, offset, end - offset)
+    _refer(tensor, places[0][0], places[0][1], sum(length for _, _, length in places))
     return gs.Constant(tensor.name, LazyValues(tensor))
 
 
@@ -88,21 +92,23 @@ def settle(models: list[onnx.ModelProto], root: Path, source: Path, folder: Path
     """Makes the weights of `models`, made from the graph in file `source`, whose weights lie under `root`, reachable for
     graphs written into `folder` (which becomes `out`). Returns the `weights_root` for the manifest, relative to `out`.
 
-    Where passes added weights, all others are copied behind them, each once, in the order in which the graphs name them.
+    Where passes added weights, all others are copied behind them, each byte once, in the order in which the graphs name them.
     """
     added = {location for location in _locations(models) if os.path.isabs(location)}
     if not added:
         return place_weights(models[0], source, folder, out)
     inside = [location for location in added if Path(location).parent == folder.absolute()]
     file = Path(inside[0]) if inside else new_file(folder)
-    placed: dict[tuple[Path, int, int], int] = {}
+    wholes = _wholes({_place(root, tensor) for model in models for tensor, _ in references(model)})
+    placed: dict[Place, int] = {}
     for model in models:
         for tensor, _ in references(model):
             path, offset, length = place = _place(root, tensor)
             if path != file:
-                if place not in placed:
-                    placed[place], _ = _append(file, _slabs(path, offset, length))
-                offset = placed[place]
+                whole = wholes[place]
+                if whole not in placed:
+                    placed[whole], _ = _append(file, _slabs(*whole))
+                offset += placed[whole] - whole[1]
             _refer(tensor, file.name, offset, length)
     return "."
 
@@ -131,8 +137,17 @@ def _locations(models: list[onnx.ModelProto]) -> set[str]:
     return {reference["location"] for model in models for _, reference in references(model)}
 
 
-def _place(root: Path, tensor: TensorProto) -> tuple[Path, int, int]:
-    """File, offset and length of a weight's bytes."""
+def _wholes(places: set[Place]) -> dict[Place, Place]:
+    """For each place the widest that holds it: of two graphs one may refer to neighbours as one weight."""
+    wholes, widest = {}, (Path(), 0, 0)
+    for path, offset, length in sorted(places, key=lambda place: (place[0], place[1], -place[2])):
+        if path != widest[0] or offset + length > widest[1] + widest[2]:
+            widest = (path, offset, length)
+        wholes[path, offset, length] = widest
+    return wholes
+
+
+def _place(root: Path, tensor: TensorProto) -> Place:
     place = onnx.external_data_helper.ExternalDataInfo(tensor)
     length = place.length or tensor_bytes(tensor)
     return root / place.location, place.offset or 0, length

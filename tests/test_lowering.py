@@ -8,11 +8,12 @@ from pathlib import Path
 import decoder_graphs
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 
 from surgery import files, verify
 from surgery.graph import consumers, onnx_type, producer
-from surgery.lowering import joint_rotary
+from surgery.lowering import joint_rotary, split_products
 from surgery.passes import packed_heads, query_scale
 from surgery.runner import make_plan, operate
 from tests.decoding import decode, largest_error
@@ -120,3 +121,27 @@ def test_a_boolean_mask_becomes_an_additive_one(dtype, tmp_path):
     assert {onnx_type(node.inputs[3]) for node in attentions} == {onnx_type(attentions[0].inputs[0])}
     before, after = (verify.State.of(graph) for graph in (portable, lowered))
     verify.compare("lowered", before, before, after)
+
+
+def test_parts_of_a_product_are_cut_along_an_axis_of_their_own(tmp_path):
+    """The cut of a product's last axis alone, and only where what is left has a common width."""
+    text = """<ir_version: 11, opset_import: ["": 24]> cut (float[tokens, 8] x, int64[2] rows) => (float[tokens, 16] a,
+        float[tokens, 8] b, float[tokens, 12] c, float[tokens, 11] d, float[r, 23] e, float[tokens, 6] f, float[tokens, 2] g)
+        <float[8, 24] w, float[8, 23] v, int64[2] two = {16, 8}, int64[2] odd = {12, 11}, int64[2] few = {6, 2}> {
+        y = MatMul(x, w)  a, b = Split<axis = -1>(y, two)  z = MatMul(x, v)  c, d = Split<axis = 1>(z, odd)
+        n = MatMul(x, v)  e, rest = Split<axis = 0>(n, rows)  f, g = Split<axis = 1>(x, few) }"""
+    model = onnx.parser.parse_model(text)
+    random = np.random.default_rng(0)
+    for name, width in (("w", 24), ("v", 23)):
+        values = random.standard_normal((8, width), np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    onnx.save(model, tmp_path / "model.onnx")
+    graph = files.read(tmp_path / "model.onnx")
+    assert split_products.run(graph) == 1
+    assert [miss.reason for miss in graph.near_misses] == ["the parts' widths have no common divisor"]
+    assert next(list(node.outputs[0].shape) for node in graph.nodes("Split") if node.attrs["axis"] == 1) == ["tokens", 2, 8]
+    feeds = {"x": random.standard_normal((3, 8), np.float32), "rows": np.array([1, 2])}
+    before, after = (ort.InferenceSession(each.SerializeToString()).run(None, feeds) for each in (model, files.to_model(graph)))
+    for expected, got in zip(before, after, strict=True):
+        np.testing.assert_array_equal(expected, got)
+    assert split_products.run(files.reread(graph)) == 0

@@ -18,6 +18,7 @@ from contracts.weights import ORT_ROOT_OPTION, references
 from surgery import files
 from surgery.__main__ import main
 from surgery.runner import make_plan, operate
+from surgery.weights import settle
 from tests.decoding import decode, largest_error
 from tests.graphs import weightless
 from tests.graphs.retype import retyped
@@ -159,29 +160,69 @@ def test_a_difference_leaves_merged_weights_in_a_file_too(tmp_path, monkeypatch,
     assert largest_error(before, after) > 1e-4
 
 
-@pytest.mark.parametrize("names", [["gate", "up"], ["up", "gate"]])
-def test_neighbours_in_a_file_are_merged_by_reference(names, tmp_path):
-    """As gate and up of Qwen-7B's shards are: no byte is written, whichever comes first."""
+def gated(names: list[str], folder: Path, gap: bytes = b"") -> Path:
+    """A gated MLP whose two weights lie in one file in this order."""
     text = """<ir_version: 11, opset_import: ["": 24]> gated (float[tokens, 8] x) => (float[tokens, 16] logits) {
         a = Gemm<transB = 1>(x, gate)  s = Swish(a)  b = Gemm<transB = 1>(x, up)  logits = Mul(s, b) }"""
     model = onnx.parser.parse_model(text)
-    values = np.random.default_rng(0).standard_normal((3, 16, 8), np.float32)
-    (tmp_path / "model.bin").write_bytes(b"8 bytes!" + values.tobytes())
-    for index, name in enumerate(names):
+    first, second = np.random.default_rng(0).standard_normal((2, 16, 8), np.float32)
+    (folder / "model.bin").write_bytes(b"8 bytes!" + first.tobytes() + gap + second.tobytes())
+    for name, offset in zip(names, (8, 8 + 512 + len(gap))):
         tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[16, 8], data_location=TensorProto.EXTERNAL)
-        for key, value in (("location", "model.bin"), ("offset", 8 + 512 * index), ("length", 512)):
+        for key, value in (("location", "model.bin"), ("offset", offset), ("length", 512)):
             tensor.external_data.add(key=key, value=str(value))
         model.graph.initializer.append(tensor)
-    onnx.save(model, tmp_path / "model.onnx")
-    assert main([str(tmp_path / "model.onnx"), "--out", str(tmp_path / "out"), "--merge", "gate-up"]) == 0
-    assert [path.name for path in (tmp_path / "out").iterdir() if path.suffix in (".bin", ".data")] == ["model.bin"]
-    merged = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False)
-    assert ops(merged) == {"Gemm": 1, "Split": 1, "Swish": 1, "Mul": 1}
-    ((_, place),) = references(merged)
+    onnx.save(model, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+@pytest.mark.parametrize("names", [["gate", "up"], ["up", "gate"]])
+@pytest.mark.parametrize("asked", [True, False])
+def test_neighbours_in_a_file_are_merged_by_reference(names, asked, tmp_path):
+    """As gate and up of Qwen-7B's shards are: no byte is written, whichever comes first. In the lowered graph always."""
+    out = tmp_path / "out"
+    assert main([str(gated(names, tmp_path)), "--out", str(out), *["--merge", "gate-up"] * asked]) == 0
+    assert [path.name for path in out.iterdir() if path.suffix in (".bin", ".data")] == ["model.bin"]
+    portable, lowered = (onnx.load(out / f"{stem}.onnx", load_external_data=False) for stem in ("model", "model.trt"))
+    assert ops(portable) == Counter(
+        {"Swish": 1, "Mul": 1, "Gemm": 1, "Split": 1} if asked else {"Swish": 1, "Mul": 1, "Gemm": 2}
+    )
+    assert ops(lowered) == {"Gemm": 1, "Reshape": 3, "Split": 1, "Swish": 1, "Mul": 1}
+    ((_, place),) = references(lowered)
     assert (place["offset"], place["length"]) == ("8", "1024")
-    x = np.ones((3, 8), np.float32)
-    before, after = (ort.InferenceSession(tmp_path / path).run(None, {"x": x}) for path in ("model.onnx", "out/model.onnx"))
-    np.testing.assert_allclose(after[0], before[0], rtol=1e-5)
+    x = np.random.default_rng(1).standard_normal((3, 8), np.float32)
+    files_of = (tmp_path / "model.onnx", out / "model.onnx", out / "model.trt.onnx")
+    before, *after = (ort.InferenceSession(path).run(None, {"x": x})[0] for path in files_of)
+    for each in after:
+        np.testing.assert_allclose(each, before, rtol=1e-5)
+
+
+def test_what_is_apart_in_its_file_stays_apart_unless_asked(tmp_path):
+    out = tmp_path / "out"
+    assert main([str(gated(["gate", "up"], tmp_path, gap=b"4567")), "--out", str(out)]) == 0
+    assert ops(onnx.load(out / "model.trt.onnx", load_external_data=False))["Gemm"] == 2
+    passes = {each["name"]: each for each in json.loads((out / "report.json").read_text())["passes"]}
+    (miss,) = passes["neighbouring_weights"]["near_misses"]
+    assert miss["reason"] == "its weights do not follow one another in a file"
+
+
+def test_neighbours_that_are_copied_are_copied_once(tmp_path):
+    """Beside a new weight, all others are copied: of the portable graph gate and up, of the lowered one both as one."""
+    portable = onnx.load(gated(["gate", "up"], tmp_path), load_external_data=False)
+    lowered = onnx.ModelProto.FromString(portable.SerializeToString())
+    gate, up = lowered.graph.initializer
+    gate.dims[:], gate.external_data[2].value = [32, 8], "1024"
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "repacked.data").write_bytes(b"new!")
+    up.external_data[0].value, up.external_data[1].value = str(folder / "repacked.data"), "0"
+    up.dims[:], up.external_data[2].value = [1], "4"
+    assert settle([portable, lowered], tmp_path, tmp_path / "model.onnx", folder, folder) == "."
+    assert (folder / "repacked.data").stat().st_size == 4096 + 1024
+    places = [[tuple(place.values()) for _, place in references(model)] for model in (portable, lowered)]
+    assert places[0] == [("repacked.data", "4096", "512"), ("repacked.data", "4608", "512")]
+    assert places[1] == [("repacked.data", "4096", "1024"), ("repacked.data", "0", "4")]
+    assert (folder / "repacked.data").read_bytes()[4096:] == (tmp_path / "model.bin").read_bytes()[8:]
 
 
 def test_memory_does_not_grow_with_merged_weights(tmp_path):

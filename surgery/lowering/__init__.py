@@ -6,7 +6,22 @@ graph is made from the portable one and from nothing else.
 
 from types import ModuleType
 
-from surgery.lowering import attention_mask, decomposable_attention, joint_rotary, quantised_cache
+from surgery.lowering import (
+    attention_mask,
+    decomposable_attention,
+    joint_rotary,
+    neighbouring_weights,
+    quantised_cache,
+    split_products,
+)
 from surgery.passes import query_scale
 
-LOWERING: tuple[ModuleType, ...] = (joint_rotary, quantised_cache, attention_mask, query_scale, decomposable_attention)
+LOWERING: tuple[ModuleType, ...] = (
+    neighbouring_weights,
+    split_products,
+    joint_rotary,
+    quantised_cache,
+    attention_mask,
+    query_scale,
+    decomposable_attention,
+)

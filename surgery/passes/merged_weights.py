@@ -8,6 +8,7 @@ what is apart itself, and then holds the weights twice while it builds.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import takewhile
 from math import prod
 
@@ -15,30 +16,31 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from surgery.graph import Graph, consumers, need, onnx_type, operands, producer, rank, static_dim
-from surgery.weights import SLAB, add_weight, neighbours, place, read_bytes
+from surgery.weights import SLAB, add_weight, follow, neighbours, place, read_bytes
 
 SAME_ROWS = ("Reshape", "Transpose", "Cast", "Unsqueeze", "Squeeze", "Expand", "Split", "Slice", "Gather", "Identity",
              "RMSNormalization", "LayerNormalization", "RotaryEmbedding")  # fmt: skip
 GATES = ("Swish", "Gelu")
 
 
-def run(graph: Graph, kinds: tuple[str, ...]) -> int:
+def run(graph: Graph, kinds: tuple[str, ...], anew: bool = True) -> int:
+    """`anew`: weights that do not follow one another are written, too."""
     matches = 0
     if "qkv" in kinds:
-        matches += graph.match(_merge_qkv, graph.nodes("Attention"))
+        matches += graph.match(partial(_merge_qkv, anew=anew), graph.nodes("Attention"))
     if "gate-up" in kinds:
-        matches += graph.match(_merge_gate_up, graph.nodes(*GATES))
+        matches += graph.match(partial(_merge_gate_up, anew=anew), graph.nodes(*GATES))
     return matches
 
 
-def _merge_qkv(graph: Graph, attention: gs.Node) -> bool:
-    return _merge(graph, [_product(tensor) for tensor in attention.inputs[:3]], "qkv")
+def _merge_qkv(graph: Graph, attention: gs.Node, anew: bool) -> bool:
+    return _merge(graph, [_product(tensor) for tensor in attention.inputs[:3]], "qkv", anew)
 
 
-def _merge_gate_up(graph: Graph, gate: gs.Node) -> bool:
+def _merge_gate_up(graph: Graph, gate: gs.Node, anew: bool) -> bool:
     for gated in consumers(gate.outputs[0], "Mul"):
         up = next(right for left, right in operands(gated) if left is gate.outputs[0])
-        return _merge(graph, [_product(gate.inputs[0]), _product(up)], "gate_up")
+        return _merge(graph, [_product(gate.inputs[0]), _product(up)], "gate_up", anew)
     return False
 
 
@@ -62,7 +64,7 @@ def _product(tensor: gs.Tensor) -> gs.Node | None:
     return next(iter(found.values())) if len(found) == 1 else None
 
 
-def _merge(graph: Graph, products: list[gs.Node | None], name: str) -> bool:
+def _merge(graph: Graph, products: list[gs.Node | None], name: str, anew: bool) -> bool:
     """Merges those of the products that multiply the same rows, if there are several."""
     together: dict[int, dict[int, gs.Node]] = {}
     for node in products:
@@ -82,7 +84,9 @@ def _merge(graph: Graph, products: list[gs.Node | None], name: str) -> bool:
     outputs_axis = 0 if group[0].attrs.get("transB") else 1
     sizes = [static_dim(node.inputs[1], outputs_axis) for node in group]
     module = _module(group, name)
-    inputs = [group[0].inputs[0], _stacked(graph, [node.inputs[1] for node in group], outputs_axis, f"{module}.weight")]
+    weights = [node.inputs[1] for node in group]
+    need(anew or (outputs_axis == 0 and follow(weights)), "its weights do not follow one another in a file")
+    inputs = [group[0].inputs[0], _stacked(graph, weights, outputs_axis, f"{module}.weight")]
     if any(len(node.inputs) > 2 for node in group):
         inputs.append(_stacked(graph, [_bias(graph, node, size) for node, size in zip(group, sizes)], 0, f"{module}.bias"))
     results = [node.outputs[0] for node in group]
@@ -96,7 +100,7 @@ def _merge(graph: Graph, products: list[gs.Node | None], name: str) -> bool:
 
 def _module(group: list[gs.Node], name: str) -> str:
     """model.layers.0.self_attn.qkv, of the products ...self_attn.q_proj, ...self_attn.k_proj and so on."""
-    paths = [node.name.rpartition("/")[0].replace("/", ".").split(".") for node in group]
+    paths = [node.name.replace("/", ".").split(".") for node in group]
     shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*paths))
     return ".".join([part for part, *_ in shared if part] + [name])
 
