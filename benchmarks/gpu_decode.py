@@ -103,7 +103,7 @@ class Case:
 
 class Benchmark:
     def __init__(self, options: argparse.Namespace):
-        self.options, self.device = options, options.device
+        self.options, self.device, self.last = options, options.device, options.logits == "last"
         self.checkpoint: Checkpoint = open_checkpoint(options.checkpoint)
         self.config = Config.read(self.checkpoint.config, options.checkpoint)
         self.dtype = getattr(torch, self.checkpoint.dtype)
@@ -151,9 +151,9 @@ class Benchmark:
                 if exact is None:
                     exact = load(self.checkpoint, torch.float32, self.device)
                 wide = [] if cell.kind == "prompt" else [(k.float(), v.float()) for k, v in case.caches]
-                step = TorchRun(exact, None)
+                step = TorchRun(exact, None, self.last)
                 case.exact = step.decode(case.tokens, wide)() if wide else step.prompt(case.tokens)()
-                half = TorchRun(self.eager, None)
+                half = TorchRun(self.eager, None, self.last)
                 ours = half.decode(case.tokens, case.caches)() if wide else half.prompt(case.tokens)()
                 case.eager_error = _error(ours, case.exact)
                 del wide
@@ -181,9 +181,9 @@ class Benchmark:
 
     def _runner(self, name: str) -> TorchRun | OnnxRun:
         if name == "eager":
-            return TorchRun(self.eager, None)
+            return TorchRun(self.eager, None, self.last)
         if name.startswith("compiled-"):
-            return TorchRun(self.eager, name.removeprefix("compiled-"))
+            return TorchRun(self.eager, name.removeprefix("compiled-"), self.last)
         stage = name.partition("-")[0]
         folder = self.options.graphs / {"exported": "export", "surgered": "surgery"}.get(stage, stage)
         model = folder / (OWN_OPERATORS if "onnxruntime" in name else "model.onnx")
@@ -197,7 +197,7 @@ class Benchmark:
         result = Result(name, str(cell), eager_error=case.eager_error)
         logits = step()
         if case.exact is not None:
-            result.error = _error(logits, case.exact)
+            result.error = _error(logits[:, -case.exact.shape[1] :], case.exact)
             _, rounding = QUANTISED.get(name, (None, ROUNDING))
             if not result.error <= max(TOLERANCE * case.eager_error, rounding):
                 result.note = f"wrong: {result.error:.2e} from float32, eager {case.eager_error:.2e}"
@@ -224,7 +224,8 @@ class Benchmark:
         tokens = cell.batch * (1 if cell.kind == "decode" else cell.length)
         seen = cell.length if cell.kind == "decode" else cell.length / 2
         moved = weight[0] * body + weight[1] * head + itemsize * cached
-        arithmetic = 2 * tokens * (body + head) + 4 * tokens * seen * width * config.layers
+        read_out = cell.batch if self.last else tokens
+        arithmetic = 2 * tokens * body + 2 * read_out * head + 4 * tokens * seen * width * config.layers
         return max(moved / self.limits.read_bytes_per_s, arithmetic / self.limits.matmul_flop_per_s), moved
 
     def _add(self, result: Result) -> None:
@@ -237,6 +238,7 @@ class Benchmark:
                 "versions": {**versions, "onnxruntime": onnxruntime.__version__},
                 "dtype": self.checkpoint.dtype,
                 "layers": self.config.layers,
+                "logits": self.options.logits,
                 "results": [asdict(each) for each in self.results],
                 "seconds_until_first_result": self.seconds,
                 "kernels": self.kernels,
@@ -286,6 +288,9 @@ def main() -> int:
         help=f"of {', '.join(RUNS)}",
     )
     parser.add_argument("--cells", nargs="+", metavar="CELL", help="such as 'decode 16x512' or 'prompt 2048'")
+    parser.add_argument("--logits", choices=("all", "last"), default="all",
+                        help="of a prompt: all (%(default)s), or the last token's, as generating needs; then GRAPHS/surgery "
+                        "is made with --logits last, too")  # fmt: skip
     parser.add_argument("--common", default=ONE_OF_ALL, help="the cell that every run measures (%(default)s)")
     parser.add_argument("--checked", type=int, default=8192, help="check cells of at most so many tokens (%(default)s)")
     parser.add_argument("--repeats", type=int, default=gpu_limits.REPEATS, help="of each step (%(default)s)")

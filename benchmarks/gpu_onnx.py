@@ -54,6 +54,8 @@ class OnnxRun:
         if self.signature.ntk_alpha:
             alpha = ntk_alpha(context + steps, self.signature.ntk_trained_length)
             inputs[self.signature.ntk_alpha] = torch.full((batch,), alpha, device=self.device)
+        if self.signature.last_only:
+            inputs[self.signature.sequence_lengths] = torch.full((batch,), steps, device=self.device)
         if self.signature.static:
             inputs[self.signature.write_indices] = torch.full((batch,), context, device=self.device)
         else:
@@ -64,7 +66,7 @@ class OnnxRun:
         for name, tensor in inputs.items():
             if name in used:
                 self._bind(binding.bind_input, name, self._buffer(name, tensor.shape, tensor.dtype).copy_(tensor))
-        logits = self._buffer("logits", (batch, steps, self.vocab), self.dtype)
+        logits = self._buffer("logits", (batch, 1 if self.signature.last_only else steps, self.vocab), self.dtype)
         self._bind(binding.bind_output, "logits", logits)
         self._bind_caches(binding, batch, steps, context, caches)
 

@@ -69,17 +69,19 @@ def _names(layers: int) -> dict[str, str]:
 
 
 @torch.no_grad()
-def prompt(model: Qwen2ForCausalLM, tokens: Tensor) -> tuple[Tensor, Caches]:
-    """Logits [B,S,vocab] of a prompt [B,S], and the caches that it leaves."""
-    out = model(input_ids=tokens, past_key_values=DynamicCache(config=model.config), use_cache=True)
+def prompt(model: Qwen2ForCausalLM, tokens: Tensor, last: bool = False) -> tuple[Tensor, Caches]:
+    """Logits [B,S,vocab] of a prompt [B,S], or of its last token alone, and the caches that it leaves."""
+    cache = DynamicCache(config=model.config)
+    out = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=int(last))  # 0: all
     return out.logits, [(layer.keys, layer.values) for layer in out.past_key_values.layers]
 
 
 class TorchRun:
-    """transformers, eager (mode None) with a growing cache, or compiled with a static one."""
+    """transformers, eager (mode None) with a growing cache, or compiled with a static one. `last`: prompts give the logits
+    of their last token alone."""
 
-    def __init__(self, model: Qwen2ForCausalLM, mode: str | None):
-        self.model, self.mode = model, mode
+    def __init__(self, model: Qwen2ForCausalLM, mode: str | None, last: bool = False):
+        self.model, self.mode, self.last = model, mode, last
         self.forward = model.forward if mode is None else torch.compile(model.forward, mode=mode, dynamic=False, fullgraph=True)
 
     def prompt(self, tokens: Tensor) -> Callable[[], Tensor]:
@@ -88,9 +90,9 @@ class TorchRun:
         @torch.no_grad()
         def step() -> Tensor:
             if self.mode is None:
-                return prompt(self.model, tokens)[0]
+                return prompt(self.model, tokens, self.last)[0]
             torch.compiler.cudagraph_mark_step_begin()
-            return self.forward(input_ids=tokens, use_cache=False).logits
+            return self.forward(input_ids=tokens, use_cache=False, logits_to_keep=int(self.last)).logits
 
         return step
 

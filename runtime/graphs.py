@@ -4,6 +4,7 @@ To be compared, a graph is computed as it is written, on the CPU; to generate te
 """
 
 import ctypes
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -185,6 +186,9 @@ def cuda_session(
 ) -> ort.InferenceSession:
     """A session on CUDA. One that is `captured` as a CUDA graph is for this batch and this many tokens a step alone: with
     fixed shapes all arithmetic on them is folded, as capturing needs."""
+    attentions = [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
+    if attentions and all(_has_keys_for_each_head(node) for node in attentions):
+        os.environ.setdefault("ORT_ENABLE_XQA", "0")  # a kernel for heads that share keys: slower than cuDNN's for these
     options = _fast_options(root)
     options.add_session_config_entry("session.qdq_matmulnbits_block_size", "128")  # of int8 weights with a scale an output
     for dim, size in zip(("batch", "sequence"), captured or ()):
@@ -192,6 +196,11 @@ def cuda_session(
     ort.preload_dlls()  # the CUDA libraries that torch came with
     cuda = {"arena_extend_strategy": "kSameAsRequested", "enable_cuda_graph": str(int(captured is not None))}
     return _session(model, options, name, [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"], APART)
+
+
+def _has_keys_for_each_head(attention: onnx.NodeProto) -> bool:
+    heads = {attribute.name: attribute.i for attribute in attention.attribute}
+    return heads["num_heads"] == heads["kv_num_heads"]
 
 
 def weight_bytes(model: onnx.ModelProto) -> int:

@@ -96,6 +96,19 @@ def test_gpu_decode_of_compiled_torch(config, tmp_path):
     assert result["error"] < 1e-5
 
 
+def test_gpu_decode_of_last_logits(graphs):
+    python("-m", "surgery", graphs / "export" / "model.onnx", "--capacity", 32, "--onnxruntime", "--logits", "last",
+           "--out", graphs / "last" / "surgery")  # fmt: skip
+    (graphs / "last" / "export").symlink_to(graphs / "export")
+    out, runs = graphs / "last.json", ["surgered-onnxruntime-cuda-graph", "exported", "eager"]
+    arguments = ["--graphs", graphs / "last", "--runs", *runs, "--logits", "last", "--out", out, "--strict"]
+    done = decode(graphs, graphs / "checkpoint", *arguments)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(out.read_text())["results"]
+    assert [result["run"] for result in results] == [run for run in runs for _ in range(3)]
+    assert all(result["error"] <= 1e-5 for result in results)
+
+
 def test_gpu_tables(decoded, tmp_path):
     printed = python("-m", "benchmarks.gpu_tables", decoded, "--picture", tmp_path / "kernels.svg")
     measured = json.loads(decoded.read_text())
