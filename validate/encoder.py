@@ -53,18 +53,19 @@ def compare_encoder(
 ) -> Iterator[tuple[int, Comparison | str]]:
     """The number of each level, from 1 to 3, with what was found, or why it could not run."""
     dtype, features = make_features(files.exported, seed)
+    allowed = tolerance or TWINS.get(dtype) or TOLERANCES[dtype]
     exported = in_onnxruntime(files.exported, "exported")
     if checkpoint is None:
         yield 1, "the checkpoint that export/manifest.json names is not here"
     else:
         pytorch = in_pytorch(checkpoint, files.exported, dtype)
-        yield 1, compare_encoders(pytorch, exported, features, tolerance or TWINS.get(dtype) or TOLERANCES[dtype])
+        yield 1, compare_encoders(pytorch, exported, features, allowed)
     if files.portable is None or files.lowered is None:
         for number in (2, 3):
             yield number, "surgery has not been run on export/encoder.onnx"
         return
     portable = in_onnxruntime(files.portable, "portable")
-    yield 2, compare_encoders(exported, portable, features, tolerance or TWINS.get(dtype) or TOLERANCES[dtype])
+    yield 2, compare_encoders(exported, portable, features, allowed)
     try:
         network = in_network(files.lowered)
     except UserError as error:
