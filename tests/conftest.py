@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from decoder_graphs import decoder
 from exporting import CONFIG, export, traced
 from filelock import FileLock
 
 import export.__main__ as export_stage
 from models.random_checkpoint import write
+from runtime.graphs import Graph
 
 ROOT = Path(__file__).parents[1]
 
@@ -82,3 +84,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def growing() -> Graph:
+    """A small decoder with random weights; `static` is the same one over a static cache."""
+    return decoder(static=False)
+
+
+@pytest.fixture(scope="session")
+def static() -> Graph:
+    return decoder(static=True)

@@ -1,9 +1,13 @@
 """A small decoder as a growing and as a static graph over the same weights, and ways to get it wrong."""
 
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from runtime.graphs import Graph, graph_of
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, VOCAB, CAPACITY, POSITIONS = 2, 32, 4, 2, 8, 64, 96, 128
 DTYPES = {
@@ -112,3 +116,8 @@ def decoder_graph(static: bool, dtype: type = np.float32, last: bool = False, **
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
     onnx.checker.check_model(model)
     return model
+
+
+def decoder(static: bool, **given) -> Graph:
+    """The same, opened."""
+    return graph_of(decoder_graph(static, **given), Path(), "static" if static else "growing")

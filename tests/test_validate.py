@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from decoder_graphs import CAPACITY, VOCAB, decoder_graph
+from decoder_graphs import CAPACITY, VOCAB, decoder, decoder_graph
 from onnx import TensorProto
 
 from contracts.errors import UserError
@@ -31,20 +31,6 @@ FAULTS = {
 }
 
 
-def graph(static: bool, **given) -> Graph:
-    return graph_of(decoder_graph(static, **given), ROOT, "static" if static else "growing")
-
-
-@pytest.fixture(scope="module")
-def growing() -> Graph:
-    return graph(static=False)
-
-
-@pytest.fixture(scope="module")
-def static() -> Graph:
-    return graph(static=True)
-
-
 def statuses(level: Level) -> set[str]:
     return {scenario.status for scenario in level.comparison.scenarios}
 
@@ -63,7 +49,7 @@ def test_an_input_that_no_step_has_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("given", "within"), [({}, 1e-6), ({"last": True}, 1e-6), ({"dtype": np.float16}, 5e-3)])
 def test_static_agrees_with_growing(growing, given, within):
-    level = compare_graphs(growing, graph(static=True, **given))
+    level = compare_graphs(growing, decoder(static=True, **given))
     assert statuses(level) == {PASSED}
     assert level.comparison.worst.error <= within
     for scenario in level.comparison.scenarios:
@@ -72,17 +58,17 @@ def test_static_agrees_with_growing(growing, given, within):
 
 
 def test_float16_is_not_exact(growing):
-    assert compare_graphs(growing, graph(static=True, dtype=np.float16), tolerance=1e-5).status == DIFFERENT
+    assert compare_graphs(growing, decoder(static=True, dtype=np.float16), tolerance=1e-5).status == DIFFERENT
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_a_fault_shows_in_every_scenario(growing, fault):
-    assert statuses(compare_graphs(growing, graph(static=True, **fault))) == {DIFFERENT}
+    assert statuses(compare_graphs(growing, decoder(static=True, **fault))) == {DIFFERENT}
 
 
 @pytest.mark.parametrize("static", [False, True])
 def test_nan_is_a_difference_on_either_side_and_on_both(growing, static):
-    broken = graph(static, nan=np.nan)
+    broken = decoder(static, nan=np.nan)
     for pair in ((growing, broken), (broken, growing), (broken, broken)):
         comparison = compare(*pair, make_scenarios(random_tokens(VOCAB, 0), None, None)[:1])
         assert comparison.status == DIFFERENT
@@ -136,7 +122,7 @@ def test_a_static_cache_begins_full_of_noise(static):
 
 
 def test_a_step_that_fails_is_a_difference_and_says_where(growing):
-    level = compare_graphs(growing, graph(static=True, late=1))
+    level = compare_graphs(growing, decoder(static=True, late=1))
     failed = next(scenario for scenario in level.comparison.scenarios if scenario.name == "to the last slot")
     assert failed.status == DIFFERENT
     assert "present.0." in failed.reason  # the TensorScatter of the first layer

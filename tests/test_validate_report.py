@@ -10,14 +10,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from decoder_graphs import decoder_graph
+from decoder_graphs import decoder, decoder_graph
 from onnx import TensorProto
 from polygraphy.comparator import RunResults, SimpleCompareFunc
-from test_validate import graph
 from test_validate_tokens import TEXT, Letters
 
 from contracts.errors import UserError
-from runtime.graphs import Graph
 from validate.__main__ import main, validate_pipeline
 from validate.compare import DIFFERENT, NOT_RUN, PASSED, SAVED_BYTES
 from validate.level import Level
@@ -25,16 +23,6 @@ from validate.report import make_report, render, verdict, write_report
 from validate.tokens import compare_tokens
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def growing() -> Graph:
-    return graph(static=False)
-
-
-@pytest.fixture(scope="module")
-def static() -> Graph:
-    return graph(static=True)
 
 
 @pytest.fixture
@@ -168,7 +156,7 @@ def test_verdict_is_different_if_anything_is():
 
 
 def test_a_report_of_damaged_tokens_can_be_read(growing, tmp_path):
-    tokens = compare_tokens(growing, graph(static=True, nan=np.nan), Letters(), TEXT, TensorProto.FLOAT)
+    tokens = compare_tokens(growing, decoder(static=True, nan=np.nan), Letters(), TEXT, TensorProto.FLOAT)
     report = make_report("damaged", [Level(5, "Tokens", DIFFERENT, tokens=tokens)], {}, 0.0)
     write_report(report, tmp_path)
     again = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)

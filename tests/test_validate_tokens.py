@@ -5,19 +5,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from decoder_graphs import CAPACITY, VOCAB, decoder_graph
+from decoder_graphs import CAPACITY, VOCAB, decoder, decoder_graph
 from onnx import TensorProto
-from test_validate import graph
 
-from runtime.graphs import Graph, graph_of
+from runtime.graphs import graph_of
 from validate.tokens import LIMITS, compare_tokens
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def growing() -> Graph:
-    return graph(static=False)
 
 
 class Letters:
@@ -37,7 +31,7 @@ TEXT = np.random.default_rng(3).integers(0, VOCAB, 400).tolist()
 
 @pytest.mark.parametrize("last", [False, True])
 def test_tokens_of_equal_graphs_agree(growing, last):
-    found = compare_tokens(growing, graph(static=True, last=last), Letters(), TEXT, TensorProto.FLOAT)
+    found = compare_tokens(growing, decoder(static=True, last=last), Letters(), TEXT, TensorProto.FLOAT)
     assert found.passed
     reading = found.readings[0]
     assert (reading.windows, reading.window) == (4, CAPACITY)
@@ -62,4 +56,4 @@ def test_bits_per_byte_are_those_of_the_text(growing):
 @pytest.mark.parametrize("fault", [{"disturb": 1}, {"scale": 1.5}, {"nan": np.nan}])
 @pytest.mark.parametrize("dtype", LIMITS)
 def test_tokens_of_a_damaged_graph_differ(growing, fault, dtype):
-    assert not compare_tokens(growing, graph(static=True, **fault), Letters(), TEXT, dtype).passed
+    assert not compare_tokens(growing, decoder(static=True, **fault), Letters(), TEXT, dtype).passed
