@@ -26,7 +26,7 @@ from tests.families import CAPABILITIES, TYPES
 ROOT = Path(__file__).parents[1]
 RESULTS, DETAILS = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md"
 PUBLISHED = ROOT / "tests" / "presets.json"
-TESTS = ("tests/test_models.py", "tests/test_presets.py", "tests/test_real_width.py", "tests/test_qwen.py", "tests/test_cpm.py")
+TESTS = tuple(f"tests/test_{name}.py" for name in ("models", "presets", "real_width", "qwen", "cpm", "cpm_graphs", "cpm_text"))
 COMMAND = "python -m benchmarks.models"
 # family -> what it covers, and the preset of its real dimensions
 COVERS = {

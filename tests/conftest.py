@@ -1,6 +1,7 @@
 """What several test files share: tiny-qwen's export and its surgery, and a smaller export, made once for all workers."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from exporting import CONFIG, export, traced
 from filelock import FileLock
 
 import export.__main__ as export_stage
+import surgery.__main__ as surgery_stage
 from models.random_checkpoint import write
 from runtime.graphs import Graph
 
@@ -35,6 +37,20 @@ def tiny_export(tiny_out) -> Path:
 def tiny_portable(tiny_export, tiny_out) -> Path:
     """The folder of its surgery: a static cache of 640 slots."""
     return once(tiny_out / "surgery", "surgery", tiny_export / "model.onnx", "--capacity", "640")
+
+
+@pytest.fixture(scope="session")
+def quantised(tiny_export, tiny_out):
+    """The folder of surgery on tiny-qwen with these options, a static cache of 64 slots unless another one is asked for."""
+
+    def make(*options: str) -> Path:
+        out = tiny_out / re.sub(r"\W+", "-", " ".join(("quantised", *options)))
+        static = [] if "growing" in options else ["--capacity", "64"]
+        with FileLock(f"{out}.lock"):
+            assert surgery_stage.main([str(tiny_export / "model.onnx"), "--out", str(out), *static, *options]) == 0
+        return out
+
+    return make
 
 
 def once(out: Path, stage: str, *arguments: object) -> Path:
