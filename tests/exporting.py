@@ -1,6 +1,7 @@
 """What the tests of export share: a small checkpoint, its export, and both models on the same input."""
 
 import json
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
@@ -30,6 +31,16 @@ def export(checkpoint: Path, out: Path, **given: object) -> Path:
     options = {"model": None, "dtype": None, "weights": None, "force": False} | given
     stage.export(Namespace(checkpoint=checkpoint, out=out, **options))
     return out / "model.onnx"
+
+
+def overwritten(checkpoint: Path, other: Path, name: str, begins: bytes) -> Path:
+    """A copy of the checkpoint in the folder `other`, whose tensor `name` begins with these bytes."""
+    shutil.copytree(checkpoint, other)
+    entry = open_checkpoint(other).tensors[name]
+    with open(entry.file, "r+b") as file:
+        file.seek(entry.offset)
+        file.write(begins)
+    return other
 
 
 def session(model: Path) -> ort.InferenceSession:

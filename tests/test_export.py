@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from exporting import CONFIG, both, export, session, sum_of_bytes
+from exporting import CONFIG, both, export, overwritten, session, sum_of_bytes
 
 import export.weights as export_weights
 from contracts.errors import UserError
@@ -36,12 +36,9 @@ def test_graph_computes_what_torch_does(exported, checkpoint, mask, steps, alpha
 
 def test_one_disturbed_weight_shows(exported, checkpoint, tmp_path):
     """That the comparison above can fail, for a weight of a layer that was never traced."""
-    other = tmp_path / "checkpoint"
-    shutil.copytree(checkpoint, other)
-    entry = open_checkpoint(other).tensors["transformer.h.3.mlp.w1.weight"]
-    with open(entry.file, "r+b") as file:
-        file.seek(entry.offset)
-        file.write(bytes(entry.length // 8))
+    name = "transformer.h.3.mlp.w1.weight"
+    zeros = bytes(open_checkpoint(checkpoint).tensors[name].length // 8)
+    other = overwritten(checkpoint, tmp_path / "checkpoint", name, zeros)
     pairs = both(exported, other, [[1] * 7], 7, [1.0])
     assert not np.allclose(*pairs[0], atol=1e-3)
     assert np.allclose(*pairs[2 * 3], atol=2e-5)  # the value cache of layer 2, before it
@@ -117,12 +114,7 @@ def test_half_precision(dtype, tmp_path):
 
 
 def test_values_beyond_float16_are_refused(traced_before, checkpoint, tmp_path):
-    other = tmp_path / "checkpoint"
-    shutil.copytree(checkpoint, other)
-    entry = open_checkpoint(other).tensors["lm_head.weight"]
-    with open(entry.file, "r+b") as file:
-        file.seek(entry.offset)
-        file.write(np.float32(1e6).tobytes())
+    other = overwritten(checkpoint, tmp_path / "checkpoint", "lm_head.weight", np.float32(1e6).tobytes())
     with pytest.raises(UserError, match=r"lm_head.weight has values that float16 cannot hold; .*bfloat16"):
         export(other, tmp_path / "out", dtype="float16")
     assert list((tmp_path / "out").iterdir()) == []
