@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 
 from build import flavour
-from build.audit import Finding, audit_bound_weights, audit_graph, stop_on_errors
+from build.audit import Finding, audit_bound_weights, audit_graph, audit_scales, stop_on_errors
 from build.cost import add_cost, describe_graph, kernels_a_layer, over_floor
 from build.memory import Estimate, estimate, refuse_what_cannot_fit
 from build.options import add_options
@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"build: {args.out} is up to date")
         return
 
-    findings = audit_graph(proto, signature)
+    findings = audit_graph(proto, signature) + audit_scales(proto, root)
     if bound:
         findings += audit_bound_weights(proto, bound)
     stop_on_errors(args.model, findings)

@@ -8,8 +8,10 @@ An error stops the build, a warning does not, and a note asks for nothing. Each 
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx
+from onnx import TensorProto, numpy_helper
 
 from build.weights import Weight
 from contracts.errors import UserError
@@ -101,6 +103,30 @@ def audit_bound_weights(proto: onnx.ModelProto, bound: list[Weight]) -> list[Fin
         for tensor, _ in references(proto)
         if len(tensor.dims) >= 2 and tensor.name not in names
     ]
+
+
+def audit_scales(proto: onnx.ModelProto, root: Path) -> list[Finding]:
+    """Scales of 4-bit weights that are not above zero, as IDequantizeLayer asks them to be: the parser refuses such
+    scales beside int8, and takes them here. `root`: the folder of the weights."""
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    found = []
+    for node in proto.graph.node:
+        weight, scale = (tensors.get(name) for name in (*node.input, "", "")[:2])
+        if (
+            node.op_type == "DequantizeLinear"
+            and weight is not None
+            and weight.data_type == TensorProto.INT4
+            and scale is not None
+        ):
+            values = numpy_helper.to_array(TensorProto.FromString(scale.SerializeToString()), str(root))
+            if not (values > 0).all():
+                found.append(scale.name)
+    if not found:
+        return []
+    where = f"scales {found[0]}" + (f" and {len(found) - 1} more" if len(found) > 1 else "")
+    what = "some are not above zero, which TensorRT's reference asks of them and its parser does not check beside int4"
+    way_out = "compare the engine's numbers with validate, or quantise with scales above zero, as surgery --quantize does"
+    return [Finding("warning", where, what, way_out)]
 
 
 def _unused(proto: onnx.ModelProto) -> Iterator[Finding]:
