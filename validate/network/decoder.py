@@ -9,7 +9,7 @@ import torch
 
 from contracts.signature import Signature, find_signature
 from contracts.weights import load_graph
-from runtime.decoders import NOISE_SEED, Decoder, GrowingDecoder, OfSignature, made_up_constants, positions_of
+from runtime.decoders import Decoder, GrowingDecoder, OfSignature, StaticDecoder, made_up_constants
 from runtime.graphs import refuse_unknown_inputs
 from runtime.layerwise import is_large, with_fewer_slots
 from validate.network.dtypes import TORCH, to_torch
@@ -32,9 +32,9 @@ class NetworkModel(OfSignature):
 
     def decoder(self, batch: int) -> Decoder:
         if self.signature.static:
-            return StaticNetworkDecoder(self.evaluate, self.signature, batch)
-        empty = [_cache_array(cache) for cache in _caches(self.evaluate, self.signature, batch, slots=0)]
-        return GrowingDecoder(self._forward, empty)
+            return StaticDecoder(NetworkSession(self.evaluate, self.signature, batch), self.signature)
+        empty = _empty(self.evaluate, self.signature, batch, slots=0)
+        return GrowingDecoder(self._forward, [_cache_array(cache) for cache in empty.values()])
 
     def _forward(self, tokens, positions, mask, pasts, alpha):
         names, declared = self.signature, self.evaluate.network.tensors
@@ -45,32 +45,18 @@ class NetworkModel(OfSignature):
         return to_numpy(values[names.logits]), [_cache_array(values[cache.present]) for cache in names.caches]
 
 
-class StaticNetworkDecoder:
-    """A cache of fixed capacity that begins full of noise, as runtime.decoders.StaticDecoder does for onnxruntime."""
+class NetworkSession:
+    """A batch over static caches, all rows of it at a time; as runtime.decoders.Session, for the evaluator."""
 
     def __init__(self, evaluate: Evaluator, signature: Signature, batch: int):
         self.evaluate, self.signature = evaluate, signature
-        self.buffers = _caches(evaluate, signature, batch, signature.capacity)
-        self.lengths = np.zeros(batch, np.int64)
+        self.caches = _empty(evaluate, signature, batch, signature.capacity)
+        self.crossed = _constant(evaluate, signature, batch)
 
-    def step(self, tokens_BS: np.ndarray, counts: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-        names = self.signature
-        feeds = {
-            names.tokens: tokens_BS,
-            names.positions: positions_of(self.lengths, counts, tokens_BS.shape[1]),
-            names.write_indices: self.lengths,
-            names.sequence_lengths: counts,
-            names.ntk_alpha: alpha,
-        }
-        feeds |= {cache.past: buffer for cache, buffer in zip(names.caches, self.buffers)}
-        feeds |= _constant(self.evaluate, names, len(tokens_BS))
-        values = self.evaluate({name: value for name, value in feeds.items() if name is not None})
-        self.buffers = [values[cache.present] for cache in names.caches]
-        self.lengths = self.lengths + counts
-        return to_numpy(values[names.logits])
-
-    def caches(self) -> list[np.ndarray]:
-        return [to_numpy(buffer) for buffer in self.buffers]
+    def advance(self, feeds: dict[str, np.ndarray], rows: slice) -> torch.Tensor:
+        values = self.evaluate({**feeds, **self.caches, **self.crossed})
+        self.caches = {cache.past: values[cache.present] for cache in self.signature.caches}
+        return values[self.signature.logits]
 
 
 def open_network(path: Path, name: str | None = None, device: str | None = None) -> NetworkModel:
@@ -84,14 +70,12 @@ def open_network(path: Path, name: str | None = None, device: str | None = None)
     return model
 
 
-def _caches(evaluate: Evaluator, signature: Signature, batch: int, slots: int) -> list[torch.Tensor]:
-    noise = np.random.default_rng(NOISE_SEED)
-    caches = []
-    for cache in signature.caches:
-        declared = evaluate.network.tensors[cache.past]
-        shape = (batch, declared.shape[1], slots, declared.shape[3])
-        caches.append(torch.from_numpy(noise.standard_normal(shape, np.float32)).to(TORCH[declared.dtype]))
-    return caches
+def _empty(evaluate: Evaluator, signature: Signature, batch: int, slots: int) -> dict[str, torch.Tensor]:
+    declared = {cache.past: evaluate.network.tensors[cache.past] for cache in signature.caches}
+    return {
+        name: torch.zeros(batch, tensor.shape[1], slots, tensor.shape[3]).to(TORCH[tensor.dtype])
+        for name, tensor in declared.items()
+    }
 
 
 def _cache_array(cache: torch.Tensor) -> np.ndarray:
