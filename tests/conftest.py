@@ -21,10 +21,18 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
-def tiny_out(tmp_path_factory) -> Path:
-    """tiny-qwen's pipeline folder: 4 layers, dynamic NTK; what stages have written so far."""
+def shared(tmp_path_factory) -> Path:
+    """A folder that all workers of a run share."""
     base = tmp_path_factory.getbasetemp()
-    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny-qwen"
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_out(shared) -> Path:
+    """tiny-qwen's pipeline folder: 4 layers, dynamic NTK; what stages have written so far."""
+    return shared / "tiny-qwen"
 
 
 @pytest.fixture(scope="session")
@@ -61,15 +69,6 @@ def once(out: Path, stage: str, *arguments: object) -> Path:
             command = [sys.executable, "-m", stage, *map(str, arguments), "--out", str(out)]
             subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return out
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory) -> Path:
-    """A folder that all workers of a run share."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "export"
-    folder.mkdir(exist_ok=True)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Each family at a tiny random size, in the layout that transformers saves: what tests and benchmarks.models run."""
 
 import json
-import os
 import subprocess
 import sys
 from argparse import Namespace
@@ -218,11 +217,3 @@ def build(folder: Path, *options: str) -> dict:
 def counts(model: onnx.ModelProto, ops: tuple[str, ...]) -> dict[str, int]:
     found = Counter(node.op_type for node in model.graph.node)
     return {op: found[op] for op in ops if found[op]}
-
-
-def shared_folder(tmp_path_factory) -> Path:
-    """A folder that all workers of a run share."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "families"
-    folder.mkdir(exist_ok=True)
-    return folder

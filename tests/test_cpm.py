@@ -11,15 +11,10 @@ from contracts.errors import UserError
 from contracts.layout import MOST_SEGMENTS
 from models import architecture, load_model, open_checkpoint
 from models.cpm import bucket_table
-from tests.families import FAMILIES, checkpoint, reference, shared_folder
+from tests.families import FAMILIES, checkpoint, reference
 
 PREFIX = FAMILIES["cpmant"].config["prompt_length"]
 SOURCE = CpmAntSegmentPositionEmbedding(CpmAntConfig(num_attention_heads=1))  # its formula of buckets, CPM-Bee's too
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory):
-    return shared_folder(tmp_path_factory)
 
 
 def padded(rows: list[torch.Tensor], left: bool) -> torch.Tensor:

@@ -24,18 +24,13 @@ from runtime.engine import Engine
 from runtime.engine_decoder import EngineModel, signature_of
 from runtime.graphs import open_graph
 from surgery.capacity import main as change_capacity
-from tests.families import CAPACITY, FAMILIES, checkpoint, operated, shared_folder
+from tests.families import CAPACITY, FAMILIES, checkpoint, operated
 from tests.test_models import levels
 from validate.bundle import _expected
 from validate.compare import PASSED, compare
 from validate.scenarios import make_scenarios, random_tokens
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory):
-    return shared_folder(tmp_path_factory)
 
 
 def test_rows_have_segments_of_their_own(shared):

@@ -16,14 +16,9 @@ from generate.sampling import Sampler, Sampling
 from generate.speed import Speed
 from generate.text import TextStream
 from runtime.graphs import open_graph
-from tests.families import CAPACITY, FAMILIES, checkpoint, operated, reference, shared_folder
+from tests.families import CAPACITY, FAMILIES, checkpoint, operated, reference
 
 PREFIX = FAMILIES["cpmant"].config["prompt_length"]
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory):
-    return shared_folder(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

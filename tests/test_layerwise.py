@@ -57,8 +57,8 @@ def test_parts_compute_what_the_whole_does(static, dtype, tmp_path, monkeypatch)
     assert level.comparison.worst.error < (2e-3 if dtype is np.float16 else 1e-6)  # rounded where parts meet
 
 
-def test_an_encoder_runs_by_parts(tmp_path_factory, monkeypatch):
-    out = families.operated("whisper", "float32", families.shared_folder(tmp_path_factory))
+def test_an_encoder_runs_by_parts(shared, monkeypatch):
+    out = families.operated("whisper", "float32", shared)
     path = out / "encoder" / "surgery" / "model.onnx"
     _, features = make_features(out / "export" / "encoder.onnx", seed=0)
     whole = in_onnxruntime(path, "whole")
@@ -122,11 +122,9 @@ def test_a_gemm_is_taken_by_rows(tmp_path, everything_is_large):
 
 
 @pytest.mark.parametrize("name", ["tiny-qwen", "qwen2", "gpt2"])
-def test_a_checkpoint_read_as_it_goes_computes_the_same(name, monkeypatch, tmp_path_factory):
+def test_a_checkpoint_read_as_it_goes_computes_the_same(name, monkeypatch, shared):
     """Embeddings that are the head, too, as of qwen2 and gpt2 here, are the one thing that stays."""
-    folder = (
-        checkpoint_folder(name) if name == "tiny-qwen" else families.checkpoint(name, families.shared_folder(tmp_path_factory))
-    )
+    folder = checkpoint_folder(name) if name == "tiny-qwen" else families.checkpoint(name, shared)
     whole = open_reference(folder, onnx.TensorProto.BFLOAT16)
     monkeypatch.setattr(reference, "LARGE", 0)
     pieces = open_reference(folder, onnx.TensorProto.BFLOAT16)

@@ -33,7 +33,6 @@ from tests.families import (
     levels,
     operated,
     reference,
-    shared_folder,
     surgered,
     worst,
 )
@@ -41,11 +40,6 @@ from tests.test_export_repeat import plain_ir
 from validate.compare import DIFFERENT, PASSED
 from validate.encoder import compare_encoder
 from validate.levels import find_pipeline
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory):
-    return shared_folder(tmp_path_factory)
 
 
 def stepped(model, ids, mask, bounds):

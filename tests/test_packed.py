@@ -9,8 +9,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from families import checkpoint as family_checkpoint
-from families import shared_folder
 from onnx import TensorProto, numpy_helper
 from packed_checkpoints import write_packed_checkpoint
 from safetensors.torch import load_file, save_file
@@ -21,6 +19,7 @@ from export.__main__ import export
 from models import checkpoint_folder, load_model, meta_model, open_checkpoint
 from runtime.graphs import open_graph
 from surgery.__main__ import main
+from tests.families import checkpoint as family_checkpoint
 from validate.compare import compare
 from validate.network.compare import compare as compare_network
 from validate.network.evaluate import Evaluator
@@ -44,9 +43,8 @@ PRODUCTS = {"tiny-qwen": 5, "llama": 7, "qwen2": 7}  # qwen2's have biases
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
+def source(shared):
     """The folder of a small checkpoint in floats, by name."""
-    shared = shared_folder(tmp_path_factory)
     return lambda name: checkpoint_folder(name) if name == "tiny-qwen" else family_checkpoint(name, shared)
 
 
