@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 
 from build import flavour
-from build.audit import Finding, audit_bound_weights, audit_graph, audit_scales, stop_on_errors
+from build.audit import audit_bound_weights, audit_graph, audit_scales, stop_on_errors
 from build.cost import add_cost, describe_graph, kernels_a_layer, over_floor
 from build.memory import Estimate, estimate, refuse_what_cannot_fit
 from build.options import add_options
@@ -20,6 +20,7 @@ from build.weights import bindable, constant_bytes, weight_files
 from build.worker import Job
 from contracts.command import Parser, run
 from contracts.errors import UserError
+from contracts.findings import Finding
 from contracts.manifest import Stage
 from contracts.signature import Signature, find_signature
 from contracts.weights import load_graph, weights_root

@@ -7,7 +7,6 @@ An error stops the build, a warning does not, and a note asks for nothing. Each 
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -15,6 +14,7 @@ from onnx import TensorProto, numpy_helper
 
 from build.weights import Weight
 from contracts.errors import UserError
+from contracts.findings import Finding
 from contracts.signature import Signature
 from contracts.weights import references
 
@@ -23,17 +23,6 @@ STANDARD_DOMAINS = ("", "ai.onnx")
 CONTRIB = "com.microsoft"  # a domain whose ops the parser does tell apart
 NONPAD_KV_SEQLEN = 6  # inputs of ONNX Attention
 MOVES = ("TensorScatter", "Concat", "Reshape", "Transpose", "Expand", "Cast", "Identity", "Unsqueeze", "Squeeze")
-
-
-@dataclass(frozen=True)
-class Finding:
-    severity: str  # "error", "warning" or "note"
-    where: str  # the ONNX node, input or weight
-    what: str
-    way_out: str
-
-    def __str__(self):
-        return f"{self.where}: {self.what}; {self.way_out}"
 
 
 def stop_on_errors(model: object, findings: list[Finding]) -> None:

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 
 import onnx
 
-from build.audit import LOWER, Finding
+from build.audit import LOWER
+from contracts.findings import Finding
 from contracts.signature import Signature
 from contracts.weights import stored_size, streamed_bytes
 

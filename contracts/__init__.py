@@ -1,1 +1,1 @@
-"""What the stages agree on: graph signatures, manifests, weights by reference, errors and command lines."""
+"""What the stages agree on: graph signatures, manifests, weights by reference, errors, findings, progress and command lines."""

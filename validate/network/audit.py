@@ -6,10 +6,10 @@ cannot be built; a warning is one that builds and pays for it.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import onnx
 
+from contracts.findings import Finding
 from validate.network.description import Layer, Network
 
 NONPAD_KV_SEQLEN = 6  # input of Attention
@@ -33,17 +33,6 @@ MOVES = ("KV_CACHE_UPDATE", "CONCATENATION", "SHUFFLE", "UNSQUEEZE", "SQUEEZE", 
 FUSED_HEAD_DIMS = range(16, 257)
 LEAST_HEADS = 4  # of the query, where a step may have one token
 FUSED_DTYPES = ("HALF", "BF16")
-
-
-@dataclass(frozen=True)
-class Finding:
-    severity: str  # "error" or "warning"
-    where: str  # the ONNX node or tensor
-    what: str
-    way_out: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}; {self.way_out}"
 
 
 def audit(network: Network, model: onnx.ModelProto) -> list[Finding]:

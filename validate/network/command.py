@@ -12,9 +12,10 @@ from rich.table import Table
 
 from contracts.command import FOUND_DIFFERENCE
 from contracts.errors import UserError
+from contracts.findings import Finding
 from contracts.manifest import Stage
 from contracts.weights import load_graph
-from validate.network.audit import Finding, audit
+from validate.network.audit import audit
 from validate.network.compare import Outcome, compare, default_tolerance
 from validate.network.evaluate import Evaluator
 from validate.network.inputs import make_feeds, read_feeds
