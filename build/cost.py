@@ -84,7 +84,7 @@ def add_cost(profile: dict, graph: Graph) -> list[Finding]:
     profile["decode_bytes"] = {kind: sum(entry["bytes"][kind] for entry in kernels) for kind in KINDS}
     copies = [(entry, tensor) for entry in kernels for tensor in _copied(entry, sizes, graph)]
     profile["copied_bytes"] = sum(sum(entry["bytes"].values()) for entry in {id(entry): entry for entry, _ in copies}.values())
-    return [_finding(profile["profile"], what, found) for what in ("weight", "cache")
+    return [_finding(profile["profile"], what, found, bool(graph.weights)) for what in ("weight", "cache")
             if (found := [(entry, tensor) for entry, tensor in copies if (tensor["name"] in graph.caches) == (what == "cache")])]  # fmt: skip
 
 
@@ -161,7 +161,7 @@ def _copied(entry: dict, sizes: Sizes, graph: Graph) -> list[dict]:
     return [tensor for tensor in unique if sum(size > 1 for size in tensor["shape"]) > 1 and written >= _elements(tensor)]
 
 
-def _finding(profile: str, what: str, found: list[tuple[dict, dict]]) -> Finding:
+def _finding(profile: str, what: str, found: list[tuple[dict, dict]], bound: bool) -> Finding:
     entry, tensor = found[0]
     size = sum(_elements(tensor) * BYTES[tensor["dtype"]] for _, tensor in found) / 1e6
     nodes = ", ".join(entry["onnx_nodes"][:2]) or "no ONNX node"
@@ -169,7 +169,7 @@ def _finding(profile: str, what: str, found: list[tuple[dict, dict]]) -> Finding
         f"{len(found)} kernels copy {what}s, {size:,.1f} MB a step; the first is {entry['name']} ({nodes}) of {tensor['name']}"
     )
     way_out = {
-        "weight": "take --weights constant",
+        "weight": "take --weights constant" if bound else "run surgery --merge qkv gate-up",
         "prompt": "decoding has a profile of its own without them",
         "any": "take --profiles two, so that decoding has a profile of its own",
     }.get("weight" if what == "weight" else profile, LOWER)

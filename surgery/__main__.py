@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial as bind
 from pathlib import Path
 
 import onnx
@@ -63,6 +62,7 @@ def surgery(options: argparse.Namespace) -> int:
     plan = make_plan(
         options.cache, options.capacity, options.logits, options.skip, options.own, options.merge, options.attention,
         options.onnxruntime,
+        neighbours=options.quantize == "int8",  # else TensorRT writes both out in bfloat16, at every step, to join them
     )  # fmt: skip
     request = quantising.read_request(options)
     own = [Path(argument.partition("@")[0]) for argument in options.own]
@@ -89,7 +89,14 @@ def surgery(options: argparse.Namespace) -> int:
                 _keep_float(graph, partial, options.out)
                 graph.weights_file = new_file(partial, "quantised")
                 windows = read_windows(request, options.model, graph.signature.capacity) if request.calibrated else None
-                return Pass("quantise", str(request), bind(quantise, request=request, windows=windows))
+
+                def quantise_and_restart(graph: Graph) -> int:
+                    matches = quantise(graph, request, windows)
+                    if verifier:
+                        verifier.restart(graph)
+                    return matches
+
+                return Pass("quantise", str(request), quantise_and_restart)
 
             try:
                 checks = [verifier] if verifier else []

@@ -42,16 +42,17 @@ def test_bytes_of_kernels():
 
 
 @pytest.mark.parametrize(
-    ("name", "tensor", "where", "way_out"),
+    ("name", "tensor", "where", "bound", "way_out"),
     [
-        ("past_key_values.0.key", CACHE, "inputs", "lower the graph"),
-        ("0.down.weight", [128, 256], "inputs", "take --weights constant"),
-        ("dconst", [128, 256], "constants", "take --weights constant"),
+        ("past_key_values.0.key", CACHE, "inputs", {"0.down.weight"}, "lower the graph"),
+        ("0.down.weight", [128, 256], "inputs", {"0.down.weight"}, "take --weights constant"),
+        ("dconst", [128, 256], "constants", {"0.down.weight"}, "take --weights constant"),
+        ("dconst", [128, 256], "constants", set(), "run surgery --merge"),
     ],
 )
-def test_copies_of_weights_and_caches_are_findings(name, tensor, where, way_out):
+def test_copies_of_weights_and_caches_are_findings(name, tensor, where, bound, way_out):
     moved = kernel("__myl_TranMove_myl0_1", **{where: [(name, tensor)]}, outputs=[("elsewhere", tensor[::-1])])
-    profile, (finding,) = cost(moved, bound={"0.down.weight"})
+    profile, (finding,) = cost(moved, bound=bound)
     assert (finding.severity, way_out in finding.way_out) == ("warning", True)
     assert f"of {name}" in finding.what
     assert profile["copied_bytes"] == 2 * 2 * abs(int(np.prod(tensor)))

@@ -71,3 +71,22 @@ def test_kernels_read_small_weights(exported, tmp_path, monkeypatch, options, we
         engine = json.loads((tmp_path / "build" / "engine.json").read_text())
         caches = [each for each in engine["inputs"] if each["role"] == "cache"]
         assert {each["dtype"].lower() for each in caches} == {options[3]}
+
+
+@pytest.mark.parametrize("skipped", [[], ["--skip", "neighbouring_weights"]])
+def test_int8_weights_stay_small_in_bfloat16(exported, tmp_path, monkeypatch, skipped):
+    """Gate and up that are apart TensorRT writes out in bfloat16 at every step, to join them; in float16 it does not."""
+    source = exported.parents[1]
+    export(Namespace(checkpoint=source, model=None, dtype="bfloat16", weights=None, out=tmp_path / "export", force=False))
+    arguments = [str(tmp_path / "export" / "model.onnx"), "--out", str(tmp_path / "surgery"), "--capacity", "64", "--verify"]
+    assert main([*arguments, "--quantize", "int8", *skipped]) == 0
+    out = tmp_path / "build"
+    line = f"build {tmp_path / 'surgery' / 'model.trt.onnx'} --out {out} --compute-capability 8.9"
+    monkeypatch.setattr("sys.argv", line.split())
+    build_main.main(build_main._arguments())
+    decode, _ = json.loads((out / "kernels.json").read_text())["profiles"]
+    written_out = [entry["name"] for entry in decode["entries"] if entry["kernel"] and not entry["inputs"]]
+    said = [
+        each["what"] for each in json.loads((out / "engine.json").read_text())["findings"] if "copy weights" in each["what"]
+    ]
+    assert (len(written_out), len(said)) == ((1, 2) if skipped else (0, 0))

@@ -22,7 +22,7 @@ def run(graph: Graph) -> int:
 def _split(graph: Graph, split: gs.Node) -> bool:
     packed, parts = split.inputs[0], list(split.outputs)
     product = producer(packed, "Gemm", "MatMul")
-    if product is None or not isinstance(product.inputs[1], gs.Constant) or rank(packed) != 2:
+    if product is None or not _is_weight(product.inputs[1]) or rank(packed) != 2:
         return False
     if not last_axis(split.attrs.get("axis", 0), packed):
         return False
@@ -41,3 +41,9 @@ def _split(graph: Graph, split: gs.Node) -> bool:
         graph.replace(part, "Reshape", [piece, graph.int64([0, width])], name=f"{split.name}/part")
     split.inputs, split.outputs, split.attrs = [heads, graph.int64(counts)], cut, {"axis": 1}
     return True
+
+
+def _is_weight(tensor: gs.Tensor) -> bool:
+    """Whether it is a constant, quantised or not."""
+    quantised = producer(tensor, "DequantizeLinear")
+    return isinstance(quantised.inputs[0] if quantised is not None else tensor, gs.Constant)
