@@ -62,7 +62,8 @@ def surgery(options: argparse.Namespace) -> int:
     plan = make_plan(
         options.cache, options.capacity, options.logits, options.skip, options.own, options.merge, options.attention,
         options.onnxruntime,
-        neighbours=options.quantize == "int8",  # else TensorRT writes both out in bfloat16, at every step, to join them
+        # whose small weights TensorRT else writes out in bfloat16, at every step, to join them
+        joined=onnx.TensorProto.BFLOAT16 if options.quantize == "int8" else None,
     )  # fmt: skip
     request = quantising.read_request(options)
     own = [Path(argument.partition("@")[0]) for argument in options.own]

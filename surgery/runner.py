@@ -52,14 +52,15 @@ def make_plan(
     merge: Sequence[str] = (),
     attention: str = "mask",
     onnxruntime: bool = False,
-    neighbours: bool = False,
+    joined: int | None = None,
 ) -> Plan:
     """The plan for these options of the command line. `own`: FILE.py[@PASS], which runs after PASS, or after all passes
-    that leave the interface alone. `neighbours`: gate and up that follow one another in a file become one product in the
-    portable graph, too. Raises UserError for a pass that does not exist, or a file that is none."""
+    that leave the interface alone. `joined`: of this ONNX type, gate and up that follow one another in a file become one
+    product in the portable graph, too. Raises UserError for a pass that does not exist, or a file that is none."""
     static = _pass(static_cache, partial(static_cache.run, capacity=capacity))
     last, merged = _pass(last_token_logits), _pass(merged_weights, partial(merged_weights.run, kinds=tuple(merge)))
-    merging = [*[merged, _pass(packed_heads)] * bool(merge), *[_pass(neighbouring_weights)] * neighbours]
+    joining = _pass(neighbouring_weights, partial(neighbouring_weights.run, only=joined))
+    merging = [*[merged, _pass(packed_heads)] * bool(merge), *[joining] * (joined is not None)]
     ends = [_pass(duplicates), *merging, _pass(interface), _pass(node_names)]
     fusing, forms = [_pass(module) for module in (*CONTRIB, *PORTABLE)], {attention_mask: {"lengths": attention == "lengths"}}
     lowering = [_pass(module, partial(module.run, **forms.get(module, {}))) for module in LOWERING]

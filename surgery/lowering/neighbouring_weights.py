@@ -11,5 +11,8 @@ from surgery.graph import Graph
 from surgery.passes import merged_weights
 
 
-def run(graph: Graph) -> int:
+def run(graph: Graph, only: int | None = None) -> int:
+    """`only`: in graphs of this ONNX type."""
+    if only is not None and graph.signature.dtype != only:
+        return 0
     return merged_weights.run(graph, ("gate-up",), anew=False)

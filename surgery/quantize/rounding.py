@@ -83,7 +83,7 @@ def packed(q: torch.Tensor, values: Values) -> torch.Tensor:
 def from_numpy(array: np.ndarray) -> torch.Tensor:
     """float32, of what numpy has as float16, float32 or (ml_dtypes') bfloat16."""
     if array.dtype.name == "bfloat16":
-        return torch.from_numpy(np.ascontiguousarray(array).view(np.int16)).view(torch.bfloat16).float()
+        return torch.from_numpy(np.array(array, order="C").view(np.int16)).view(torch.bfloat16).float()
     return torch.from_numpy(np.array(array)).float()
 
 
