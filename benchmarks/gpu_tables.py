@@ -80,11 +80,13 @@ def draw(steps: dict[str, dict], picture: Path) -> None:
     """A bar a step, its kinds of kernels side by side, in shares of its time."""
     order = list(dict.fromkeys(kind for step in steps.values() for kind in step))
     figure, axes = plt.subplots(figsize=(9, 0.9 + 0.6 * len(steps)), layout="constrained")
+    shown: set[str] = set()
     for index, step in enumerate(steps.values()):
         total, left = sum(us for _, us in step.values()), 0.0
         for kind, (_, us) in step.items():
             color = plt.get_cmap("tab20")(order.index(kind))
-            axes.barh(index, us / total, left=left, color=color, label=kind if index == 0 else None)
+            axes.barh(index, us / total, left=left, color=color, label=kind if kind not in shown else None)
+            shown.add(kind)
             left += us / total
         axes.text(1.01, index, f"{total / 1000:.2f} ms", va="center")
     axes.set_yticks(range(len(steps)), list(steps))
