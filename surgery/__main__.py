@@ -104,9 +104,8 @@ def surgery(options: argparse.Namespace) -> int:
                 portable, lowered, report = operate(graph, plan, *checks, quantise=quantising_pass)
                 graphs = [portable, lowered]
                 if options.onnxruntime:  # its tables are those of rows that dynamic NTK leaves alone
-                    checks = [verify.Verifier(files.to_model(portable), portable.signature, portable.root, NO_ALPHAS)] * len(
-                        checks
-                    )
+                    source = files.to_model(portable)
+                    checks = [verify.Verifier(source, portable.signature, portable.root, NO_ALPHAS)] if verifier else []
                     graphs.append(lower(portable, plan.for_onnxruntime, report, *checks, form="for onnxruntime"))
             except verify.Difference as found:  # here, where the weights that passes added still are
                 _leave(found if not options.bisect else verify.narrow(found, plan, partial), options)
