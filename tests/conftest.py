@@ -61,6 +61,13 @@ def quantised(tiny_export, tiny_out):
     return make
 
 
+@pytest.fixture(scope="session")
+def tiny_own(tiny_export, tiny_out) -> Path:
+    """The folder of its surgery with the form in onnxruntime's own operators, each pass checked: 32 slots."""
+    arguments = [tiny_export / "model.onnx", "--capacity", "32", "--onnxruntime", "--verify"]
+    return once(tiny_out / "for-onnxruntime", "surgery", *arguments)
+
+
 def once(out: Path, stage: str, *arguments: object) -> Path:
     """Runs a stage that writes `out`, unless another worker has done so."""
     out.parent.mkdir(exist_ok=True)

@@ -84,7 +84,8 @@ def test_half_precision_agrees_and_builds(name, dtype, shared, tmp_path):
     assert {tensor["role"] for tensor in description["inputs"]} >= {"sequence_lengths", "positions"}
 
 
-@pytest.mark.parametrize("name", ["cpmant", pytest.param("cpmbee", marks=pytest.mark.every)])
+@pytest.mark.every
+@pytest.mark.parametrize("name", ["cpmant", "cpmbee"])
 def test_a_deep_one_is_the_whole_trace(name, tmp_path):
     config = {"model_type": name, **FAMILIES[name].config, "num_hidden_layers": 5}  # one more than are traced
     repeated = trace(architecture(config, tmp_path), torch.float32)

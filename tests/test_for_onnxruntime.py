@@ -25,7 +25,7 @@ from surgery.steps import NO_ALPHAS
 from tests.decoding import decode, largest_error
 from tests.graphs import weightless
 
-CAPACITY = 32
+CAPACITY = 32  # tiny_own's, too
 OWN = ("GroupQueryAttention", "SkipSimplifiedLayerNormalization", "QuickGelu")
 LLAMA = "torch213_dynamo_llama_op23_float16"
 FAMILIES = {  # attention, sums with their norms, swish
@@ -40,15 +40,6 @@ FAMILIES = {  # attention, sums with their norms, swish
     "whisper-dynamo-18-float32": (2, 0, 0),  # cross-attention stays
     "bloom-dynamo-18-float32": (0, 0, 0),  # ALiBi
 }
-
-
-@pytest.fixture(scope="module")
-def operated(tiny_export, tmp_path_factory) -> Path:
-    """tiny-qwen's surgery with the third form, each pass checked."""
-    out = tmp_path_factory.mktemp("surgery")
-    arguments = [str(tiny_export / "model.onnx"), "--out", str(out), "--capacity", str(CAPACITY), "--onnxruntime", "--verify"]
-    assert surgery(arguments) == 0
-    return out
 
 
 def counts(model: onnx.ModelProto) -> tuple[int, ...]:
@@ -75,8 +66,8 @@ def test_other_families_and_exporters(tmp_path, name):
     assert len(stays) == (name.startswith(("bloom", "gemma3")))
 
 
-def test_nothing_is_transposed_and_one_table_serves_all_layers(operated):
-    model = load_graph(operated / OWN_OPERATORS)
+def test_nothing_is_transposed_and_one_table_serves_all_layers(tiny_own):
+    model = load_graph(tiny_own / OWN_OPERATORS)
     ops = Counter(node.op_type for node in model.graph.node)
     assert counts(model) == (4, 8, 4)
     gone = ("Transpose", "Split", "TensorScatter", "RotaryEmbedding", "Attention", "Cos", "Pow", "Swish")
@@ -90,15 +81,15 @@ def test_nothing_is_transposed_and_one_table_serves_all_layers(operated):
     assert find_signature(model).static
 
 
-def test_each_pass_is_verified(operated):
-    passes = json.loads((operated / "report.json").read_text())["passes"]
+def test_each_pass_is_verified(tiny_own):
+    passes = json.loads((tiny_own / "report.json").read_text())["passes"]
     verdicts = {each["name"]: (each["matches"], each["verdict"]) for each in passes}
     for name, matches in {"group_query_attention": 4, "skip_norm": 8, "quick_gelu": 4, "bias_apart": 4}.items():
         assert verdicts[name][0] == matches
         assert verdicts[name][1]["error"] < 1e-5
 
 
-def test_a_pass_that_is_wrong_is_found(operated, monkeypatch):
+def test_a_pass_that_is_wrong_is_found(tiny_own, monkeypatch):
     """With another scale the graph computes something else, and the check says so."""
     append = group_query_attention.append
     monkeypatch.setattr(
@@ -106,17 +97,17 @@ def test_a_pass_that_is_wrong_is_found(operated, monkeypatch):
         "append",
         lambda *given: append(*given[:-1], given[-1] | {"scale": 1.1 * given[-1]["scale"]}),
     )
-    portable = files.read(operated / "model.onnx")
+    portable = files.read(tiny_own / "model.onnx")
     plan = make_plan("static", CAPACITY, "all", onnxruntime=True)
     check = verify.Verifier(files.to_model(portable), portable.signature, portable.root, NO_ALPHAS)
     with pytest.raises(verify.Difference, match="group_query_attention: changes"):
         lower(portable, plan.for_onnxruntime, Report(), check)
 
 
-def test_it_decodes_what_the_portable_graph_has_read(operated):
+def test_it_decodes_what_the_portable_graph_has_read(tiny_own):
     """As text is generated on CUDA: prompts in the one, ragged steps of a token in the other, over the same caches."""
-    portable = open_graph(operated / "model.onnx")
-    own = open_session(load_graph(operated / OWN_OPERATORS), weights_root(operated / "model.onnx"), "own")
+    portable = open_graph(tiny_own / "model.onnx")
+    own = open_session(load_graph(tiny_own / OWN_OPERATORS), weights_root(tiny_own / "model.onnx"), "own")
     random, lengths = np.random.default_rng(0), np.array([7, 3, 5])
     tokens = random.integers(5, portable.vocab, (3, 12))
     found = []
@@ -132,8 +123,8 @@ def test_it_decodes_what_the_portable_graph_has_read(operated):
     assert np.abs(found[0]).max() > 1
 
 
-def test_another_capacity_has_tables_of_its_own(operated, tmp_path):
-    change_capacity([str(operated), "--capacity", "48", "--out", str(tmp_path)])
+def test_another_capacity_has_tables_of_its_own(tiny_own, tmp_path):
+    change_capacity([str(tiny_own), "--capacity", "48", "--out", str(tmp_path)])
     model = load_graph(tmp_path / OWN_OPERATORS)
     assert counts(model) == (4, 8, 4)
     tables = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer if tensor.name.startswith("rotary/")}

@@ -125,7 +125,8 @@ def test_whispers_numbers_are_transformers(shared):
 
 
 HALVES = [("qwen3", "bfloat16")]  # looked at in every run of the tests
-IN_EACH_RUN = [(name, "float32") for name in FAMILIES if name != "decicoder"] + HALVES  # it is one more LLaMA
+ALIKE = ("qwen2", "decicoder", "opt", "gptbigcode")  # LLaMA and GPT-2 once more
+IN_EACH_RUN = [(name, "float32") for name in FAMILIES if name not in ALIKE] + HALVES
 TYPED = [
     pytest.param(name, dtype, marks=[] if (name, dtype) in IN_EACH_RUN else [pytest.mark.every])
     for name in FAMILIES
