@@ -84,7 +84,7 @@ class Verifier:
 
     def restart(self, graph: Graph) -> None:
         """Compares what follows with this graph: what quantising changes is no pass's error."""
-        self.read = self.source = self.before = State.of(graph)
+        self.read = self.source = self.before = State.of(graph, self.alphas)
 
     def __call__(self, name: str, graph: Graph) -> Verdict:
         after = State.of(graph, self.alphas)

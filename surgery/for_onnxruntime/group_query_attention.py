@@ -16,11 +16,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from surgery.for_onnxruntime.nodes import append
-from surgery.for_onnxruntime.rotary_tables import rotary_tables
+from surgery.for_onnxruntime.rotary_tables import Tables, rotary_tables
 from surgery.graph import Graph, need, onnx_type, producer, rank, static_dim
+from surgery.passes.packed_heads import HEADS_FIRST
 from surgery.probe import evaluate, probes
 
-HEADS_FIRST = [0, 2, 1, 3]
 INT32 = 6
 ROWS = [0, 0, -1]
 
@@ -29,7 +29,7 @@ ROWS = [0, 0, -1]
 class Shared:
     """What layers have in common, by what it was made from."""
 
-    tables: dict[tuple[int, ...], tuple[gs.Constant, gs.Constant]] = field(default_factory=dict)
+    tables: dict[tuple[int, ...], Tables] = field(default_factory=dict)
     lengths: dict[int, tuple[gs.Tensor, gs.Tensor]] = field(default_factory=dict)
 
 
