@@ -4,17 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import onnx
-import onnxruntime as ort
 import torch
 from torch import Tensor
 
 from benchmarks.gpu_torch import Caches
 from contracts.signature import Signature, find_signature, ntk_alpha
 from contracts.weights import weights_root
+from runtime.bound import ONNX_TYPES, Binding
 from runtime.graphs import cuda_session, fast_session
 
-ONNX_TYPES = {torch.float16: 10, torch.bfloat16: 16, torch.float32: 1, torch.int64: 7}
-TORCH_TYPES = {number: dtype for dtype, number in ONNX_TYPES.items()}
+FLOATS = {ONNX_TYPES[dtype]: dtype for dtype in (torch.float16, torch.bfloat16, torch.float32)}
 
 
 class OnnxRun:
@@ -30,7 +29,7 @@ class OnnxRun:
         self.proto = onnx.load(model, load_external_data=False)
         self.signature: Signature = find_signature(self.proto, model)
         self.vocab = next(v for v in self.proto.graph.output if v.name == "logits").type.tensor_type.shape.dim[-1].dim_value
-        self.dtype = TORCH_TYPES[self.signature.dtype]
+        self.dtype = FLOATS[self.signature.dtype]
         self.session, self.sizes = None, None
         self.buffers: dict[str, Tensor] = {}
 
@@ -61,24 +60,21 @@ class OnnxRun:
         else:
             inputs[self.signature.mask] = torch.ones(batch, context + steps, dtype=torch.int64, device=self.device)
 
-        binding = self.session.io_binding()
-        used = {value.name for value in self.session.get_inputs()}
+        binding = Binding(self.session)
         for name, tensor in inputs.items():
-            if name in used:
-                self._bind(binding.bind_input, name, self._buffer(name, tensor.shape, tensor.dtype).copy_(tensor))
+            if binding.takes(name):
+                binding.input(name, self._buffer(name, tensor.shape, tensor.dtype, binding.device(name)).copy_(tensor))
         logits = self._buffer("logits", (batch, 1 if self.signature.last_only else steps, self.vocab), self.dtype)
-        self._bind(binding.bind_output, "logits", logits)
+        binding.output("logits", logits)
         self._bind_caches(binding, batch, steps, context, caches)
 
         def step() -> Tensor:
-            self.session.run_with_iobinding(binding)
+            binding.run()
             return logits
 
-        if self.device == "cuda":
-            torch.cuda.synchronize()  # what torch wrote must be there before onnxruntime's own stream reads it
         return step
 
-    def _bind_caches(self, binding: ort.IOBinding, batch: int, steps: int, context: int, caches: Caches | None) -> None:
+    def _bind_caches(self, binding: Binding, batch: int, steps: int, context: int, caches: Caches | None) -> None:
         heads, width = self.signature.kv_heads, self.signature.head_dim
         static = self.signature.static
         for cache in self.signature.caches:
@@ -89,25 +85,20 @@ class OnnxRun:
                 past[:, :, :context].copy_(key if cache.role == "key" else value)
             elif not static or context:
                 past.normal_()
-            self._bind(binding.bind_input, cache.past, past)
+            binding.input(cache.past, past)
             if static:
-                self._bind(binding.bind_output, cache.present, past)
+                binding.output(cache.present, past)
             else:
                 grown = self._buffer(cache.present, (batch, heads, context + steps, width), self.dtype)
-                self._bind(binding.bind_output, cache.present, grown)
+                binding.output(cache.present, grown)
 
-    def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: str | None = None) -> Tensor:
         """Memory that stays where it is while its size does: a captured CUDA graph remembers addresses."""
         known = self.buffers.get(name)
         if known is None or known.shape != torch.Size(shape):
             self.buffers.pop(name, None)
-            self.buffers[name] = torch.zeros(shape, dtype=dtype, device=self.device)
+            self.buffers[name] = torch.zeros(shape, dtype=dtype, device=device or self.device)
         return self.buffers[name]
-
-    def _bind(self, bind: Callable, name: str, tensor: Tensor) -> None:
-        # an empty tensor has no address, but onnxruntime wants one
-        address = tensor.data_ptr() or self._buffer("nothing", (1,), torch.int64).data_ptr()
-        bind(name, self.device, 0, ONNX_TYPES[tensor.dtype], list(tensor.shape), address)
 
     def _open(self, batch: int, steps: int) -> None:
         sizes = (batch, steps) if self.cuda_graph else ()

@@ -4,6 +4,8 @@ A static cache is one buffer for both its ends, so a step copies none of it. A c
 which is why a decoding step's buffers are kept from step to step.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import onnxruntime as ort
 import torch
@@ -29,6 +31,55 @@ ONNX_TYPES = {
     torch.int8: 3,
     torch.float8_e4m3fn: 17,
 }
+
+
+class Binding:
+    """Inputs and outputs of a session, bound to memory that stays where it is.
+
+    onnxruntime decides where a session reads each input: on CUDA, what arithmetic on shapes takes is wanted on the CPU.
+    IOBinding copies an input that lies elsewhere when it is bound, and what is written to it later is never seen. So an
+    input that a step writes is made on `device(name)`, and whatever lies elsewhere is bound again before each run. (That
+    moves the copy: a graph whose steps are captured must find its inputs where it reads them.) An output that lies
+    elsewhere needs nothing: onnxruntime copies it after each run.
+    """
+
+    def __init__(self, session: ort.InferenceSession):
+        self.session, self.binding = session, session.io_binding()
+        read = zip(session.get_inputs(), session.get_input_memory_infos())
+        self.read_on = {value.name: info.name.lower() for value, info in read}  # "cpu", "cuda", ...
+        self.memory: dict[str, torch.Tensor] = {}  # lives as long as its address is known to the session
+        self.elsewhere: dict[str, torch.Tensor] = {}
+        self.on_gpu = False
+
+    def takes(self, name: str) -> bool:
+        return name in self.read_on
+
+    def device(self, name: str) -> str:
+        """Where memory for an input is best: "cuda" or "cpu"."""
+        return "cuda" if self.read_on[name] == "cuda" else "cpu"
+
+    def input(self, name: str, tensor: torch.Tensor) -> None:
+        self._bind(self.binding.bind_input, name, tensor)
+        if tensor.device.type != self.read_on[name]:
+            self.elsewhere[name] = tensor
+
+    def output(self, name: str, tensor: torch.Tensor) -> None:
+        self._bind(self.binding.bind_output, name, tensor)
+
+    def run(self) -> None:
+        """Computes with what the inputs' memory holds now."""
+        if self.on_gpu:
+            torch.cuda.synchronize()  # what torch wrote must be there before onnxruntime's own stream reads it
+        for name, tensor in self.elsewhere.items():
+            self._bind(self.binding.bind_input, name, tensor)
+        self.session.run_with_iobinding(self.binding)
+
+    def _bind(self, bind: Callable, name: str, tensor: torch.Tensor) -> None:
+        assert tensor.is_contiguous()
+        self.memory[name] = tensor if tensor.numel() else tensor.new_empty(1)  # onnxruntime wants an address of nothing, too
+        self.on_gpu |= tensor.device.type == "cuda"
+        address = self.memory[name].data_ptr()
+        bind(name, tensor.device.type, tensor.device.index or 0, ONNX_TYPES[tensor.dtype], list(tensor.shape), address)
 
 
 class BoundSession:
@@ -65,39 +116,29 @@ class Step:
 
     def __init__(self, bound: BoundSession, feeds: dict[str, np.ndarray], width: int, rows: slice):
         decodes = width == 1 and len(range(*rows.indices(bound.batch))) == bound.batch
-        self.session, self.device = bound.decoding if decodes else bound.session, bound.device
-        self.binding = self.session.io_binding()
+        self.binding = Binding(bound.decoding if decodes else bound.session)
         self.buffers = {}
-        taken = {value.name for value in self.session.get_inputs()}
-        for name, value in feeds.items():
-            if name not in taken:
-                continue
-            dtype = TORCH_TYPES[bound.inputs[name].type]
-            self.buffers[name] = torch.empty(value.shape, dtype=dtype, device=self.device)
-            self._bind(self.binding.bind_input, name, self.buffers[name])
+        for name in filter(self.binding.takes, feeds):
+            dtype, device = TORCH_TYPES[bound.inputs[name].type], self.binding.device(name)
+            self.buffers[name] = torch.empty(feeds[name].shape, dtype=dtype, device=device)
+            self.binding.input(name, self.buffers[name])
         for cache in bound.signature.caches:
             buffer = bound.caches[cache.past][rows]
-            self._bind(self.binding.bind_input, cache.past, buffer)
-            self._bind(self.binding.bind_output, cache.present, buffer)
+            self.binding.input(cache.past, buffer)
+            self.binding.output(cache.present, buffer)
         for name, buffer in bound.crossed.items():
-            self._bind(self.binding.bind_input, name, buffer[rows])
+            self.binding.input(name, buffer[rows])
         batch = len(feeds[bound.signature.tokens])
         places = 1 if bound.signature.last_only else width
         shape = (batch, places, bound.logits.shape[-1])
-        self.logits = torch.empty(shape, dtype=TORCH_TYPES[bound.logits.type], device=self.device)
-        self._bind(self.binding.bind_output, bound.signature.logits, self.logits)
+        self.logits = torch.empty(shape, dtype=TORCH_TYPES[bound.logits.type], device=bound.device)
+        self.binding.output(bound.signature.logits, self.logits)
 
     def run(self, feeds: dict[str, np.ndarray]) -> torch.Tensor:
         for name, buffer in self.buffers.items():
             buffer.copy_(torch.from_numpy(np.ascontiguousarray(feeds[name])))
-        if self.device != "cpu":
-            torch.cuda.synchronize()  # what torch wrote must be there before onnxruntime's own stream reads it
-        self.session.run_with_iobinding(self.binding)
+        self.binding.run()
         return self.logits
-
-    def _bind(self, bind, name: str, tensor: torch.Tensor) -> None:
-        assert tensor.is_contiguous()
-        bind(name, self.device, 0, ONNX_TYPES[tensor.dtype], list(tensor.shape), tensor.data_ptr())
 
 
 class CopyingSession:

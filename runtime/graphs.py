@@ -171,14 +171,16 @@ def fast_session(model: onnx.ModelProto, root: Path, name: str, device: str) -> 
 
 def captured_session(model: onnx.ModelProto, root: Path, name: str, batch: int) -> ort.InferenceSession | None:
     """A CUDA session for steps of one token for each of `batch` sequences, which onnxruntime captures as a CUDA graph and
-    replays. It holds the weights a second time. None where the GPU's memory does not, or the graph cannot be captured."""
+    replays. It holds the weights a second time. None where the GPU's memory does not, or the graph cannot be captured: what
+    the CPU computes of an input is not replayed."""
     free, _ = torch.cuda.mem_get_info()
     if free < HEADROOM * weight_bytes(model):
         return None
     try:
-        return cuda_session(model, root, name, captured=(batch, 1))
+        session = cuda_session(model, root, name, captured=(batch, 1))
     except UserError:  # a node that only the CPU can run
         return None
+    return session if all(info.name == "Cuda" for info in session.get_input_memory_infos()) else None
 
 
 def cuda_session(
