@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks import gpu_steps
 from benchmarks.processes import measure
 from models import open_checkpoint
 from models.random_checkpoint import write
+from runtime import bound
 
 pytestmark = pytest.mark.benchmarks
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,6 +145,37 @@ def test_gpu_decode_times_nothing_that_is_wrong(graphs, tmp_path):
     done = decode(graphs, tmp_path / "other", "--own-weights", "--runs", "surgered", "--out", out)
     assert done.returncode == 1
     assert all(r["ms"] is None and r["note"].startswith("wrong") for r in json.loads(out.read_text())["results"])
+
+
+@pytest.fixture(scope="module")
+def steps(config, tmp_path_factory) -> list[object]:
+    """The arguments of gpu_steps, whose stages' files lie in a folder of its own."""
+    size = ["--config", config, "--dtype", "float32", "--layers", 2, "--chunk", 8, "--tokens", 10, "--device", "cpu"]
+    return [*size, "--work", tmp_path_factory.mktemp("steps")]
+
+
+def test_gpu_steps(steps):
+    lines = python("-m", "benchmarks.gpu_steps", *steps).splitlines()
+    judged = [line.split(": ")[0] for line in lines if line.startswith(("right", "WRONG"))]
+    sequence = len(gpu_steps.script(8)) + 1
+    assert judged == ["right  two sessions"] * sequence + ["right  one session"] * sequence + ["right  generate"] * 8
+    assert "decoding steps in" in lines[-1]
+
+
+def test_gpu_steps_finds_a_step_that_reads_what_an_earlier_one_was_given(steps, monkeypatch, capsys):
+    """The places to write to stay those of the first step of its kind."""
+    given = bound.Step.run
+
+    def stale(step: bound.Step, feeds: dict) -> torch.Tensor:
+        step.places = getattr(step, "places", feeds["write_indices"])
+        return given(step, feeds | {"write_indices": step.places})
+
+    monkeypatch.setattr(bound.Step, "run", stale)
+    assert gpu_steps.main([str(argument) for argument in steps]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("WRONG  one session: second chunk") for line in lines)
+    assert any(line.startswith("WRONG  generate") for line in lines)
+    assert "decoding steps in" not in lines[-1]  # nothing wrong is timed
 
 
 def test_export_depth(config, tmp_path):
