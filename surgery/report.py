@@ -11,6 +11,7 @@ from contracts.signature import Signature
 from surgery.graph import Graph, NearMiss
 
 LEFT_DECOMPOSED = ("Softmax", "ReduceMean", "Sigmoid", "Erf", "Tanh")  # what fused forms are made of
+NOT_FOR_TENSORRT = ("Attention",)  # what no lowered graph should hold
 TABLES = ("Cos", "Cast", "Concat", "Expand", "Gather", "Identity", "Mul", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
           "Unsqueeze")  # fmt: skip
 UNKNOWN_FORM = "no pass knows this form"
@@ -79,6 +80,14 @@ class Report:
             if (reason := reasons.get(node.outputs[0].name, ("", _why(node)) if _unfused(node) else None))
         ]
         self.unfused.sort(key=lambda each: each["pass"] != "static_cache")  # a cache that is copied costs the most
+
+    def not_lowered(self, graph: Graph, passes: int) -> list[str]:
+        """What the last `passes` passes left as it is though TensorRT reads it wrongly or not at all, and why."""
+        reasons: dict[str, str] = {}
+        for each in self.passes[len(self.passes) - passes :]:
+            reasons |= {miss.tensor: f"{each.name}: {miss.reason}" for miss in reversed(each.near_misses)}
+        left = [node for node in graph.gs.nodes if node.op in NOT_FOR_TENSORRT and node.outputs[0].name in reasons]
+        return [f"not lowered: {node.op} at {node.name} ({reasons[node.outputs[0].name]})" for node in left]
 
     def as_json(self) -> dict:
         return asdict(self)
