@@ -27,8 +27,18 @@ from contracts.signature import WRITE_INDICES, Cache
 from surgery.graph import Graph, NoMatch, consumers, need, onnx_type, rank, static_dim, through
 from surgery.masks import Mask, recognise
 from surgery.positions import Positions, find_positions, known_positions
+from surgery.rows import of_tokens
 from surgery.slots import all_slots, causal_bias, own_slots, step_bias
 
+MASKED = (
+    "Q",
+    "K",
+    "V",
+    "attn_mask",
+    "scale",
+    "softcap",
+    "softmax_precision",
+)  # an Attention over rank 4 with a mask of its own
 INPUT = "a graph input"  # a mask that says for itself what is hidden
 
 
@@ -60,6 +70,10 @@ def run(graph: Graph, capacity: int) -> int:
     if missing:
         readers = [node for name in missing for node in graph.input(name).outputs[:1]]
         return graph.match(_refuse, [node for node in readers if not node.domain])  # others have said why they stay
+    attentions = {id(node): node for each in growing for node, kind in each.attentions if kind is not INPUT}.values()
+    steps = of_tokens(graph, [node.inputs[0] for node in attentions])
+    if graph.match(lambda graph, node: _has_rows(node, steps), attentions) < len(attentions):
+        return 0
     positions: list[Positions] = []
     logits = next(output for output in graph.gs.outputs if output.inputs).inputs[0]
     if not graph.match(lambda graph, node: _free_of_lengths(graph, growing, positions), [logits]):
@@ -69,6 +83,11 @@ def run(graph: Graph, capacity: int) -> int:
         graph.notes.append(f"the cache has {known:,} slots, not {capacity:,}: {where} knows no more positions")
     _make_static(graph, growing, positions, min(known, capacity))
     return len(growing)
+
+
+def _has_rows(attention: gs.Node, steps: set[int]) -> bool:
+    need(id(attention.inputs[0]) in steps, "the rows of its query cannot be shown to be the step's tokens")
+    return True
 
 
 def _refuse(graph: Graph, consumer: gs.Node) -> bool:
@@ -106,6 +125,7 @@ def _growing(graph: Graph, concat: gs.Node, masks: dict[int, Mask | str]) -> lis
     for attention in attentions:
         need(not any(not tensor.is_empty() for tensor in attention.inputs[4:]), "the Attention has a cache of its own")
         need(not attention.attrs.get("is_causal"), "the Attention is causal by itself, counted from the first slot")
+        graph.need_known(attention, *MASKED)
         mask = attention.inputs[3] if len(attention.inputs) > 3 else None
         need(mask is not None, "attention over the cache is not masked, so it is not causal")
         if id(mask) not in masks:
