@@ -42,6 +42,7 @@ ACCOUNTED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(BINARY, ("A", "B", "X", "Y", "input", "shape")),
     "Attention": ATTENTION,
     "Cast": ("input", "to"),
+    "Clip": ("input", "min", "max"),
     "Concat": ("inputs", "axis"),
     "Constant": ("value", "value_float", "value_floats", "value_int", "value_ints"),
     "ConstantOfShape": ("input", "value"),

@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 from rich.table import Table
 
 from contracts.signature import Signature
+from contracts.traits import ACCOUNTED, STANDARD
 from surgery.graph import Graph, NearMiss
 
 LEFT_DECOMPOSED = ("Softmax", "ReduceMean", "Sigmoid", "Erf", "Tanh")  # what fused forms are made of
@@ -77,7 +78,7 @@ class Report:
         self.unfused = [
             {"node": node.name, "op": node.op, "pass": reason[0], "reason": reason[1]}
             for node in graph.gs.nodes
-            if (reason := reasons.get(node.outputs[0].name, ("", _why(node)) if _unfused(node) else None))
+            if (reason := reasons.get(node.outputs[0].name, _untaken(graph, node)))
         ]
         self.unfused.sort(key=lambda each: each["pass"] != "static_cache")  # a cache that is copied costs the most
 
@@ -121,6 +122,14 @@ class Report:
         for op in sorted(ops, key=lambda op: (-abs(first.get(op, 0) - last.get(op, 0)), op)):
             table.add_row(op, *(str(counts.get(op, "·")) for counts in self.ops.values()))
         return table
+
+
+def _untaken(graph: Graph, node: gs.Node) -> tuple[str, str] | None:
+    """Why a node that no pass nearly matched is none of a fused form, where it looks like one."""
+    beyond = graph.beyond(node) if node.op in ACCOUNTED and node.domain in STANDARD else None
+    if beyond is not None:
+        return "", f"{beyond} is not accounted for"
+    return ("", _why(node)) if _unfused(node) else None
 
 
 def _unfused(node: gs.Node) -> bool:

@@ -87,3 +87,20 @@ def test_rows_of_other_kinds(query, mask, heads, static, tmp_path):
         found = errors(source, files.to_model(portable), tokens)
         assert len(found) == (6 if tokens == 3 else 4)
         assert max(found) < 1e-5
+
+
+def test_a_cache_that_an_unknown_attention_reads_keeps_growing(tmp_path):
+    """Its scores are an output: over a static cache they would be others."""
+    onnx.save(grouped_rows.decoder("tokens"), tmp_path / "model.onnx")
+    portable, _, _ = operate(files.read(tmp_path / "model.onnx"), make_plan("growing", CAPACITY, "all"))
+    model = files.to_model(portable)
+    (attention,) = [node for node in model.graph.node if node.op_type == "Attention"]
+    second = onnx.helper.make_node("Attention", attention.input[:4], ["again", "", "", "scores"], name="second")
+    second.attribute.extend(attention.attribute)
+    model.graph.node.extend([second, onnx.helper.make_node("Flatten", ["scores"], ["all_scores"])])
+    model.graph.output.append(onnx.helper.make_tensor_value_info("all_scores", onnx.TensorProto.FLOAT, [None] * 2))
+    onnx.save(model, tmp_path / "model.onnx")
+    portable, _, report = operate(files.read(tmp_path / "model.onnx"), make_plan("static", CAPACITY, "all"))
+    assert not portable.nodes("TensorScatter")
+    assert any("not by Attention alone" in line for line in report.lines())
+    assert any("its output qk_matmul_output is not accounted for" in line for line in report.lines())

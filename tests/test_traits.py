@@ -150,8 +150,9 @@ def test_the_last_token_is_not_looked_up_above_a_product_that_mixes_rows():
 
 def test_an_operator_of_another_domain_is_run_as_it_is():
     """constants folds what onnxruntime runs, and leaves what it does not know."""
-    graph = graph_of("() => (float[1] y) <float[1] c = {1.0}> { a = com.bogus.Neg(c)  y = Neg(a) }")
-    assert constants.run(graph) == 0
+    for node in ("com.bogus.Neg(c)", "Neg<odd = 1>(c)"):
+        graph = graph_of(f"() => (float[1] y) <float[1] c = {{1.0}}> {{ a = {node}  y = Neg(a) }}")
+        assert constants.run(graph) == 0
     graph = graph_of("() => (float[1] y) <float[1] c = {1.0}> { a = Neg(c)  b = Neg(a)  y = Sqrt(b) }")
     constants.run(graph)
     assert ort.InferenceSession(files.to_model(graph).SerializeToString()).run(None, {})[0] == 1

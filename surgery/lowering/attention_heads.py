@@ -10,6 +10,8 @@ import onnx_graphsurgeon as gs
 from surgery.graph import Graph, need, onnx_type, rank, static_dim
 from surgery.passes.packed_heads import HEADS_FIRST
 
+COUNTS = ("q_num_heads", "kv_num_heads")
+
 
 def run(graph: Graph) -> int:
     return graph.match(_apart, graph.nodes("Attention"))
@@ -18,12 +20,13 @@ def run(graph: Graph) -> int:
 def _apart(graph: Graph, attention: gs.Node) -> bool:
     if rank(attention.inputs[0]) != 3:
         return False
-    heads, kv_heads = (attention.attrs.pop(name, 0) for name in ("q_num_heads", "kv_num_heads"))
+    heads, kv_heads = (attention.attrs.get(name, 0) for name in COUNTS)
     need(heads and kv_heads, "its numbers of heads are not given")
     result, values = attention.outputs[0], attention.inputs[2]
     rows, sizes = list(attention.inputs[0].shape[:2]), [static_dim(values, 2), kv_heads]
     need(sizes[0], "the size of its values is not known")
     value_dim = sizes[0] // kv_heads
+    attention.attrs = {name: given for name, given in attention.attrs.items() if name not in COUNTS}
     for index, count in enumerate((heads, kv_heads, kv_heads)):
         attention.inputs[index] = _heads_first(graph, attention.inputs[index], count, f"{attention.name}/{'qkv'[index]}")
     context = gs.Variable(graph.unique(f"{attention.name}/heads"), onnx_type(result), [rows[0], heads, rows[1], value_dim])

@@ -22,7 +22,7 @@ import onnx_graphsurgeon as gs
 from surgery.graph import Graph, is_half, need, onnx_type, producer, rank, static_dim
 from surgery.lowering.attention_bias import Masks, bias
 
-KNOWN = ("Q", "K", "V", "attn_mask", "nonpad_kv_seqlen", "scale", "is_causal", "softmax_precision")
+KNOWN = ("Q", "K", "V", "attn_mask", "nonpad_kv_seqlen", "scale", "is_causal", "softmax_precision", "qk_matmul_output_mode")
 
 
 def run(graph: Graph, lengths: bool = False) -> int:
@@ -34,7 +34,8 @@ def _lower(graph: Graph, attention: gs.Node, masks: Masks, lengths: bool) -> boo
     graph.need_known(attention, *KNOWN)
     query, keys, values = attention.inputs[:3]
     need(rank(query) == 4, f"its query has rank {rank(query)}")
-    need(not attention.attrs.get("softmax_precision", 0) or not is_half(query), "its softmax has a precision of its own")
+    precision = attention.attrs.get("softmax_precision", 0) or onnx_type(query)
+    need(precision == onnx_type(query) or not is_half(query), "its softmax has a precision of its own")
     valid = attention.inputs[6] if len(attention.inputs) > 6 else None
     if lengths and valid is not None:
         need(attention.inputs[3].is_empty() and attention.attrs.get("is_causal"), "a mask applies beside the valid length")

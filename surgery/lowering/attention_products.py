@@ -13,7 +13,8 @@ from surgery.graph import Graph, need, onnx_type, rank, static_dim
 from surgery.lowering.attention_bias import Masks, bias
 from surgery.lowering.attention_mask import scale_of, scaled
 
-KNOWN = ("Q", "K", "V", "attn_mask", "nonpad_kv_seqlen", "scale", "is_causal", "softcap", "softmax_precision")
+KNOWN = ("Q", "K", "V", "attn_mask", "nonpad_kv_seqlen", "scale",
+         "is_causal", "softcap", "softmax_precision", "qk_matmul_output_mode")  # fmt: skip
 
 
 def run(graph: Graph) -> int:

@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 import onnxruntime as ort
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
+from contracts.traits import traits
 from surgery.files import sort
 from surgery.graph import SMALL, Graph, need, onnx_type, operands, producer, rank
 
@@ -100,7 +101,9 @@ def _fold(graph: Graph) -> int:
 
 def _foldable(node: gs.Node) -> bool:
     subgraphs = any(isinstance(value, gs.Graph) for value in node.attrs.values())
-    return node.op not in (*GROWING, *QUANTISED, *RANDOM) and not node.domain and not subgraphs
+    if node.domain or (trait := traits(node.op)) is None or not node.attrs.keys() <= trait.attributes.keys():
+        return False  # onnxruntime runs nothing else
+    return node.op not in (*GROWING, *QUANTISED, *RANDOM) and not subgraphs
 
 
 def _small(graph: Graph, tensor: gs.Tensor) -> bool:

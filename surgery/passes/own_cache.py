@@ -16,7 +16,7 @@ from surgery.slots import HIDDEN
 
 BOOL = 9
 KNOWN = ("Q", "K", "V", "attn_mask", "past_key", "past_value", "present_key", "present_value", "scale", "is_causal", "softcap",
-         "softmax_precision", "q_num_heads", "kv_num_heads")  # fmt: skip
+         "softmax_precision", "qk_matmul_output_mode", "q_num_heads", "kv_num_heads")  # fmt: skip
 
 
 def run(graph: Graph) -> int:

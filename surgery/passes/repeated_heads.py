@@ -9,7 +9,8 @@ import onnx_graphsurgeon as gs
 
 from surgery.graph import Graph, need, producer, rank, static_dim
 
-KNOWN = ("Q", "K", "V", "attn_mask", "nonpad_kv_seqlen", "scale", "is_causal", "softcap", "softmax_precision")
+KNOWN = ("Q", "K", "V", "attn_mask", "nonpad_kv_seqlen", "scale",
+         "is_causal", "softcap", "softmax_precision", "qk_matmul_output_mode")  # fmt: skip
 
 
 def run(graph: Graph) -> int:

@@ -16,7 +16,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from contracts.signature import Cache
-from surgery.graph import Graph, NoMatch, need, onnx_type, producer, rank, static_dim, through
+from surgery.graph import Graph, NoMatch, need, onnx_type, op_of, producer, rank, static_dim, through
 from surgery.masks import BOOL, FAR_BELOW
 from surgery.passes.own_cache import causal
 from surgery.passes.static_cache import MASKED
@@ -53,6 +53,11 @@ def run(graph: Graph) -> int:
         return 0
     keys = {id(each.present) for each in found}
     attentions = [node for node in graph.nodes("Attention") if id(node.inputs[1]) in keys]
+    known = {id(node) for node in attentions}
+    others = [node for each in found for node in each.present.outputs if id(node) not in known and op_of(node) != "Shape"]
+    if others:
+        graph.match(_refuse, others)
+        return 0
     steps = of_tokens(graph, [node.inputs[0] for node in attentions])
     if graph.match(lambda graph, node: _is_causal(graph, node, found[0].past, steps), attentions) < len(attentions):
         return 0
@@ -95,6 +100,10 @@ def _writes(
     feeds = _feeds(graph, rows, tokens, full, {past.name: before})
     values = evaluate(graph, [present], feeds, {update.name: (update, new.transpose(np.argsort(perm)))})
     return values is not None and np.array_equal(values[0], expected)
+
+
+def _refuse(graph: Graph, reader: gs.Node) -> bool:
+    raise NoMatch("it reads a static cache that a scatter writes, and is no Attention whose keys are one")
 
 
 def _is_causal(graph: Graph, attention: gs.Node, past: gs.Variable, steps: set[int]) -> bool:

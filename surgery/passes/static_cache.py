@@ -24,21 +24,14 @@ import onnx_graphsurgeon as gs
 
 from contracts.layout import PLACED
 from contracts.signature import WRITE_INDICES, Cache
-from surgery.graph import Graph, NoMatch, consumers, need, onnx_type, rank, static_dim, through
+from surgery.graph import Graph, NoMatch, consumers, need, onnx_type, op_of, rank, static_dim, through
 from surgery.masks import Mask, recognise
 from surgery.positions import Positions, find_positions, known_positions
 from surgery.rows import of_tokens
 from surgery.slots import all_slots, causal_bias, own_slots, step_bias
 
-MASKED = (
-    "Q",
-    "K",
-    "V",
-    "attn_mask",
-    "scale",
-    "softcap",
-    "softmax_precision",
-)  # an Attention over rank 4 with a mask of its own
+# of an Attention over rank 4 with a mask of its own
+MASKED = ("Q", "K", "V", "attn_mask", "scale", "softcap", "softmax_precision", "qk_matmul_output_mode")
 INPUT = "a graph input"  # a mask that says for itself what is hidden
 
 
@@ -113,10 +106,10 @@ def _growing(graph: Graph, concat: gs.Node, masks: dict[int, Mask | str]) -> lis
             None in (joined, cached) or joined == cached,
             f"what is joined to the cache has {joined} on axis {axis}, the cache {cached}",
         )
-    others = [node.op for node in past.outputs if node is not concat and node.op != "Shape"]
+    others = [node.op for node in past.outputs if node is not concat and op_of(node) != "Shape"]
     need(not others, f"the cache is also read by {', '.join(others)}")
     attentions = consumers(present, "Attention")
-    others = [node.op for node in present.outputs if node.op not in ("Attention", "Shape")]
+    others = [node.op for node in present.outputs if op_of(node) not in ("Attention", "Shape")]
     need(
         attentions and not others,
         f"the grown cache is read by {', '.join(others) or 'nothing'}, not by Attention alone",
