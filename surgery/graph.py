@@ -14,6 +14,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.util.misc import SynchronizedList
 
 from contracts.signature import Signature
+from contracts.traits import STANDARD, unaccounted
 
 
 def _remove_from_elem(nodes: SynchronizedList, tensor: gs.Tensor) -> None:
@@ -69,9 +70,34 @@ class Graph:
 
     # --- finding ---------------------------------------------------------------------------------------------------
 
-    def nodes(self, *ops: str) -> list[gs.Node]:
-        """The nodes of these ops (any domain), in graph order."""
-        return [node for node in self.gs.nodes if node.op in ops]
+    def nodes(self, *ops: str, domain: str = "") -> list[gs.Node]:
+        """The nodes of these ops of a domain (""; the standard's), in graph order. One that has more than passes account
+        for is not among them, and is a near miss."""
+        found = []
+        for node in self.gs.nodes:
+            if node.op in ops and _domain(node) == domain:
+                beyond = self.beyond(node)
+                if beyond is None:
+                    found.append(node)
+                else:
+                    self._miss(node, f"{beyond} is not accounted for")
+        return found
+
+    def beyond(self, node: gs.Node, known: Iterable[str] | None = None) -> str | None:
+        """What of its inputs, attributes and used outputs is not among the names `known` (None: what any pass takes)."""
+        outputs = [bool(tensor.outputs) or self.is_output(tensor) for tensor in node.outputs]
+        return _beyond(node, outputs, known)
+
+    def need_known(self, node: gs.Node, *known: str) -> None:
+        """Ends the current match unless all that the node has is among these names of inputs, attributes and outputs (the
+        first output needs none)."""
+        beyond = self.beyond(node, known)
+        need(beyond is None, f"{beyond} is not accounted for")
+
+    def _miss(self, node: gs.Node, reason: str) -> None:
+        miss = NearMiss(node.name, node.op, reason, node.outputs[0].name if node.outputs else "")
+        if miss not in self.near_misses:
+            self.near_misses.append(miss)
 
     def match(self, rewrite: Callable[["Graph", gs.Node], bool | None], candidates: Iterable[gs.Node]) -> int:
         """Calls `rewrite(graph, node)` for each candidate; returns how often it said True.
@@ -190,22 +216,42 @@ def _inline(tensor: TensorProto, root: Path) -> TensorProto:
     return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=data)
 
 
+def _domain(node: gs.Node) -> str:
+    return "" if node.domain in STANDARD else node.domain
+
+
+def _beyond(node: gs.Node, outputs: list[bool], known: Iterable[str] | None = None) -> str | None:
+    inputs = [not tensor.is_empty() for tensor in node.inputs]
+    return unaccounted(node.op, node.domain, inputs, node.attrs, outputs, None if known is None else tuple(known))
+
+
+def op_of(node: gs.Node) -> str:
+    """The standard operator that the node is; "" for one of another domain, or with more than passes account for."""
+    plain = _domain(node) == "" and _beyond(node, [bool(tensor.outputs) for tensor in node.outputs]) is None
+    return node.op if plain else ""
+
+
+def _is(node: gs.Node, ops: tuple[str, ...]) -> bool:
+    return not ops or (node.op in ops and op_of(node) != "")
+
+
 def producer(tensor: gs.Tensor | None, *ops: str) -> gs.Node | None:
-    """The node that computes `tensor`, if its op is one of `ops` (any op if none are given)."""
+    """The node that computes `tensor`, if it is one of the standard's `ops`, with nothing that passes do not account for
+    (any node if none are given)."""
     node = tensor.inputs[0] if isinstance(tensor, gs.Variable) and tensor.inputs else None
-    return node if node is not None and (not ops or node.op in ops) else None
+    return node if node is not None and _is(node, ops) else None
 
 
 def consumers(tensor: gs.Tensor, *ops: str) -> list[gs.Node]:
     """The nodes that read `tensor`, restricted to `ops` if any are given."""
-    return [node for node in tensor.outputs if not ops or node.op in ops]
+    return [node for node in tensor.outputs if _is(node, ops)]
 
 
 def only_consumer(tensor: gs.Tensor, *ops: str) -> gs.Node | None:
     """The one node that reads `tensor`, if there is just one and its op is one of `ops`."""
     nodes = {id(node): node for node in tensor.outputs}
     node = next(iter(nodes.values())) if len(nodes) == 1 else None
-    return node if node is not None and (not ops or node.op in ops) else None
+    return node if node is not None and _is(node, ops) else None
 
 
 def other_input(node: gs.Node, tensor: gs.Tensor) -> gs.Tensor:

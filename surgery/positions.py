@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from surgery.graph import Graph, need, onnx_type, rank, static_dim
+from surgery.graph import Graph, need, onnx_type, op_of, rank, static_dim
 from surgery.probe import Probe, evaluate, probes
 
 INTEGERS = (6, 7)  # int32, int64
@@ -41,9 +41,9 @@ def find_positions(graph: Graph, sources: list[gs.Node], live: set[int], of_slot
         users = [node for node in tensor.outputs if id(node) in live and not all(id(t) in found for t in node.outputs)]
         for node in users:
             if of_slots:
-                need(node.op in NARROWS, f"slots are not the same for all rows in {node.op} {node.name}")
+                need(op_of(node) in NARROWS, f"slots are not the same for all rows in {node.op} {node.name}")
             else:
-                need(not one_row or node.op in SPREADS, f"positions are the same for all rows in {node.op} {node.name}")
+                need(not one_row or op_of(node) in SPREADS, f"positions are the same for all rows in {node.op} {node.name}")
         if users:
             result.append(Positions(tensor, offset, axis, users, of_slots))
     return result

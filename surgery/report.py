@@ -8,9 +8,11 @@ import onnx_graphsurgeon as gs
 from rich.table import Table
 
 from contracts.signature import Signature
+from contracts.traits import ACCOUNTED, STANDARD
 from surgery.graph import Graph, NearMiss
 
 LEFT_DECOMPOSED = ("Softmax", "ReduceMean", "Sigmoid", "Erf", "Tanh")  # what fused forms are made of
+NOT_FOR_TENSORRT = ("Attention",)  # what no lowered graph should hold
 TABLES = ("Cos", "Cast", "Concat", "Expand", "Gather", "Identity", "Mul", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
           "Unsqueeze")  # fmt: skip
 UNKNOWN_FORM = "no pass knows this form"
@@ -76,9 +78,17 @@ class Report:
         self.unfused = [
             {"node": node.name, "op": node.op, "pass": reason[0], "reason": reason[1]}
             for node in graph.gs.nodes
-            if (reason := reasons.get(node.outputs[0].name, ("", _why(node)) if _unfused(node) else None))
+            if (reason := reasons.get(node.outputs[0].name, _untaken(graph, node)))
         ]
         self.unfused.sort(key=lambda each: each["pass"] != "static_cache")  # a cache that is copied costs the most
+
+    def not_lowered(self, graph: Graph, passes: int) -> list[str]:
+        """What the last `passes` passes left as it is though TensorRT reads it wrongly or not at all, and why."""
+        reasons: dict[str, str] = {}
+        for each in self.passes[len(self.passes) - passes :]:
+            reasons |= {miss.tensor: f"{each.name}: {miss.reason}" for miss in reversed(each.near_misses)}
+        left = [node for node in graph.gs.nodes if node.op in NOT_FOR_TENSORRT and node.outputs[0].name in reasons]
+        return [f"not lowered: {node.op} at {node.name} ({reasons[node.outputs[0].name]})" for node in left]
 
     def as_json(self) -> dict:
         return asdict(self)
@@ -112,6 +122,14 @@ class Report:
         for op in sorted(ops, key=lambda op: (-abs(first.get(op, 0) - last.get(op, 0)), op)):
             table.add_row(op, *(str(counts.get(op, "·")) for counts in self.ops.values()))
         return table
+
+
+def _untaken(graph: Graph, node: gs.Node) -> tuple[str, str] | None:
+    """Why a node that no pass nearly matched is none of a fused form, where it looks like one."""
+    beyond = graph.beyond(node) if node.op in ACCOUNTED and node.domain in STANDARD else None
+    if beyond is not None:
+        return "", f"{beyond} is not accounted for"
+    return ("", _why(node)) if _unfused(node) else None
 
 
 def _unfused(node: gs.Node) -> bool:

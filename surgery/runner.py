@@ -134,7 +134,7 @@ def lower(
     for each in passes:
         _run(graph, each, report, verify)
     report.count(form, graph)
-    report.notes += graph.notes
+    report.notes += graph.notes + (report.not_lowered(graph, len(passes)) if form == "lowered" else [])
     return graph
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from surgery.entries import Axis, Entry, Sum, add, broadcast, combined, counts, multiply, quotient
-from surgery.graph import Graph, last_axis, onnx_type, rank
+from surgery.graph import Graph, last_axis, onnx_type, op_of, rank
 
 INT64 = 7
 MOST_ENTRIES = 16  # of a tensor that is taken for sizes
@@ -119,7 +119,8 @@ class Sizes:
                 ]
 
     def _values(self, node: gs.Node) -> list[Entry] | None:
-        if node.op == "Shape":
+        op = op_of(node)
+        if op == "Shape":
             shape = self.shape(node.inputs[0])
             return None if shape is None else shape[node.attrs.get("start", 0) : node.attrs.get("end")]
         output = node.outputs[0]
@@ -129,29 +130,29 @@ class Sizes:
         first = inputs[0]
         if first is None:
             return None
-        if node.op in ("Squeeze", "Unsqueeze", "Reshape", "Identity") or (node.op == "Cast" and node.attrs["to"] == INT64):
+        if op in ("Squeeze", "Unsqueeze", "Reshape", "Identity") or (op == "Cast" and node.attrs["to"] == INT64):
             return first
         if None in inputs:
             return None
-        if node.op == "Concat":
+        if op == "Concat":
             return [entry for entries in inputs for entry in entries]
-        if node.op == "ConstantOfShape":
+        if op == "ConstantOfShape":
             fill = node.attrs.get("value")
             fill = 0 if fill is None else np.asarray(fill.values).item()
             plain = len(first) == 1 and isinstance(first[0], int) and first[0] <= MOST_ENTRIES and isinstance(fill, int)
             return [fill] * first[0] if plain else None
-        if node.op == "Gather" and rank(node.inputs[0]) == 1:
+        if op == "Gather" and rank(node.inputs[0]) == 1:
             inside = all(isinstance(i, int) and -len(first) <= i < len(first) for i in inputs[1])
             return [first[i] for i in inputs[1]] if inside else None
-        if node.op == "Slice":
+        if op == "Slice":
             bounds = [entries[0] for entries in (*inputs[1:3], *inputs[4:5])]
             return first[slice(*bounds)] if all(isinstance(bound, int) for bound in bounds) else None
-        if node.op in ("Add", "Sub", "Mul", "Div", "Equal", "Where"):
+        if op in ("Add", "Sub", "Mul", "Div", "Equal", "Where"):
             length = max(map(len, inputs))
             if not all(len(entries) in (1, length) for entries in inputs):
                 return None
             rows = zip(*(entries * (length // len(entries)) for entries in inputs))
-            found = [combined(node.op, row) for row in rows]
+            found = [combined(op, row) for row in rows]
             return None if None in found else found
         return None
 
@@ -159,7 +160,8 @@ class Sizes:
 
     def _shapes(self, node: gs.Node) -> list[list[Entry | None] | None]:
         """The outputs' shapes, None where unknown."""
-        if node.op == "Range":
+        op = op_of(node)
+        if op == "Range":
             start, end, step = (self.entries(tensor) for tensor in node.inputs)
             from_zero = start == [0] and step == [1] and end is not None
             return [end if from_zero and counts(end[0]) else None]
@@ -167,34 +169,34 @@ class Sizes:
         x = inputs[0] if inputs else None
         if x is None:
             return [None]
-        if node.op in FIRST_INPUT_ALONE and node.op != "Pow":
+        if op in FIRST_INPUT_ALONE and op != "Pow":
             return [x]
-        if node.op in ELEMENTWISE:
+        if op in ELEMENTWISE:
             return [None if None in inputs else broadcast(inputs)]
-        if node.op == "Expand":
+        if op == "Expand":
             target = self.entries(node.inputs[1])
             return [None if target is None else broadcast([x, target])]
-        if node.op == "Reshape":
+        if op == "Reshape":
             target = self.filled(node)
             return [None if target is None else [None if size == -1 else size for size in target]]
-        if node.op == "Transpose":
+        if op == "Transpose":
             return [[x[axis] for axis in node.attrs.get("perm", reversed(range(len(x))))]]
-        if node.op in ("Unsqueeze", "Squeeze"):
+        if op in ("Unsqueeze", "Squeeze"):
             return [self._squeezed(node, x)]
-        if node.op == "MatMul":
+        if op == "MatMul":
             y = inputs[1]
             if y is None or len(x) < 2 or len(y) < 2:
                 return [None]
             return [[*broadcast([x[:-2], y[:-2]]), x[-2], y[-1]]]
-        if node.op == "Gemm" and inputs[1] is not None:
+        if op == "Gemm" and inputs[1] is not None:
             return [[x[1 if node.attrs.get("transA") else 0], inputs[1][0 if node.attrs.get("transB") else 1]]]
-        if node.op == "Attention" and len(x) == 4:
+        if op == "Attention" and len(x) == 4:
             return [None if inputs[2] is None else [*x[:3], inputs[2][3]]]
-        if node.op == "Concat" and None not in inputs:
+        if op == "Concat" and None not in inputs:
             axis = node.attrs["axis"] % len(x)
             together = add([shape[axis] for shape in inputs])
             return [[together if i == axis else size for i, size in enumerate(x)]]
-        if node.op in ("Split", "Slice", "ReduceMean", "Gather"):
+        if op in ("Split", "Slice", "ReduceMean", "Gather"):
             return self._parts(node, x, inputs)
         return [None]
 

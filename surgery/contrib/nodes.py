@@ -9,7 +9,7 @@ from surgery.graph import Graph, need, producer, rank, static_dim
 
 def contrib_nodes(graph: Graph, *ops: str) -> list[gs.Node]:
     """The nodes of these ops in onnxruntime's domain; the standard has ops of the same names."""
-    return [node for node in graph.nodes(*ops) if node.domain == DOMAIN]
+    return graph.nodes(*ops, domain=DOMAIN)
 
 
 def optional(node: gs.Node, index: int) -> gs.Tensor | None:

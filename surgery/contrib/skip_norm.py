@@ -20,7 +20,7 @@ SUM = 3
 
 
 def run(graph: Graph) -> int:
-    simplified = [node for node in graph.nodes("SimplifiedLayerNormalization") if node.domain in (None, "", DOMAIN)]
+    simplified = [node for domain in ("", DOMAIN) for node in graph.nodes("SimplifiedLayerNormalization", domain=domain)]
     matches = graph.match(_simplified, simplified)
     return matches + graph.match(_skip, contrib_nodes(graph, "SkipSimplifiedLayerNormalization", "SkipLayerNormalization"))
 

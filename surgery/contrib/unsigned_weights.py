@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from surgery.contrib.nbits_matmul import write_product
 from surgery.contrib.nodes import optional
-from surgery.graph import Graph, need, onnx_type, rank
+from surgery.graph import Graph, need, onnx_type, op_of, rank
 from surgery.weights import SLAB, add_weight, nibbles, read_array, read_bytes
 
 MIDDLE = 8
@@ -37,7 +37,7 @@ def _signed(graph: Graph, node: gs.Node, made: dict[int, gs.Constant]) -> bool:
         axis = node.attrs.get("axis", 1)
         need(axis in (0, -2) and rank(weight) == 2, f"zero points other than 8, in blocks along axis {axis}")
         products = list(dequantised.outputs)
-        as_weight = [each.op == "MatMul" and each.inputs[1] is dequantised for each in products]
+        as_weight = [op_of(each) == "MatMul" and each.inputs[1] is dequantised for each in products]
         need(all(as_weight) and not graph.is_output(dequantised), "zero points other than 8 outside a product")
         need(isinstance(scales, gs.Constant), "its scales are computed")
         values = read_array(graph, scales, onnx_type(scales))

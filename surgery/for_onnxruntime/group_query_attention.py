@@ -46,8 +46,12 @@ def _fuse(graph: Graph, attention: gs.Node, shared: Shared) -> bool:
     updates = [producer(tensor, "TensorScatter") for tensor in cached]
     if any(update is None for update in updates):
         return False
+    for update in updates:
+        linear = update.attrs.get("mode", b"linear") in ("linear", b"linear") and update.attrs.get("axis", -2) in (-2, 2)
+        need(linear and len(update.inputs) == 3, "its cache is not written in place, slot after slot")
     need(len(attention.inputs) > 6 and attention.attrs.get("is_causal"), "what it sees is not just the tokens before")
     need(all(tensor.is_empty() for tensor in attention.inputs[3:6]), "a mask applies beside the valid length")
+    graph.need_known(attention, "Q", "K", "V", "nonpad_kv_seqlen", "is_causal", "scale")
     capacity, kv_heads = static_dim(cached[0], 2), static_dim(cached[0], 1)
     heads, head_dim = static_dim(query, 1), static_dim(query, 3)
     need(capacity and heads and kv_heads and head_dim, "sizes of heads or cache are not known")
@@ -109,7 +113,7 @@ def _rows(graph: Graph, x_BHSD: gs.Tensor, name: str) -> gs.Tensor:
 
 def _before_transpose(graph: Graph, x_BHSD: gs.Tensor, name: str) -> gs.Tensor:
     transpose = producer(x_BHSD, "Transpose")
-    if transpose is not None and list(transpose.attrs["perm"]) == HEADS_FIRST:
+    if transpose is not None and list(transpose.attrs.get("perm", [])) == HEADS_FIRST:
         return transpose.inputs[0]
     batch, heads, steps, head_dim = x_BHSD.shape
     return graph.new("Transpose", [x_BHSD], {"perm": HEADS_FIRST}, name, shape=[batch, steps, heads, head_dim])
@@ -120,7 +124,7 @@ def _heads_first(graph: Graph, context: gs.Tensor, result: gs.Variable, heads: i
     apart = [*context.shape[:2], heads, head_dim]
     together = graph.new("Reshape", [context, graph.int64([0, 0, heads, head_dim])], name=result.name, shape=apart)
     for node in list(result.outputs):
-        if node.op == "Transpose" and list(node.attrs["perm"]) == HEADS_FIRST:
+        if node.op == "Transpose" and list(node.attrs.get("perm", [])) == HEADS_FIRST:
             graph.redirect(node.outputs[0], together)
     if any(node.op != "Transpose" for node in result.outputs):
         graph.replace(result, "Transpose", [together], {"perm": HEADS_FIRST})

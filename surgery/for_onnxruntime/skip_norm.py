@@ -22,6 +22,7 @@ def _join(graph: Graph, norm: gs.Node) -> bool:
         return False
     if [static_dim(term, -1) for term in sum_.inputs] != [static_dim(weight, 0)] * 2:
         return False
+    graph.need_known(norm, "X", "scale", "axis", "epsilon")
     nothing = [gs.Variable.empty(), gs.Variable.empty()]
     outputs = [norm.outputs[0], *nothing, total]
     attrs = {"epsilon": norm.attrs.get("epsilon", 1e-5)}

@@ -7,20 +7,25 @@ graph is made from the portable one and from nothing else.
 from types import ModuleType
 
 from surgery.lowering import (
+    attention_heads,
     attention_mask,
+    attention_products,
     decomposable_attention,
     joint_rotary,
     neighbouring_weights,
     quantised_cache,
     split_products,
 )
-from surgery.passes import query_scale
+from surgery.passes import own_cache, query_scale
 
 LOWERING: tuple[ModuleType, ...] = (
     neighbouring_weights,
     split_products,
     joint_rotary,
     quantised_cache,
+    attention_heads,
+    own_cache,
+    attention_products,
     attention_mask,
     query_scale,
     decomposable_attention,

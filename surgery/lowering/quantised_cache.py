@@ -21,10 +21,13 @@ def _join_small(graph: Graph, quantise: gs.Node) -> bool:
     if widened is None or not graph.is_output(present) or len(concat.inputs) != 2:
         return False
     past, new = widened.inputs[0], concat.inputs[1]
+    need(onnx_type(past) == onnx_type(present), "the cache is rounded to another type than it has")
+    for node in (quantise, widened):
+        graph.need_known(node, "x", "x_scale", "x_zero_point", "y_scale", "y_zero_point", "axis", "output_dtype", "saturate")
+    need(quantise.attrs.get("axis", 1) == widened.attrs.get("axis", 1), "the cache is rounded along two axes")
     need(all(a is b for a, b in zip(quantise.inputs[1:], widened.inputs[1:])), "the cache is rounded with two scales")
     need(len(concat.outputs[0].outputs) == 1, "the widened cache is read by others, too")
-    small = graph.new(
-        "QuantizeLinear", [new, *quantise.inputs[1:]], name=f"{quantise.name}/new", dtype=onnx_type(past), shape=new.shape
-    )
+    inputs, name = [new, *quantise.inputs[1:]], f"{quantise.name}/new"
+    small = graph.new("QuantizeLinear", inputs, dict(quantise.attrs), name, onnx_type(past), new.shape)
     graph.replace(present, "Concat", [past, small], dict(concat.attrs), name=concat.name)
     return True

@@ -20,12 +20,14 @@ from surgery.graph import (
     need,
     only_consumer,
     onnx_type,
+    op_of,
     other_input,
     producer,
     rank,
     static_dim,
     through,
 )
+from surgery.rows import of_tokens
 from surgery.slots import HIDDEN
 
 BOOL = 9
@@ -33,7 +35,9 @@ MASKED = -1e4  # what exporters put where a score must not count is at most this
 
 
 def run(graph: Graph) -> int:
-    return graph.match(_fuse, graph.nodes("Softmax"))
+    products = [node.inputs[0] for node in graph.nodes("MatMul") if not isinstance(node.inputs[1], gs.Constant)]
+    steps = of_tokens(graph, products) if graph.nodes("Softmax") else set()
+    return graph.match(lambda graph, node: _fuse(graph, node, steps), graph.nodes("Softmax"))
 
 
 @dataclass
@@ -45,7 +49,7 @@ class Scores:
     mask: gs.Tensor | None = None
 
 
-def _fuse(graph: Graph, softmax: gs.Node) -> bool:
+def _fuse(graph: Graph, softmax: gs.Node, steps: set[int]) -> bool:
     context = _context(graph, softmax)
     if context is None:
         return False
@@ -66,16 +70,52 @@ def _fuse(graph: Graph, softmax: gs.Node) -> bool:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         need(rank(tensor) == 4, f"the {name} has rank {rank(tensor)}, not [batch, heads, sequence, head_dim]")
     need(onnx_type(query) == onnx_type(key) == onnx_type(value), "query, key and value differ in type")
-    mask = scores.mask
+    mask, grouped = scores.mask, None
+    heads = _heads_in_rows(graph, query, key)
+    if heads is not None:
+        need(not merged, "query heads lie in the rows of a product of three dimensions")
+        grouped, query = query, heads
+        need(mask is None or static_dim(mask, -2) in (1, None), "heads of one group, in the query's rows, are masked apart")
+        need(mask is None or rank(mask) < 3 or static_dim(mask, -3) == 1, "query heads in rows are masked apart")
     if mask is not None and onnx_type(mask) not in (onnx_type(query), BOOL):
         mask = graph.new("Cast", [mask], {"to": onnx_type(query)}, dtype=onnx_type(query), shape=mask.shape)
     if mask is not None:
-        mask = _over_tokens(graph, mask, query)
+        mask = _over_rows(graph, mask, query, id(scores.product.inputs[0]) in steps or heads is not None)
     scale = float(scores.scale * query_scale * key_scale * inner_scale)
     need(scale > 0, f"the scale is {scale}")
     inputs = [query, key, value] if mask is None else [query, key, value, mask]
-    _put(graph, context.outputs[0], inputs, {"scale": scale}, merged)
+    result = context.outputs[0]
+    if grouped is not None:
+        result = _groups_apart(graph, result, grouped, [*query.shape[:3], value.shape[3]])
+    _put(graph, result, inputs, {"scale": scale}, merged)
     return True
+
+
+def _heads_in_rows(graph: Graph, query: gs.Tensor, key: gs.Tensor) -> gs.Tensor | None:
+    """[B, heads, S, D], if the query is that with the heads of a group as its rows, [B, kv_heads, group, D].
+
+    Nothing is left for S then but 1: what a graph is that was traced with one token. Other steps it cannot run.
+    """
+    reshape = producer(query, "Reshape")
+    heads = reshape.inputs[0] if reshape is not None else None
+    if heads is None or rank(heads) != 4 or rank(key) != 4:
+        return None
+    (count, size), (kv_heads, group) = ([static_dim(heads, 1), static_dim(heads, 3)], [static_dim(query, i) for i in (1, 2)])
+    if None in (count, size, kv_heads, group) or static_dim(query, 3) != size or static_dim(key, 1) != kv_heads:
+        return None
+    one_batch = heads.shape[0] == query.shape[0] not in (None, "", -1)
+    return heads if group > 1 and count == kv_heads * group and one_batch else None
+
+
+def _groups_apart(graph: Graph, result: gs.Variable, grouped: gs.Tensor, shape: list) -> gs.Variable:
+    """What is to be the context [B, heads, S, D] of `shape`, so that `result`, [B, kv_heads, group, D], is the same numbers."""
+    joined = only_consumer(result, "Reshape")
+    if joined is not None and rank(joined.outputs[0]) == 4 and list(joined.outputs[0].shape[2:]) == list(shape[2:]):
+        return joined.outputs[0]
+    context = gs.Variable(graph.unique(f"{result.name}/heads"), onnx_type(result), shape)
+    _, kv_heads, group, _ = grouped.shape
+    graph.replace(result, "Reshape", [context, graph.int64([0, kv_heads, group, shape[3] or -1])])
+    return context
 
 
 def _put(graph: Graph, result: gs.Variable, inputs: list[gs.Tensor], attrs: dict, merged: bool) -> None:
@@ -95,14 +135,16 @@ def _put(graph: Graph, result: gs.Variable, inputs: list[gs.Tensor], attrs: dict
     graph.replace(result, "Cast", [tensor], {"to": onnx_type(result)})
 
 
-def _over_tokens(graph: Graph, mask: gs.Tensor, query: gs.Tensor) -> gs.Tensor:
-    """A mask that is the same for all tokens, once for each: onnxruntime broadcasts it over batch and heads alone, and
-    TensorRT takes none of three dimensions."""
+def _over_rows(graph: Graph, mask: gs.Tensor, query: gs.Tensor, of_tokens: bool) -> gs.Tensor:
+    """A mask that is the same for all rows of the query, once for each: onnxruntime broadcasts it over batch and heads alone,
+    and TensorRT takes none of three dimensions. Rows that are not the step's tokens may have one in common, whatever the
+    mask's are called."""
     need(rank(mask) is None or rank(mask) in (2, 3, 4), f"what is added to the scores has rank {rank(mask)}")
     need(static_dim(mask, -1) != 1, "what is added to the scores is the same for all slots, which Attention does not take")
     if rank(mask) == 3:
         mask = graph.new("Unsqueeze", [mask, graph.int64([0])], shape=[1, *mask.shape])
-    if rank(mask) is None or static_dim(mask, -2) != 1 or static_dim(query, 2) == 1:
+    known = static_dim(mask, -2), static_dim(query, 2)
+    if rank(mask) is None or known[0] == known[1] is not None or (known[0] != 1 and (of_tokens or known[1] is None)):
         return mask
     steps = graph.new("Shape", [query], {"start": 2, "end": 3}, dtype=np.int64, shape=[1])
     parts = [graph.int64([1] * (rank(mask) - 2)), steps, graph.int64([1])][rank(mask) == 2 :]
@@ -129,7 +171,7 @@ def _context(graph: Graph, softmax: gs.Node) -> gs.Node | None:
     weights = softmax.outputs[0]
     while True:
         users = {id(node): node for node in weights.outputs}.values()
-        guard = next((node for node in users if node.op == "IsNaN"), None)
+        guard = next((node for node in users if op_of(node) == "IsNaN"), None)
         if guard is not None:
             where = only_consumer(guard.outputs[0], "Where")
             if where is None or where.inputs[2] is not weights:
@@ -148,26 +190,27 @@ def _scores(graph: Graph, tensor: gs.Tensor) -> Scores | None:
     """Walks up from the softmax to the product of query and key; None where there is no such product."""
     scale, mask, heads = 1.0, None, None
     while (node := producer(tensor)) is not None:
-        if node.op == "MatMul":
+        op = op_of(node)
+        if op == "MatMul":
             return Scores(node, scale, mask)
-        if node.op in ("Cast", "Identity"):
+        if op in ("Cast", "Identity"):
             tensor = node.inputs[0]
-        elif node.op in ("Mul", "Div") and (factor := _factor(graph, node)) is not None:
+        elif op in ("Mul", "Div") and (factor := _factor(graph, node)) is not None:
             tensor, number = factor
             scale *= number
-        elif node.op == "Reshape" and rank(node.inputs[0]) == 3 and _same_matrices(node.inputs[0], tensor):
+        elif op == "Reshape" and rank(node.inputs[0]) == 3 and _same_matrices(node.inputs[0], tensor):
             heads, tensor = tensor, node.inputs[0]
-        elif node.op == "Max" and len(node.inputs) == 2 and _least(graph, node.inputs[1]):
+        elif op == "Max" and len(node.inputs) == 2 and _least(graph, node.inputs[1]):
             tensor = node.inputs[0]  # clamps the mask's -inf
-        elif node.op == "Where" and _leads_to_product(graph, node.inputs[1]):
+        elif op == "Where" and _leads_to_product(graph, node.inputs[1]):
             need(_least(graph, node.inputs[2]), "masked scores are set to something that still counts")
             need(mask is None, "two masks apply")
             mask, tensor = node.inputs[0], node.inputs[1]
-        elif node.op == "Where" and _leads_to_product(graph, node.inputs[2]):
+        elif op == "Where" and _leads_to_product(graph, node.inputs[2]):
             need(_least(graph, node.inputs[1]), "masked scores are set to something that still counts")
             need(mask is None, "two masks apply")
             mask, tensor = graph.new("Not", [node.inputs[0]], shape=node.inputs[0].shape), node.inputs[2]
-        elif node.op == "Add":
+        elif op == "Add":
             leads = [_leads_to_product(graph, operand) for operand in node.inputs]
             if sum(leads) != 1:
                 return None
@@ -229,13 +272,14 @@ def _leads_to_product(graph: Graph, tensor: gs.Tensor) -> bool:
     """Whether a walk up through what may lie on the scores' way ends at a MatMul of two activations."""
     node = producer(tensor)
     while node is not None:
-        if node.op == "MatMul":
+        op = op_of(node)
+        if op == "MatMul":
             return not any(isinstance(operand, gs.Constant) for operand in node.inputs)
-        if node.op in ("Mul", "Div") and (factor := _factor(graph, node)) is not None:
+        if op in ("Mul", "Div") and (factor := _factor(graph, node)) is not None:
             node = producer(factor[0])
-        elif node.op in ("Cast", "Identity", "Max", "Reshape"):
+        elif op in ("Cast", "Identity", "Max", "Reshape"):
             node = producer(node.inputs[0])
-        elif node.op in ("Add", "Where"):
+        elif op in ("Add", "Where"):
             return any(_leads_to_product(graph, operand) for operand in node.inputs)
         else:
             return False
@@ -262,7 +306,7 @@ def _untransposed(graph: Graph, key_T: gs.Tensor) -> gs.Tensor | None:
     """key [B, heads, T, D], from its transpose [B, heads, D, T]."""
     node = producer(key_T, "Transpose")
     if node is not None:
-        perm = list(node.attrs["perm"])
+        perm = list(node.attrs.get("perm", []))
         if perm == [0, 2, 1]:
             return node.inputs[0]
         if len(perm) != 4:
@@ -275,7 +319,7 @@ def _untransposed(graph: Graph, key_T: gs.Tensor) -> gs.Tensor | None:
     if reshape is None or not _same_matrices(reshape.inputs[0], key_T):
         return None
     transpose = producer(reshape.inputs[0], "Transpose")
-    if transpose is None or list(transpose.attrs["perm"]) != [0, 2, 1]:
+    if transpose is None or list(transpose.attrs.get("perm", [])) != [0, 2, 1]:
         return None
     key = _unmerged(transpose.inputs[0])
     if rank(key) == 4:

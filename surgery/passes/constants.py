@@ -9,8 +9,9 @@ import onnx_graphsurgeon as gs
 import onnxruntime as ort
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
+from contracts.traits import traits
 from surgery.files import sort
-from surgery.graph import SMALL, Graph, onnx_type, operands, producer, rank
+from surgery.graph import SMALL, Graph, need, onnx_type, operands, producer, rank
 
 GROWING = ("ConstantOfShape", "Expand", "Range", "Tile")  # a small input does not mean a small output
 QUANTISED = ("DequantizeLinear",)  # of a weight that is to stay small
@@ -45,6 +46,8 @@ def _skip(graph: Graph, node: gs.Node) -> bool:
             return False
     if len(node.outputs) > 1 and node.outputs[1].outputs:
         return False
+    if node.op == "Dropout" and len(node.inputs) > 2:
+        need(graph.scalar(node.inputs[2]) == 0, "its training_mode is not known to be off")
     if node.op == "Cast" and onnx_type(x) != node.attrs["to"]:
         return False
     if graph.is_output(y):
@@ -98,7 +101,9 @@ def _fold(graph: Graph) -> int:
 
 def _foldable(node: gs.Node) -> bool:
     subgraphs = any(isinstance(value, gs.Graph) for value in node.attrs.values())
-    return node.op not in (*GROWING, *QUANTISED, *RANDOM) and not node.domain and not subgraphs
+    if node.domain or (trait := traits(node.op)) is None or not node.attrs.keys() <= trait.attributes.keys():
+        return False  # onnxruntime runs nothing else
+    return node.op not in (*GROWING, *QUANTISED, *RANDOM) and not subgraphs
 
 
 def _small(graph: Graph, tensor: gs.Tensor) -> bool:

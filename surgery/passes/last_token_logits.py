@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from surgery.graph import Graph, need, onnx_type, producer, rank, static_dim
+from surgery.graph import Graph, need, onnx_type, op_of, producer, rank, static_dim
 from surgery.slots import sequence_lengths
 
 ROW_WISE = ("RMSNormalization", "LayerNormalization", "Gemm", "MatMul", "Reshape", "Mul", "Add", "Cast", "Tanh", "Div")
@@ -35,7 +35,7 @@ def _gather_before_head(graph: Graph, last: gs.Node) -> bool:
     for node in readers:
         node.inputs = [picked if tensor is hidden else tensor for tensor in node.inputs]
     reshape = last
-    need(reshape.op == "Reshape", "the logits are not rows seen as [batch, sequence, vocab]")
+    need(op_of(reshape) == "Reshape", "the logits are not rows seen as [batch, sequence, vocab]")
     vocab = static_dim(reshape.outputs[0], 2)
     need(vocab is not None, "the size of the vocabulary is not known")
     reshape.inputs[1] = graph.int64([-1, 1, vocab])
@@ -46,12 +46,19 @@ def _gather_before_head(graph: Graph, last: gs.Node) -> bool:
 
 def _hidden(graph: Graph, last: gs.Node) -> gs.Tensor:
     """The rows [B*S, features] above the head: as far up as every node works on rows alone and feeds only the logits."""
-    need(last.op == "Reshape" and rank(last.inputs[0]) == 2, "the logits do not come from rows of tokens")
+    need(op_of(last) == "Reshape" and rank(last.inputs[0]) == 2, "the logits do not come from rows of tokens")
     tensor = last.inputs[0]
     while (node := producer(tensor, *ROW_WISE)) is not None and len(tensor.outputs) == 1:
         above = [operand for operand in node.inputs if isinstance(operand, gs.Variable) and not operand.is_empty()]
-        if len(above) != 1 or node.op == "Reshape" or rank(above[0]) != 2:
+        if len(above) != 1 or node.op == "Reshape" or rank(above[0]) != 2 or not _row_by_row(node, above[0]):
             break
         tensor = above[0]
     need(onnx_type(tensor) is not None and rank(tensor) == 2, "nothing above the logits is a row of hidden features")
     return tensor
+
+
+def _row_by_row(node: gs.Node, rows: gs.Tensor) -> bool:
+    """Whether a row of the result comes from that row of `rows` [N, features] alone."""
+    if node.op in ("MatMul", "Gemm"):
+        return node.inputs[0] is rows and not node.attrs.get("transA", 0)
+    return not node.op.endswith("Normalization") or node.attrs.get("axis", -1) in (-1, 1)

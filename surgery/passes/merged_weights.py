@@ -15,7 +15,7 @@ from math import prod
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from surgery.graph import Graph, consumers, need, onnx_type, operands, producer, rank, static_dim
+from surgery.graph import Graph, consumers, need, onnx_type, op_of, operands, producer, rank, static_dim
 from surgery.weights import SLAB, add_weight, follow, neighbours, place, read_bytes
 
 SAME_ROWS = ("Reshape", "Transpose", "Cast", "Unsqueeze", "Squeeze", "Expand", "Split", "Slice", "Gather", "Identity",
@@ -52,14 +52,15 @@ def _product(tensor: gs.Tensor) -> gs.Node | None:
         node = producer(stack.pop())
         if node is None:
             continue
-        if node.op in ("Gemm", "MatMul"):
+        op = op_of(node)
+        if op in ("Gemm", "MatMul"):
             need(producer(node.inputs[1], "DequantizeLinear") is None, f"the weight of {node.name} is quantised")
             found[id(node)] = node
-        elif node.op in SAME_ROWS:
+        elif op in SAME_ROWS:
             stack.append(node.inputs[0])
-        elif node.op == "TensorScatter":
+        elif op == "TensorScatter":
             stack.append(node.inputs[1])
-        elif node.op in ("Mul", "Add", "Concat"):
+        elif op in ("Mul", "Add", "Concat"):
             stack += node.inputs
     return next(iter(found.values())) if len(found) == 1 else None
 

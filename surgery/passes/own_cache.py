@@ -15,6 +15,8 @@ from surgery.graph import Graph, need, onnx_type, rank
 from surgery.slots import HIDDEN
 
 BOOL = 9
+KNOWN = ("Q", "K", "V", "attn_mask", "past_key", "past_value", "present_key", "present_value", "scale", "is_causal", "softcap",
+         "softmax_precision", "qk_matmul_output_mode", "q_num_heads", "kv_num_heads")  # fmt: skip
 
 
 def run(graph: Graph) -> int:
@@ -27,7 +29,7 @@ def _hand_over(graph: Graph, attention: gs.Node) -> bool:
     query, key, value, mask, past_key, past_value = attention.inputs[:6]
     need(rank(query) == rank(key) == 4, f"the query has rank {rank(query)}, not [batch, heads, sequence, head_dim]")
     need(len(attention.inputs) < 7 or attention.inputs[6].is_empty(), "a valid length applies beside a past")
-    need(len(attention.outputs) < 4 or not attention.outputs[3].outputs, "its scores are an output")
+    graph.need_known(attention, *KNOWN)
     attrs = {name: given for name, given in attention.attrs.items() if name != "is_causal"}
     mask = None if mask.is_empty() else mask
     if attention.attrs.get("is_causal"):

@@ -56,6 +56,6 @@ def _heads(part: gs.Tensor) -> gs.Variable | None:
     """[B, n, S, D], if the only use of a part of the packed projection is to be seen as that."""
     reshape = only_consumer(part, "Reshape")
     transpose = only_consumer(reshape.outputs[0], "Transpose") if reshape is not None else None
-    if transpose is None or list(transpose.attrs["perm"]) != HEADS_FIRST or rank(reshape.outputs[0]) != 4:
+    if transpose is None or list(transpose.attrs.get("perm", [])) != HEADS_FIRST or rank(reshape.outputs[0]) != 4:
         return None
     return transpose.outputs[0]

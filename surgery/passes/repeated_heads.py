@@ -9,6 +9,9 @@ import onnx_graphsurgeon as gs
 
 from surgery.graph import Graph, need, producer, rank, static_dim
 
+KNOWN = ("Q", "K", "V", "attn_mask", "nonpad_kv_seqlen", "scale",
+         "is_causal", "softcap", "softmax_precision", "qk_matmul_output_mode")  # fmt: skip
+
 
 def run(graph: Graph) -> int:
     return graph.match(_native, graph.nodes("Attention"))
@@ -20,10 +23,12 @@ def _native(graph: Graph, attention: gs.Node) -> bool:
     repeated = [source is not None for source in sources]
     if not any(repeated):
         return False
+    graph.need_known(attention, *KNOWN)
     need(all(repeated), "only one of key and value is repeated")
     heads = static_dim(query, 1)
     kv_heads = [static_dim(source, 1) for source in sources]
     need(heads and kv_heads[0] and kv_heads[0] == kv_heads[1], "the number of heads is not known")
+    need(all(static_dim(each, 1) in (None, heads) for each in (key, value)), "repeated heads are not the query's")
     need(heads % kv_heads[0] == 0, f"{heads} query heads do not divide into {kv_heads[0]} groups")
     attention.inputs[1], attention.inputs[2] = sources
     return True

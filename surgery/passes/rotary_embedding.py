@@ -20,6 +20,7 @@ from surgery.graph import (
     need,
     only_consumer,
     onnx_type,
+    op_of,
     operands,
     other_input,
     producer,
@@ -176,16 +177,17 @@ def _half(graph: Graph, table: gs.Tensor) -> gs.Tensor | None:
     node = producer(table)
     if node is None:
         return None
-    if node.op == "Concat":
+    op = op_of(node)
+    if op == "Concat":
         doubled = len(node.inputs) == 2 and node.inputs[0] is node.inputs[1] and last_axis(node.attrs["axis"], table)
         return node.inputs[0] if doubled else None
-    if node.op == "Mul":
+    if op == "Mul":
         scale, angles = next(((a, b) for a, b in operands(node) if graph.scalar(a) is not None), (None, None))
         half = _half(graph, angles) if scale is not None else None
         return graph.new("Mul", [half, scale]) if half is not None else None
-    if node.op not in ("Cos", "Sin", "Cast", "Unsqueeze"):
+    if op not in ("Cos", "Sin", "Cast", "Unsqueeze"):
         return None
-    if node.op == "Unsqueeze" and rank(table) - 1 in (graph.constant(node.inputs[1]) % rank(table)):
+    if op == "Unsqueeze" and rank(table) - 1 in (graph.constant(node.inputs[1]) % rank(table)):
         return None
     half = _half(graph, node.inputs[0])
     if half is None:

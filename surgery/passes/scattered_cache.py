@@ -16,10 +16,12 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from contracts.signature import Cache
-from surgery.graph import Graph, NoMatch, need, onnx_type, producer, rank, static_dim, through
+from surgery.graph import Graph, NoMatch, need, onnx_type, op_of, producer, rank, static_dim, through
 from surgery.masks import BOOL, FAR_BELOW
 from surgery.passes.own_cache import causal
+from surgery.passes.static_cache import MASKED
 from surgery.probe import evaluate
+from surgery.rows import of_tokens
 
 STEPS = ((2, 3, 4), (1, 1, 5), (3, 4, 0))  # rows, tokens, slots that are full
 INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
@@ -51,7 +53,13 @@ def run(graph: Graph) -> int:
         return 0
     keys = {id(each.present) for each in found}
     attentions = [node for node in graph.nodes("Attention") if id(node.inputs[1]) in keys]
-    if graph.match(lambda graph, node: _is_causal(graph, node, found[0].past), attentions) < len(attentions):
+    known = {id(node) for node in attentions}
+    others = [node for each in found for node in each.present.outputs if id(node) not in known and op_of(node) != "Shape"]
+    if others:
+        graph.match(_refuse, others)
+        return 0
+    steps = of_tokens(graph, [node.inputs[0] for node in attentions])
+    if graph.match(lambda graph, node: _is_causal(graph, node, found[0].past, steps), attentions) < len(attentions):
         return 0
     _grow(graph, found, attentions)
     return len(found)
@@ -94,8 +102,14 @@ def _writes(
     return values is not None and np.array_equal(values[0], expected)
 
 
-def _is_causal(graph: Graph, attention: gs.Node, past: gs.Variable) -> bool:
+def _refuse(graph: Graph, reader: gs.Node) -> bool:
+    raise NoMatch("it reads a static cache that a scatter writes, and is no Attention whose keys are one")
+
+
+def _is_causal(graph: Graph, attention: gs.Node, past: gs.Variable, steps: set[int]) -> bool:
+    need(id(attention.inputs[0]) in steps, "the rows of its query cannot be shown to be the step's tokens")
     mask = attention.inputs[3] if len(attention.inputs) > 3 and not attention.inputs[3].is_empty() else None
+    graph.need_known(attention, *MASKED)
     need(mask is not None and len(attention.inputs) == 4, "attention over the static cache is not masked by one mask")
     for rows, tokens, full in STEPS:
         values = evaluate(graph, [mask], _feeds(graph, rows, tokens, full, {}))
@@ -163,7 +177,7 @@ def _transposed(graph: Graph, tensor: gs.Variable, perm: tuple[int, ...]) -> gs.
     """The tensor with these axes, in one Transpose with what transposed it before, or none."""
     before = producer(tensor, "Transpose")
     if before is not None:
-        tensor, perm = before.inputs[0], tuple(before.attrs["perm"][axis] for axis in perm)
+        tensor, perm = before.inputs[0], tuple(before.attrs.get("perm", [])[axis] for axis in perm)
     if perm == (0, 1, 2, 3):
         return tensor
     shape = None if tensor.shape is None else [tensor.shape[axis] for axis in perm]

@@ -24,11 +24,14 @@ import onnx_graphsurgeon as gs
 
 from contracts.layout import PLACED
 from contracts.signature import WRITE_INDICES, Cache
-from surgery.graph import Graph, NoMatch, consumers, need, onnx_type, rank, static_dim, through
+from surgery.graph import Graph, NoMatch, consumers, need, onnx_type, op_of, rank, static_dim, through
 from surgery.masks import Mask, recognise
 from surgery.positions import Positions, find_positions, known_positions
+from surgery.rows import of_tokens
 from surgery.slots import all_slots, causal_bias, own_slots, step_bias
 
+# of an Attention over rank 4 with a mask of its own
+MASKED = ("Q", "K", "V", "attn_mask", "scale", "softcap", "softmax_precision", "qk_matmul_output_mode")
 INPUT = "a graph input"  # a mask that says for itself what is hidden
 
 
@@ -60,6 +63,10 @@ def run(graph: Graph, capacity: int) -> int:
     if missing:
         readers = [node for name in missing for node in graph.input(name).outputs[:1]]
         return graph.match(_refuse, [node for node in readers if not node.domain])  # others have said why they stay
+    attentions = {id(node): node for each in growing for node, kind in each.attentions if kind is not INPUT}.values()
+    steps = of_tokens(graph, [node.inputs[0] for node in attentions])
+    if graph.match(lambda graph, node: _has_rows(node, steps), attentions) < len(attentions):
+        return 0
     positions: list[Positions] = []
     logits = next(output for output in graph.gs.outputs if output.inputs).inputs[0]
     if not graph.match(lambda graph, node: _free_of_lengths(graph, growing, positions), [logits]):
@@ -69,6 +76,11 @@ def run(graph: Graph, capacity: int) -> int:
         graph.notes.append(f"the cache has {known:,} slots, not {capacity:,}: {where} knows no more positions")
     _make_static(graph, growing, positions, min(known, capacity))
     return len(growing)
+
+
+def _has_rows(attention: gs.Node, steps: set[int]) -> bool:
+    need(id(attention.inputs[0]) in steps, "the rows of its query cannot be shown to be the step's tokens")
+    return True
 
 
 def _refuse(graph: Graph, consumer: gs.Node) -> bool:
@@ -94,10 +106,10 @@ def _growing(graph: Graph, concat: gs.Node, masks: dict[int, Mask | str]) -> lis
             None in (joined, cached) or joined == cached,
             f"what is joined to the cache has {joined} on axis {axis}, the cache {cached}",
         )
-    others = [node.op for node in past.outputs if node is not concat and node.op != "Shape"]
+    others = [node.op for node in past.outputs if node is not concat and op_of(node) != "Shape"]
     need(not others, f"the cache is also read by {', '.join(others)}")
     attentions = consumers(present, "Attention")
-    others = [node.op for node in present.outputs if node.op not in ("Attention", "Shape")]
+    others = [node.op for node in present.outputs if op_of(node) not in ("Attention", "Shape")]
     need(
         attentions and not others,
         f"the grown cache is read by {', '.join(others) or 'nothing'}, not by Attention alone",
@@ -106,6 +118,7 @@ def _growing(graph: Graph, concat: gs.Node, masks: dict[int, Mask | str]) -> lis
     for attention in attentions:
         need(not any(not tensor.is_empty() for tensor in attention.inputs[4:]), "the Attention has a cache of its own")
         need(not attention.attrs.get("is_causal"), "the Attention is causal by itself, counted from the first slot")
+        graph.need_known(attention, *MASKED)
         mask = attention.inputs[3] if len(attention.inputs) > 3 else None
         need(mask is not None, "attention over the cache is not masked, so it is not causal")
         if id(mask) not in masks:
