@@ -10,7 +10,7 @@ from rich.console import Console
 
 from contracts.command import Parser, run
 from contracts.errors import UserError
-from contracts.stage import Stage
+from contracts.stage import Stage, alone
 from export.options import add_options
 from export.packed import write_packed
 from export.trace import trace, trace_encoder
@@ -71,7 +71,8 @@ def _named(name: str, out: Path, dtype: str | None) -> Path:
     folder = out / "checkpoint"
     print(f"export: {name}: its weights do not come with the project, so random ones of its dimensions take their place in "
           f"{folder}; give the published ones with --checkpoint DIR", flush=True)  # fmt: skip
-    of_preset(name, folder, dtype or "bfloat16")
+    with alone(folder):
+        of_preset(name, folder, dtype or "bfloat16")
     return folder
 
 
