@@ -22,7 +22,7 @@ import export.options
 import surgery.options
 import validate.options
 from contracts.command import FOUND_DIFFERENCE, UNUSABLE_INPUT, Parser, end_with_parent, run
-from contracts.manifest import read_manifest
+from contracts.manifest import read_manifest, result
 
 ROOT = Path(__file__).resolve().parent
 ENCODERS = {"surgery": "export/encoder.onnx", "build": "encoder/surgery/model.trt.onnx"}  # what stages read for an encoder
@@ -62,7 +62,7 @@ def main() -> int:
         if stage != "validate":
             arguments += ["--out", str(out / stage)]
         outcomes.append(_run(stage, arguments + ["--force"] * options.force, out))
-        if stage in ENCODERS and (out / "export" / "encoder.onnx").exists() and outcomes[-1].status == 0:
+        if stage in ENCODERS and result(out / "export", "encoder.onnx") and outcomes[-1].status == 0:
             arguments = [str(out / ENCODERS[stage]), *_given(group, options), "--out", str(out / "encoder" / stage)]
             outcomes.append(_run(stage, arguments + ["--force"] * options.force, out / "encoder"))
             outcomes[-1].stage += " of the encoder"

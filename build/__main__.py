@@ -16,14 +16,14 @@ from build.options import add_options
 from build.precisions import supported
 from build.process import build
 from build.profiles import BATCH, dynamic_inputs, make_profiles
-from build.weights import bindable, constant_bytes, weight_files
+from build.weights import bindable, constant_bytes
 from build.worker import Job
 from contracts.command import Parser, run
 from contracts.errors import UserError
 from contracts.findings import Finding
-from contracts.manifest import Stage
 from contracts.signature import Signature, find_signature
-from contracts.weights import load_graph, weights_root
+from contracts.stage import Stage
+from contracts.weights import load_graph, weight_files, weights_root
 
 ENGINE = "model.engine"
 TIMINGS = "timings.cache"  # of kernels, where the flavour times them

@@ -16,7 +16,7 @@ from build.weights import Weight
 from contracts.errors import UserError
 from contracts.findings import Finding
 from contracts.signature import Signature
-from contracts.weights import references
+from contracts.tensors import references
 
 LOWER = "lower the graph with surgery and build its model.trt.onnx"
 STANDARD_DOMAINS = ("", "ai.onnx")

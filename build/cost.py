@@ -21,7 +21,8 @@ import onnx
 from build.audit import LOWER
 from contracts.findings import Finding
 from contracts.signature import Signature
-from contracts.weights import stored_size, streamed_bytes
+from contracts.tensors import stored_size
+from contracts.weights import streamed_bytes
 
 # As the builder's log calls them, in bytes an element.
 BYTES = {

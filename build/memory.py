@@ -21,7 +21,7 @@ from onnx import TensorProto
 from build.profiles import Profile
 from contracts.errors import UserError
 from contracts.signature import Signature
-from contracts.weights import stored_size, tensor_bytes
+from contracts.tensors import stored_size, tensor_bytes
 
 TENSORRT, A_LAYER = 350_000_000, 8_000_000
 KERNELS_A_LAYER = 1_000_000  # bytes of code in the engine's file, each profile's

@@ -7,7 +7,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from contracts.errors import UserError
-from contracts.weights import references, tensor_bytes
+from contracts.tensors import external, tensor_bytes
 
 PRODUCTS = ("Gemm", "MatMul", "Gather")
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -32,7 +32,7 @@ def bindable(proto: onnx.ModelProto, model: Path) -> list[Weight]:
     """
     multiplied = {name for node in proto.graph.node if node.op_type in PRODUCTS for name in node.input}
     found = []
-    for tensor, reference in references(proto):
+    for tensor, reference in external(proto.graph.initializer):
         if tensor.name in multiplied and len(tensor.dims) >= 2 and tensor.data_type in FLOATS:
             dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
             offset = int(reference.get("offset", 0))
@@ -59,9 +59,6 @@ def as_inputs(proto: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
 
 def constant_bytes(proto: onnx.ModelProto) -> int:
     """Bytes of all initializers, inside the graph's file and outside."""
-    external = {tensor.name: int(reference.get("length", 0)) for tensor, reference in references(proto)}
-    return sum(external.get(tensor.name, tensor.ByteSize()) for tensor in proto.graph.initializer)
-
-
-def weight_files(proto: onnx.ModelProto, root: Path) -> list[Path]:
-    return sorted({root / reference["location"] for _, reference in references(proto)})
+    outside = sum(tensor_bytes(tensor) for tensor, _ in external(proto.graph.initializer))
+    inside = (tensor for tensor in proto.graph.initializer if tensor.data_location != TensorProto.EXTERNAL)
+    return outside + sum(tensor.ByteSize() for tensor in inside)

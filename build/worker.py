@@ -20,7 +20,9 @@ from build.progress import Fraction
 from build.weights import as_inputs
 from contracts.command import end_with_parent
 from contracts.errors import UserError
+from contracts.reader import read_bytes
 from contracts.signature import Signature
+from contracts.weights import MODEL_LIMIT
 
 LAST_PHASE = "Building engine from subgraph"  # weights are written after it, which can take half of the time, unreported
 ACTIVATIONS = "Total Activation Memory: "  # then bytes, once a profile
@@ -75,8 +77,8 @@ def build(job: Job, report) -> dict:
 
     report("parsing")
     started = time.monotonic()
-    proto = onnx.load(job.model, load_external_data=False)
-    data = job.model.read_bytes()
+    data = read_bytes(job.model, MODEL_LIMIT)
+    proto = onnx.ModelProto.FromString(data)
     if job.weights_as_inputs:
         data = as_inputs(proto, job.weights_as_inputs).SerializeToString()
     parser = trt.OnnxParser(network, log)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from contracts.command import Parser, run
 from contracts.errors import UserError
-from contracts.manifest import Stage
+from contracts.stage import Stage, alone
 from export.options import add_options
 from export.packed import write_packed
 from export.trace import trace, trace_encoder
@@ -34,11 +34,10 @@ def export(options: argparse.Namespace) -> None:
     folder = options.checkpoint or _named(options.model, options.out, options.dtype)
     checkpoint = open_checkpoint(folder)
     dtype = options.dtype or checkpoint.dtype
-    files = sorted({entry.file for entry in checkpoint.tensors.values()})
     stage = Stage(
         "export",
         options.out,
-        inputs=[folder / "config.json", *files],
+        inputs=checkpoint.files,
         options={"checkpoint": str(folder.resolve()), "dtype": dtype, "weights": options.weights},
     )
     if stage.up_to_date() and not options.force:
@@ -72,7 +71,8 @@ def _named(name: str, out: Path, dtype: str | None) -> Path:
     folder = out / "checkpoint"
     print(f"export: {name}: its weights do not come with the project, so random ones of its dimensions take their place in "
           f"{folder}; give the published ones with --checkpoint DIR", flush=True)  # fmt: skip
-    of_preset(name, folder, dtype or "bfloat16")
+    with alone(folder):
+        of_preset(name, folder, dtype or "bfloat16")
     return folder
 
 

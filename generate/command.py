@@ -6,9 +6,11 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING
 
 from contracts.errors import UserError
+from contracts.manifest import MANIFEST, own_names, read_manifest
 from generate.batch import CAPACITY, LENGTH, Batch, Sequence
 from generate.opening import Files, find_files, open_model
 from generate.prompts import Prompt, opening
@@ -27,6 +29,8 @@ class Generator:
     def __init__(self, options: argparse.Namespace):
         self.options = options
         files = find_files(options.out, options.checkpoint)
+        if options.results is not None:
+            _check_results(options.results, [options.prompts, files.graph, files.engine, files.encoder], files.checkpoint)
         self.opened = open_model(files, options.runtime)
         if told := self.opened.model.signature.layout:
             wrong = f"its model is told more than text ({', '.join(told)}), which this has no tokenizer for"
@@ -155,20 +159,40 @@ def _result(prompt: Prompt, sequence: Sequence) -> dict:
     }
 
 
+def _check_results(path: Path, read: list[Path | None], checkpoint: Path) -> None:
+    """Raises UserError where results would replace what they are made from, or what a stage has written."""
+    if path.exists() and not path.is_file():
+        raise UserError(path, "is no regular file", "name another file with --out")
+    folder = path.parent.resolve()
+    inputs = {os.path.realpath(each) for each in read if each} | {os.path.abspath(each) for each in read if each}
+    if {os.path.realpath(path), os.path.abspath(path)} & inputs or (path.exists() and folder == checkpoint.resolve()):
+        raise UserError(path, "is read here and would be replaced", "name another file with --out")
+    if any(_lists(above, path) for above in path.absolute().parents):
+        raise UserError(path, "is a stage's result and would be replaced", "name another file with --out")
+
+
+def _lists(folder: Path, path: Path) -> bool:
+    manifest = read_manifest(folder)
+    return manifest is not None and path.absolute().relative_to(folder).as_posix() in {*own_names(manifest), MANIFEST}
+
+
 def _write(results: Iterator[str], path: Path | None) -> None:
     """One line each: to standard output as they come, or to a file that appears when all are there."""
     if path is None:
         for line in results:
             print(line, flush=True)
         return
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
+    umask = os.umask(0)
+    os.umask(umask)
+    with NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
             for line in results:
                 file.write(line + "\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+            file.flush()
+            os.chmod(file.name, 0o666 & ~umask)
+            os.replace(file.name, path)
+        finally:
+            Path(file.name).unlink(missing_ok=True)
     print(f"generate: {path}", file=sys.stderr)
 
 

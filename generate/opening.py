@@ -8,7 +8,7 @@ import onnxruntime as ort
 import torch
 
 from contracts.errors import UserError
-from contracts.manifest import read_manifest
+from contracts.manifest import read_manifest, result
 from contracts.twin import has_bfloat16
 from contracts.weights import load_graph, streamed_bytes
 from runtime.engine import read_description, why_not
@@ -41,8 +41,8 @@ class Opened:
 def find_files(out: Path, checkpoint: Path | None) -> Files:
     """`out`: a pipeline's folder, or one of its graphs. Raises UserError where there is nothing to run."""
     folder = out.parent.parent if out.is_file() else out
-    graph = out if out.is_file() else _first(folder / "surgery" / "model.onnx", folder / "export" / "model.onnx")
-    engine = None if out.is_file() else _first(folder / "build" / "model.engine")
+    graph = out if out.is_file() else _first(folder, "surgery/model.onnx", "export/model.onnx")
+    engine = None if out.is_file() else _first(folder, "build/model.engine")
     if graph is None and engine is None:
         raise UserError(out, "has neither surgery/model.onnx nor export/model.onnx", "name the --out folder of pipeline.py")
     recorded = (read_manifest(folder / "export") or {}).get("options", {}).get("checkpoint")
@@ -50,7 +50,7 @@ def find_files(out: Path, checkpoint: Path | None) -> Files:
     if found is None or not found.is_dir():
         wrong = "is no folder" if found else "does not say from which checkpoint it came"
         raise UserError(found or out, wrong, "name the checkpoint, whose tokenizer is needed, with --checkpoint DIR")
-    encoder = _first(folder / "encoder" / "surgery" / "model.onnx", folder / "export" / "encoder.onnx")
+    encoder = result(folder / "export", "encoder.onnx") and _first(folder, "encoder/surgery/model.onnx", "export/encoder.onnx")
     return Files(graph, engine, encoder, found)
 
 
@@ -88,5 +88,7 @@ def _why_no_engine(engine: Path | None) -> str | None:
     return "it is no decoder with a KV cache" if description["signature"] is None else why_not(description)
 
 
-def _first(*paths: Path) -> Path | None:
-    return next((path for path in paths if path.is_file()), None)
+def _first(folder: Path, *names: str) -> Path | None:
+    """The first of these results, STAGE/FILE, that its stage's last run has written."""
+    found = (result((folder / name).parent, Path(name).name) for name in names)
+    return next((path for path in found if path is not None), None)

@@ -6,6 +6,7 @@ header length, a JSON header, then the tensors (https://github.com/huggingface/s
 
 import json
 import math
+import os
 import struct
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from contracts.errors import UserError
+from contracts.reader import open_regular, read_json
 from models.packed import PACKED, WEIGHT, is_packed, load_packed, packed_shape
 
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
@@ -42,6 +44,12 @@ class Checkpoint:
     folder: Path
     config: dict
     tensors: dict[str, TensorEntry]  # by the architecture's name for each
+
+    @property
+    def files(self) -> list[Path]:
+        """All that it is read from: config.json, the index of shards where there is one, and the weights' files."""
+        index = [self.folder / INDEX] if (self.folder / INDEX).exists() else []
+        return [self.folder / CONFIG, *index, *sorted({entry.file for entry in self.tensors.values()})]
 
     def under(self, prefix: str) -> "Checkpoint":
         """The same, where tensors were saved without the prefix that the architecture's names begin with."""
@@ -114,7 +122,7 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(folder, "no such folder", "name a checkpoint folder with config.json and safetensors files")
-    config = _read_json(folder / CONFIG, "name a checkpoint folder with a config.json")
+    config = read_json(folder / CONFIG, "name a checkpoint folder with a config.json")
     if (folder / INDEX).exists():
         return Checkpoint(folder, config, _read_shards(folder))
     if not (folder / SINGLE).exists():
@@ -124,14 +132,13 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
     """The tensors of one safetensors file. Raises UserError where it is missing, corrupt or shorter than it says."""
-    try:
-        size = file.stat().st_size
-        with open(file, "rb") as stream:
-            prefix = stream.read(8)
-            header_size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else HEADER_LIMIT
-            header = stream.read(header_size) if header_size < HEADER_LIMIT else b""
-    except FileNotFoundError:
-        raise UserError(file, "is missing", "download the checkpoint's shards again") from None
+    if not file.exists():
+        raise UserError(file, "is missing", "download the checkpoint's shards again")
+    with open_regular(file) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        prefix = stream.read(8)
+        header_size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else HEADER_LIMIT
+        header = stream.read(header_size) if header_size < HEADER_LIMIT else b""
     try:
         found = json.loads(header)
         found.pop("__metadata__", None)
@@ -147,7 +154,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
 
 
 def _read_shards(folder: Path) -> dict[str, TensorEntry]:
-    index = _read_json(folder / INDEX, "download the index again")
+    index = read_json(folder / INDEX, "download the index again")
     places = index.get("weight_map")
     if not isinstance(places, dict) or not places:
         raise UserError(folder / INDEX, "has no weight_map", "download the index again")
@@ -172,18 +179,6 @@ def _entry(name: str, file: Path, data: int, place: dict) -> TensorEntry:
     if not 0 <= begin <= end or (itemsize and end - begin != itemsize * math.prod(shape)):
         raise ValueError
     return TensorEntry(name, file, dtype, shape, data + begin, end - begin)
-
-
-def _read_json(file: Path, remedy: str) -> dict:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(file, "no such file", remedy) from None
-    except ValueError as error:
-        raise UserError(file, f"is not JSON ({error})", "download it again") from None
-    if not isinstance(content, dict):
-        raise UserError(file, "is not a JSON object", "download it again")
-    return content
 
 
 def _no_weights(folder: Path) -> UserError:

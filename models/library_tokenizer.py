@@ -10,6 +10,10 @@ from contracts.errors import UserError
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 GENERATION = "generation_config.json"
+READ = (  # all that transformers may look at
+    *FILES, GENERATION, "config.json", "merges.txt", "vocab.txt", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "chat_template.json", "spiece.model", "sentencepiece.bpe.model",
+)  # fmt: skip
 FORMAT = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
 
 

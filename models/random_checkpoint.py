@@ -22,6 +22,7 @@ from torch import nn
 
 from contracts.command import Parser, run
 from contracts.errors import UserError
+from contracts.reader import read_json
 from models import architecture
 from models.checkpoint import CONFIG, FLOATS, INDEX, SINGLE
 
@@ -29,6 +30,7 @@ PRESETS = Path(__file__).parent / "presets"
 SHARD_BYTES = 2_050_000_000  # cuts Qwen-7B into the shards that were published
 CHUNK = 1 << 22  # elements drawn at once
 ALIGNMENT = 64
+MADE = "random_weights.txt"  # says whose the files beside it are
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
 SAFETENSORS = {name: code for code, (name, _) in FLOATS.items()}
 
@@ -71,12 +73,16 @@ def write(config: dict, out: Path, dtype: str, seed: int | None, shard_bytes: in
 
     config.json comes last: a folder that a killed run leaves is no checkpoint.
     """
+    others = [name for name in (CONFIG, INDEX, SINGLE, *_shards_in(out)) if (out / name).exists()]
+    if others and not (out / MADE).exists():
+        raise UserError(out / others[0], "was not made here and would be replaced", "name another folder with --out")
     draws = _draws(architecture(config, out / CONFIG))
     itemsize = getattr(torch, dtype).itemsize
     shards = _shards(draws, itemsize, shard_bytes)
     size = itemsize * sum(draw.elements for draw in draws)
     out.mkdir(parents=True, exist_ok=True)
-    for stale in (CONFIG, INDEX, SINGLE):
+    (out / MADE).write_text("random weights, made by models.random_checkpoint: these files may be replaced by others\n")
+    for stale in (CONFIG, INDEX, SINGLE, *_shards_in(out)):
         (out / stale).unlink(missing_ok=True)
     free = os.statvfs(out).f_bavail * os.statvfs(out).f_frsize
     if size > free and seed is not None:
@@ -93,6 +99,10 @@ def write(config: dict, out: Path, dtype: str, seed: int | None, shard_bytes: in
     return size, len(shards)
 
 
+def _shards_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("model-*-of-*.safetensors"))
+
+
 def presets() -> list[str]:
     """The models whose dimensions come with the project."""
     return sorted(path.stem for path in PRESETS.glob("*.json"))
@@ -102,7 +112,7 @@ def of_preset(name: str, out: Path, dtype: str) -> bool:
     """The checkpoint of a preset in `out`, as write makes it; returns whether it had to be made."""
     config = read_config(PRESETS / f"{name}.json")
     made = out / CONFIG
-    if made.is_file() and json.loads(made.read_text()) == {**config, "torch_dtype": dtype}:
+    if made.exists() and (out / MADE).exists() and read_json(made) == {**config, "torch_dtype": dtype}:
         return False
     write(config, out, dtype, seed=0)
     return True

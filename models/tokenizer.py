@@ -15,7 +15,7 @@ from typing import Literal
 import tiktoken
 
 from contracts.errors import UserError
-from models.library_tokenizer import LibraryTokenizer, can_read
+from models.library_tokenizer import READ, LibraryTokenizer, can_read
 
 VOCABULARY = "qwen.tiktoken"
 PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -78,6 +78,11 @@ class Tokenizer:
             kept = turn + kept
         question = [*newline, *message("user", user), *newline, self.im_start, *self.encode("assistant"), *newline]
         return opening + kept + question
+
+
+def tokenizer_files(folder: Path | str) -> list[Path]:
+    """The files that a checkpoint folder's tokenizer is read from."""
+    return [path for name in (VOCABULARY, *READ) if (path := Path(folder) / name).is_file()]
 
 
 def open_tokenizer(folder: Path | str) -> Tokenizer | LibraryTokenizer:

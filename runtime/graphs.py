@@ -17,9 +17,11 @@ import torch
 from onnx import TensorProto
 
 from contracts.errors import UserError
+from contracts.manifest import result
 from contracts.signature import QUANTIZED, Signature, find_signature
+from contracts.tensors import tensor_bytes
 from contracts.twin import float32_twin, has_bfloat16
-from contracts.weights import ORT_ROOT_OPTION, load_graph, tensor_bytes, weights_root
+from contracts.weights import ORT_ROOT_OPTION, load_graph, weights_root
 from runtime.bound import BoundSession, CopyingSession
 from runtime.decoders import GrowingDecoder, OfSignature, RowDecoder, StaticDecoder, made_up_constants
 from runtime.layerwise import LayerwiseSession, is_large, with_fewer_slots, with_products_by_rows
@@ -97,8 +99,8 @@ def open_to_generate(path: Path, device: str) -> Graph:
     graph = graph_of(model, root, str(path), device=device, as_written=False)
     if device != "cuda" or not graph.signature.static:
         return graph
-    quicker = path.with_name(OWN_OPERATORS)
-    if path.name == "model.onnx" and quicker.exists() and graph.signature.dtype in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
+    quicker = result(path.parent, OWN_OPERATORS)
+    if path.name == "model.onnx" and quicker and graph.signature.dtype in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
         path, model = quicker, load_graph(quicker)
     return replace(graph, decoding=lambda batch: captured_session(model, root, str(path), batch))
 

@@ -17,7 +17,8 @@ from onnx import TensorProto, helper
 
 from contracts.layout import set_places
 from contracts.signature import find_signature
-from contracts.weights import ORT_ROOT_OPTION, references, tensor_bytes
+from contracts.tensors import external, references, tensor_bytes
+from contracts.weights import ORT_ROOT_OPTION
 
 LARGE = 4_000_000_000  # bytes of weights from which a graph runs this way
 MOST_WEIGHTS = 256_000_000  # bytes of weights in one part; a product with a larger one is taken by rows
@@ -185,7 +186,7 @@ def with_products_by_rows(model: onnx.ModelProto) -> onnx.ModelProto:
     without bias whose weight is [out, in], and for a MatMul with such a weight transposed."""
     by_rows = onnx.ModelProto.FromString(model.SerializeToString())
     graph = by_rows.graph
-    large = {t.name: (t, place) for t, place in references(by_rows) if tensor_bytes(t) > MOST_WEIGHTS}
+    large = {t.name: (t, place) for t, place in external(by_rows.graph.initializer) if tensor_bytes(t) > MOST_WEIGHTS}
     transposed = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Transpose" and n.input[0] in large}
     nodes, parts = [], {}
     for node in graph.node:

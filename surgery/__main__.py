@@ -13,8 +13,10 @@ from rich.console import Console
 
 from contracts.command import FOUND_DIFFERENCE, Parser, run
 from contracts.errors import UserError
-from contracts.manifest import MANIFEST, Stage
-from contracts.weights import load_graph, references
+from contracts.manifest import MANIFEST, remove_results, result
+from contracts.stage import Stage
+from contracts.tensors import references
+from contracts.weights import load_graph, weight_files, weights_root
 from surgery import files, picture, verify
 from surgery.graph import Graph
 from surgery.options import add_options
@@ -26,6 +28,7 @@ from surgery.weights import drop_unused, new_file, settle
 OPTIONS = ("cache", "capacity", "logits", "merge", "attention", "onnxruntime", "skip", "own", "verify", "bisect", "past", "named",
            *quantising.OPTIONS)  # fmt: skip
 MODELS = ("model.onnx", "model.trt.onnx", "model.ort.onnx")  # portable, lowered, and in onnxruntime's own operators
+DIFFERENCE, LEFT = "difference", "surgery.difference"  # the folder of the graphs before and after a pass that changed more
 FLOAT = "float"  # the folder, beside a quantised graph, of the same graph before it was quantised
 
 PICTURED = 1  # the second layer: the first one also has what all layers share
@@ -55,8 +58,6 @@ def surgery(options: argparse.Namespace) -> int:
     """Writes the portable and the lowered graph into options.out. Returns the exit status."""
     if options.capacity < 1:
         raise UserError("--capacity", f"{options.capacity} slots hold nothing", "give at least 1")
-    if options.model.resolve() in [(options.out / name).resolve() for name in MODELS]:
-        raise UserError(options.model, "would be overwritten", "name another folder with --out")
     if unclear := [each for each in options.named if "=" not in each]:
         raise UserError(f"--name {unclear[0]}", "says no role", "write it as tokens=NAME or the like")
     plan = make_plan(
@@ -66,14 +67,17 @@ def surgery(options: argparse.Namespace) -> int:
         joined=onnx.TensorProto.BFLOAT16 if options.quantize == "int8" else None,
     )  # fmt: skip
     request = quantising.read_request(options)
-    own = [Path(argument.partition("@")[0]) for argument in options.own]
-    if request and options.calibration:
-        own.append(options.calibration)
-    stage = Stage("surgery", options.out, [options.model, *own], {name: getattr(options, name) for name in OPTIONS})
+    source = load_graph(options.model)
+    read = [options.model, *weight_files(source, weights_root(options.model))]
+    read += [Path(argument.partition("@")[0]) for argument in options.own]
+    if request and request.calibrated:
+        from surgery.quantize.calibration import files_read  # only here: torch takes 0.2 GB and seconds
+
+        read += files_read(request, options.model)
+    stage = Stage("surgery", options.out, read, {name: getattr(options, name) for name in OPTIONS})
     if stage.up_to_date() and not options.force:
         print(f"surgery: up to date ({options.out})")
         return 0
-    source = load_graph(options.model)
     graph = files.read(options.model, options.past, dict(each.split("=", 1) for each in options.named))
     pictures = {"before.svg": picture.draw_layer(graph, PICTURED, f"Layer {PICTURED} before surgery")}
     verifier = verify.Verifier(source, graph.signature, graph.root) if options.verify or options.bisect else None
@@ -105,8 +109,13 @@ def surgery(options: argparse.Namespace) -> int:
                 graphs = [portable, lowered]
                 if options.onnxruntime:  # its tables are those of rows that dynamic NTK leaves alone
                     source = files.to_model(portable)
-                    checks = [verify.Verifier(source, portable.signature, portable.root, NO_ALPHAS)] if verifier else []
+                    checks = (
+                        [verify.Verifier(source, portable.signature, portable.root, NO_ALPHAS, portable.added)]
+                        if verifier
+                        else []
+                    )
                     graphs.append(lower(portable, plan.for_onnxruntime, report, *checks, form="for onnxruntime"))
+                added = set().union(*(each.added for each in graphs))
             except verify.Difference as found:  # here, where the weights that passes added still are
                 _leave(found if not options.bisect else verify.narrow(found, plan, partial), options)
                 raise
@@ -114,13 +123,14 @@ def surgery(options: argparse.Namespace) -> int:
             for name in [name for name in pictures if all(pictures.values())]:
                 (partial / name).write_text(pictures[name])
             models = [files.without_shapes(files.to_model(each)) for each in graphs]
-            stage.extra["weights_root"] = settle(models, graph.root, options.model, partial, options.out)
-            drop_unused(models, partial)
+            stage.extra["weights_root"] = settle(models, graph.root, options.model, partial, options.out, added)
+            drop_unused(models, partial, added)
             for name, model in zip(MODELS, models):
                 onnx.save(model, partial / name)
             (partial / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n")
     except verify.Difference:
         return FOUND_DIFFERENCE
+    remove_results(options.out / DIFFERENCE, LEFT)
     Console().print(report.table())
     for line in report.lines():
         print(line)
@@ -133,7 +143,7 @@ def _keep_float(graph: Graph, partial: Path, out: Path) -> None:
     """Writes the portable graph as it is before it is quantised, over the source's weights: what the exported graph can
     be compared with. Not where passes have made weights of their own, which are not kept."""
     model = files.without_shapes(files.to_model(graph))
-    if any(os.path.isabs(reference["location"]) for _, reference in references(model)):
+    if any(reference["location"] in graph.added for _, reference in references(model)):
         return
     folder = partial / FLOAT
     folder.mkdir()
@@ -145,13 +155,13 @@ def _keep_float(graph: Graph, partial: Path, out: Path) -> None:
 
 def _leave(found: verify.Difference, options: argparse.Namespace) -> None:
     """Puts the graphs before and after the difference on disk, where onnxruntime and validate can open them."""
-    folder = options.out / "difference"
-    stage = Stage("surgery", folder, [options.model], {"difference": str(found)})
+    folder = options.out / DIFFERENCE
+    stage = Stage(LEFT, folder, [options.model], {"difference": str(found)})
     with stage.writing() as partial:
         stage.extra["weights_root"] = verify.save(found, options.model, partial, folder)
     print(f"surgery: {found}")
     print(f"surgery: both graphs are in {folder}: before.onnx, after.onnx")
-    if (options.out / "model.onnx").exists():
+    if result(options.out, "model.onnx"):
         print(f"surgery: {options.out}/model.onnx is an earlier run's, which this one has left as it was")
 
 

@@ -13,8 +13,9 @@ import onnx_graphsurgeon as gs
 from contracts.command import Parser, run
 from contracts.errors import UserError
 from contracts.layout import PLACED
-from contracts.manifest import Stage, read_manifest
-from contracts.weights import load_graph, place_weights
+from contracts.manifest import read_manifest
+from contracts.stage import Stage
+from contracts.weights import load_graph, place_weights, weight_files, weights_root
 from surgery import files
 from surgery.graph import Graph
 from surgery.positions import known_positions
@@ -38,11 +39,12 @@ def change_capacity(options: Namespace) -> None:
     path = options.model / "model.onnx" if options.model.is_dir() else options.model
     made_with = (read_manifest(path.parent) or {}).get("options", {})
     kept = {name: made_with[name] for name in ("skip", "own", "attention", "onnxruntime") if name in made_with}
-    stage = Stage("surgery", options.out, [path], {"capacity": options.capacity, **kept})
+    source = load_graph(path)
+    read = [path, *weight_files(source, weights_root(path)), *(Path(each.partition("@")[0]) for each in kept.get("own", []))]
+    stage = Stage("surgery", options.out, read, {"capacity": options.capacity, **kept})
     if stage.up_to_date() and not options.force:
         print(f"surgery.capacity: up to date ({options.out})")
         return
-    source = load_graph(path)
     if any(node.op_type.startswith("TRT_") for node in source.graph.node):
         raise UserError(path, "is lowered", "give the portable graph: the lowered one is made from it")
     portable = files.read(path)

@@ -82,7 +82,7 @@ def _known(tensor: gs.Variable) -> bool:
 def reread(graph: Graph) -> Graph:
     """The same graph again, with shapes inferred anew."""
     fresh = Graph(infer_shapes(to_model(graph)), graph.signature, graph.root)
-    fresh.weights_file = graph.weights_file
+    fresh.weights_file, fresh.added = graph.weights_file, graph.added
     return fresh
 
 

@@ -58,6 +58,7 @@ class Graph:
         self.signature = signature
         self.root = root  # where external weights lie
         self.weights_file: Path | None = None  # where passes may append weights of their own
+        self.added: set[str] = set()  # the locations, absolute paths, of files that passes did append to
         self.metadata = {entry.key: entry.value for entry in model.metadata_props}
         self.near_misses: list[NearMiss] = []
         self.notes: list[str] = []  # what passes have decided that whoever runs the graph must know

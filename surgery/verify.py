@@ -3,6 +3,7 @@
 Also compares with the graph as it was read, so that errors which each pass keeps small cannot add up unseen.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,10 +33,12 @@ class State:
     signature: Signature
     root: Path
     alphas: tuple[float, ...] = ALPHAS
+    added: frozenset[str] = frozenset()  # as the graph's
 
     @classmethod
     def of(cls, graph: Graph, alphas: tuple[float, ...] = ALPHAS) -> "State":
-        return cls(files.without_shapes(files.to_model(graph)), graph.signature, graph.root, alphas)
+        model = files.without_shapes(files.to_model(graph))
+        return cls(model, graph.signature, graph.root, alphas, frozenset(graph.added))
 
     @property
     def head_dim(self) -> int | None:
@@ -57,7 +60,7 @@ class State:
     def runner(self, extra: tuple[str, ...] = ()) -> Runner:
         """The graph in onnxruntime, with these tensors as outputs, too. Raises Unrunnable."""
         model = onnx.ModelProto.FromString(self.model.SerializeToString())
-        return Runner(model, self.signature, under_one_root(model, self.root), extra, self.alphas)
+        return Runner(model, self.signature, under_one_root(model, self.root, self.added), extra, self.alphas)
 
     def _takes(self, step: Step) -> bool:
         """GroupQueryAttention writes a row's tokens right after its valid ones, where Concat writes after padding; over a
@@ -78,9 +81,16 @@ class Difference(Exception):
 class Verifier:
     """Called with what each pass made; raises Difference. `alphas`: scales of dynamic NTK that rows have."""
 
-    def __init__(self, source: onnx.ModelProto, signature: Signature, root: Path, alphas: tuple[float, ...] = ALPHAS):
+    def __init__(
+        self,
+        source: onnx.ModelProto,
+        signature: Signature,
+        root: Path,
+        alphas: tuple[float, ...] = ALPHAS,
+        added: Collection[str] = (),
+    ):
         self.alphas = alphas
-        self.read = self.source = self.before = State(source, signature, root, alphas)
+        self.read = self.source = self.before = State(source, signature, root, alphas, frozenset(added))
 
     def restart(self, graph: Graph) -> None:
         """Compares what follows with this graph: what quantising changes is no pass's error."""
@@ -160,7 +170,7 @@ def narrow(found: Difference, plan: Plan, folder: Path) -> Difference:
 def save(found: Difference, source: Path, folder: Path, out: Path) -> str:
     """Writes both graphs into `folder` (which becomes `out`). Returns their `weights_root`."""
     models = [found.before.model, found.after.model]
-    root = settle(models, found.before.root, source, folder, out)
+    root = settle(models, found.before.root, source, folder, out, found.before.added | found.after.added)
     for name, model in zip(("before", "after"), models):
         onnx.save(model, folder / f"{name}.onnx")
     return root
@@ -184,7 +194,7 @@ def _differs(found: Difference, after: State, before: State | None = None) -> st
 def _limited(before: State, each: Pass, limit: int | None, folder: Path) -> tuple[State, list[str], int]:
     """What the pass makes of `before` if it stops after `limit` matches, the nodes it matched, and how often it says so."""
     graph = Graph(files.infer_shapes(before.model), before.signature, before.root)
-    graph.match_limit, graph.weights_file = limit, new_file(folder)
+    graph.match_limit, graph.weights_file, graph.added = limit, new_file(folder), set(before.added)
     matches = apply(graph, each)
     return State.of(graph, before.alphas), graph.matched, matches
 

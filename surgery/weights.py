@@ -1,13 +1,14 @@
 """Weights that a pass reads whole and writes anew, a slab at a time: repacked, never decoded, never in memory at once.
 
 A new weight goes into the graph where it is small, else at the end of graph.weights_file, whose absolute path it then names
-as its location. All weights of a finished graph lie under one root folder: `settle` copies what the graph still refers to
-elsewhere into the same file. Where there is no such file, as in tests on small graphs, new weights stay in the graph.
+as its location; graph.added records which these are, for a graph that was read may not say so itself. All weights of a
+finished graph lie under one root folder: `settle` copies what the graph still refers to elsewhere into the same file. Where
+there is no such file, as in tests on small graphs, new weights stay in the graph.
 """
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from contracts.weights import place_weights, references, tensor_bytes
+from contracts.tensors import check_places, references, tensor_bytes
+from contracts.weights import place_weights
 from surgery.graph import Graph, is_external
 
 INLINE = 1 << 16  # bytes; what is smaller stays in the graph
@@ -56,6 +58,7 @@ def add_weight(graph: Graph, name: str, dtype: int, shape: list[int], slabs: Ite
         tensor.raw_data = b"".join(slab.tobytes() for slab in slabs)
     else:
         offset, length = _append(graph.weights_file, slabs)
+        graph.added.add(str(graph.weights_file.absolute()))
         _refer(tensor, str(graph.weights_file.absolute()), offset, length)
     return gs.Constant(tensor.name, LazyValues(tensor))
 
@@ -88,17 +91,23 @@ def neighbours(graph: Graph, name: str, parts: list[gs.Constant], shape: list[in
     return gs.Constant(tensor.name, LazyValues(tensor))
 
 
-def settle(models: list[onnx.ModelProto], root: Path, source: Path, folder: Path, out: Path) -> str:
+def settle(
+    models: list[onnx.ModelProto], root: Path, source: Path, folder: Path, out: Path, added: Collection[str] = ()
+) -> str:
     """Makes the weights of `models`, made from the graph in file `source`, whose weights lie under `root`, reachable for
     graphs written into `folder` (which becomes `out`). Returns the `weights_root` for the manifest, relative to `out`.
+    Raises UserError where a tensor of the models would not lie below it.
 
-    Where passes added weights, all others are copied behind them, each byte once, in the order in which the graphs name them.
+    Where passes `added` weights that the models still have, all others are copied behind them, each byte once, in the order
+    in which the graphs name them.
     """
-    added = {location for location in _locations(models) if os.path.isabs(location)}
-    if not added:
+    for model in models:
+        check_places(model, source, root, but=added)
+    used = sorted(_locations(models) & set(added))
+    if not used:
         return place_weights(models[0], source, folder, out)
-    inside = [location for location in added if Path(location).parent == folder.absolute()]
-    file = Path(inside[0]) if inside else new_file(folder)
+    here = [location for location in used if Path(location).parent == folder.absolute()]
+    file = Path(here[0]) if here else new_file(folder)
     wholes = _wholes({_place(root, tensor) for model in models for tensor, _ in references(model)})
     placed: dict[Place, int] = {}
     for model in models:
@@ -110,20 +119,23 @@ def settle(models: list[onnx.ModelProto], root: Path, source: Path, folder: Path
                     placed[whole], _ = _append(file, _slabs(*whole))
                 offset += placed[whole] - whole[1]
             _refer(tensor, file.name, offset, length)
+        check_places(model, source, folder)
     return "."
 
 
-def drop_unused(models: list[onnx.ModelProto], folder: Path) -> None:
+def drop_unused(models: list[onnx.ModelProto], folder: Path, added: Collection[str]) -> None:
     """Removes files of weights that passes added and later ones made anew, such as merged ones that were then quantised."""
-    used = {folder / location for location in _locations(models)}
-    for file in set(folder.glob("*.data")) - used:
-        file.unlink()
+    used = {(folder / location).absolute() for location in _locations(models)}
+    for file in {Path(location) for location in added} - used:
+        if file.parent == folder.absolute():
+            file.unlink(missing_ok=True)
 
 
-def under_one_root(model: onnx.ModelProto, root: Path) -> Path:
-    """The folder above all weights of the model, to which its references, absolute or under `root`, become relative."""
+def under_one_root(model: onnx.ModelProto, root: Path, added: Collection[str]) -> Path:
+    """The folder above all weights of the model, to which its references, to files that passes `added` or under `root`,
+    become relative."""
     locations = _locations([model])
-    if not any(os.path.isabs(location) for location in locations):
+    if not locations & set(added):
         return root
     paths = {location: os.path.abspath(root / location) for location in locations}
     common = Path(os.path.commonpath([os.path.dirname(path) for path in paths.values()]))

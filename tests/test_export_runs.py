@@ -56,7 +56,7 @@ def test_a_killed_export_leaves_nothing_and_the_next_carries_on(traced_before, e
     died = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths}, check=False)
     assert died.returncode == -signal.SIGKILL
     assert [path.name for path in out.iterdir()] == [".partial"]
-    assert [path.name for path in (out / ".partial").iterdir()] == ["model.safetensors"]
+    assert sorted(path.name for path in (out / ".partial").iterdir()) == [".lock", "model.safetensors"]
     export(checkpoint, out, weights="copy")
     assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "model.onnx", "model.safetensors"]
 
@@ -81,9 +81,13 @@ def test_up_to_date(traced_before, checkpoint, tmp_path, capsys):
     export(other, tmp_path / "out")
     assert "up to date" in capsys.readouterr().out
     assert model.stat().st_mtime_ns == written
+    os.utime(next(other.glob("*00001-of*")))  # the same content
+    export(other, tmp_path / "out")
+    assert capsys.readouterr().out.count("up to date") == 1
     export(other, tmp_path / "out", force=True)
     export(other, tmp_path / "out", weights="reference")  # another option
-    os.utime(next(other.glob("*00001-of*")))  # another input
+    shard = next(other.glob("*00001-of*"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\x00")  # another input
     export(other, tmp_path / "out", weights="reference")
     (tmp_path / "out" / "model.onnx").unlink()  # a result gone
     export(other, tmp_path / "out", weights="reference")

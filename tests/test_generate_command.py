@@ -14,7 +14,7 @@ from test_generate import CASES, PROMPTS, ROOT, TOKENIZER, answers_alone
 from contracts.errors import UserError
 from generate.__main__ import main
 from generate.batch import LENGTH, Sequence
-from generate.command import Generator
+from generate.command import Generator, _check_results
 from generate.options import parse
 from generate.prompts import said
 from generate.text import TextStream
@@ -174,3 +174,36 @@ def test_sampling_from_a_cut_distribution_implies_temperature_1():
     assert parse(["OUT", "--prompt", "a"]).temperature == 0
     assert parse(["OUT", "--prompt", "a", "--top-p", "0.9"]).temperature == 1
     assert parse(["OUT", "--prompt", "a", "--top-k", "3", "--temperature", "0.5"]).temperature == 0.5
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "prompts.txt",
+        "link.txt",
+        "surgery/model.onnx",
+        "surgery/report.json",
+        "surgery/manifest.json",
+        "checkpoint/vocab.json",
+        ".",
+    ],
+)
+def test_results_replace_nothing_that_is_read_or_that_a_stage_wrote(path, tmp_path):
+    for name in ("prompts.txt", "surgery/model.onnx", "surgery/report.json", "checkpoint/vocab.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("kept")
+    (tmp_path / "link.txt").symlink_to("prompts.txt")
+    (tmp_path / "surgery" / "manifest.json").write_text('{"stage": "surgery", "outputs": {"model.onnx": 4, "report.json": 4}}')
+    read = [tmp_path / "prompts.txt", tmp_path / "surgery" / "model.onnx", None]
+    with pytest.raises(UserError, match="name another file with --out"):
+        _check_results(tmp_path / path, read, tmp_path / "checkpoint")
+    _check_results(tmp_path / "surgery" / "said.jsonl", read, tmp_path / "checkpoint")
+    (tmp_path / "said.jsonl").write_text("of an earlier run")
+    _check_results(tmp_path / "said.jsonl", read, tmp_path / "checkpoint")
+
+
+def test_prompts_are_not_replaced_by_their_answers(tiny_out, tiny_portable, tmp_path):
+    (tmp_path / "p.txt").write_text("a\n")
+    with pytest.raises(UserError, match="is read here and would be replaced"):
+        generator(tiny_out, "--prompts", tmp_path / "p.txt", "--out", tmp_path / "p.txt")
+    assert (tmp_path / "p.txt").read_text() == "a\n"

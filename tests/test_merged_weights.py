@@ -217,7 +217,8 @@ def test_neighbours_that_are_copied_are_copied_once(tmp_path):
     (folder / "repacked.data").write_bytes(b"new!")
     up.external_data[0].value, up.external_data[1].value = str(folder / "repacked.data"), "0"
     up.dims[:], up.external_data[2].value = [1], "4"
-    assert settle([portable, lowered], tmp_path, tmp_path / "model.onnx", folder, folder) == "."
+    added = {str(folder / "repacked.data")}
+    assert settle([portable, lowered], tmp_path, tmp_path / "model.onnx", folder, folder, added) == "."
     assert (folder / "repacked.data").stat().st_size == 4096 + 1024
     places = [[tuple(place.values()) for _, place in references(model)] for model in (portable, lowered)]
     assert places[0] == [("repacked.data", "4096", "512"), ("repacked.data", "4608", "512")]

@@ -283,6 +283,20 @@ def test_a_preset_is_a_random_checkpoint_and_says_so(tmp_path, monkeypatch, caps
         export._named("gpt2-large", tmp_path / "out", None)
 
 
+def test_a_checkpoint_that_was_not_made_here_is_not_replaced(tmp_path, monkeypatch):
+    """The published weights of a preset, where its random ones would go."""
+    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **FAMILIES["gpt2"].config}
+    (tmp_path / "gpt2-tiny.json").write_text(json.dumps(config))
+    monkeypatch.setattr(random_checkpoint, "PRESETS", tmp_path)
+    for name in ("config.json", "model.safetensors", "model-00001-of-00002.safetensors"):
+        folder = tmp_path / name.split(".")[0] / "checkpoint"
+        folder.mkdir(parents=True)
+        (folder / name).write_text("{}")
+        with pytest.raises(UserError, match="was not made here and would be replaced"):
+            export._named("gpt2-tiny", folder.parent, "float16")
+        assert [(path.name, path.read_text()) for path in folder.iterdir()] == [(name, "{}")]
+
+
 def test_a_cache_is_no_longer_than_the_table_of_positions(shared, tmp_path):
     """GPT-2's table has 80 rows here: more slots are not made, and that is said."""
     exported = operated("gpt2", "float32", shared) / "export" / "model.onnx"

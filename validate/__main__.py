@@ -1,7 +1,6 @@
 """python -m validate DIR [--import RESULTS.npz] | REFERENCE.onnx CANDIDATE.onnx | --network MODEL.onnx | --bundle DIR [--out DIR]"""
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,8 +11,10 @@ from rich.table import Table
 
 from contracts.command import FOUND_DIFFERENCE, Parser, run
 from contracts.errors import UserError
-from contracts.manifest import MANIFEST, Stage
-from contracts.weights import load_graph, references, weights_root
+from contracts.manifest import MANIFEST
+from contracts.reader import read_json
+from contracts.stage import Stage
+from contracts.weights import load_graph, weight_files, weights_root
 from runtime.graphs import open_graph
 from validate.bundle import write_bundle
 from validate.compare import DIFFERENT, NOT_RUN, PASSED
@@ -85,11 +86,10 @@ def validate_pipeline(folder: Path, options: argparse.Namespace, results: Path |
     `results`: of the folder's bundle, from a machine with a GPU."""
     pipeline = find_pipeline(folder, options.text, results)
     manifests = [path for name in ("export", "surgery", "build") if (path := folder / name / MANIFEST).is_file()]
-    graphs = [path for path in (pipeline.exported, pipeline.portable) if path]
     stage = Stage(
         "validate",
         folder / "validate",
-        inputs=[*pipeline.files, *manifests, *_weights(graphs)],
+        inputs=[*pipeline.files, *manifests, *_weights(pipeline.graphs)],
         options={"text": options.text, "tolerance": options.tolerance, "seed": options.seed},
     )
     title = pipeline.checkpoint.resolve().name if pipeline.checkpoint else folder.resolve().name
@@ -123,7 +123,7 @@ def validate_graphs(reference: Path, candidate: Path, options: argparse.Namespac
 
 def _run(stage: Stage, title: str, force: bool, folder: Path | None, check) -> int:
     if stage.up_to_date() and not force:
-        status = json.loads((stage.out / "report.json").read_text())["verdict"]
+        status = read_json(stage.out / "report.json")["verdict"]
         console.print(f"validate: up to date, {status} ({stage.out}/report.html)", soft_wrap=True)
         return FOUND_DIFFERENCE if status == DIFFERENT else 0
     started = time.monotonic()
@@ -145,8 +145,7 @@ def _run(stage: Stage, title: str, force: bool, folder: Path | None, check) -> i
 
 def _weights(graphs: list[Path]) -> list[Path]:
     """The files that the graphs' weights lie in."""
-    files = {weights_root(path) / found["location"] for path in graphs for _, found in references(load_graph(path))}
-    return sorted(files)
+    return sorted({file for path in graphs for file in weight_files(load_graph(path), weights_root(path))})
 
 
 def _show(levels: list[Level]) -> None:

@@ -20,9 +20,11 @@ import numpy as np
 
 import runtime.engine
 from contracts.errors import UserError
-from contracts.manifest import Stage, fingerprint
+from contracts.identity import Contents
 from contracts.signature import Signature, find_signature
-from contracts.weights import load_graph, references, weights_root
+from contracts.stage import Stage
+from contracts.tensors import references
+from contracts.weights import load_graph, weight_files, weights_root
 from runtime.decoders import Decoder, OfSignature, StaticDecoder
 from runtime.engine import read_description, takes, to_numpy
 from runtime.engine_decoder import signature_of
@@ -49,7 +51,9 @@ def write_bundle(
     if description["signature"] is None or not signature_of(description).static:
         raise UserError(engine, "its caches grow, and a bundle binds caches in place", "run surgery with --cache static")
     graph = open_graph(portable, "portable")
-    stage = Stage("validate", out, inputs=[portable, lowered, engine], options={"bundle": True})
+    weights = {file for path in (portable, lowered) for file in weight_files(load_graph(path), weights_root(path))}
+    read = [portable, lowered, *sorted(weights), engine, engine.with_name("engine.json")]
+    stage = Stage("validate.bundle", out, read, options={"tolerance": tolerance})
     with stage.writing() as folder:
         kept, left_out = _selected(scenarios(graph), graph, description)
         arrays = {}
@@ -74,12 +78,10 @@ def write_bundle(
 
 def identity(portable: Path, lowered: Path) -> str:
     """What ties results to the graphs that they were made from."""
-    weights = {reference["location"] for _, reference in references(load_graph(portable))}
-    prints = [fingerprint(path) for path in (portable, lowered)]
-    prints += [fingerprint(weights_root(portable) / name) for name in sorted(weights)]
-    for each in prints:
-        each.pop("mtime_ns", None)
-    return hashlib.sha256(json.dumps(prints).encode()).hexdigest()
+    contents = Contents("validate")
+    contents.learn(portable.parent)
+    read = [portable, lowered, *weight_files(load_graph(portable), weights_root(portable))]
+    return hashlib.sha256(json.dumps([contents.of(path)["sha256"] for path in read]).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

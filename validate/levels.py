@@ -5,14 +5,16 @@ engine. 5 Tokens: PyTorch ↔ portable graph on real text. A level that cannot r
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from onnx import TensorProto
 
 from contracts.errors import UserError
-from contracts.manifest import read_manifest
-from models.tokenizer import Tokenizer, open_tokenizer
+from contracts.manifest import read_manifest, result
+from models import open_checkpoint
+from models.tokenizer import Tokenizer, open_tokenizer, tokenizer_files
 from runtime.engine import read_description, takes, why_not
 from runtime.engine_decoder import open_engine
 from runtime.graphs import Graph, open_graph
@@ -51,35 +53,47 @@ class Pipeline:
     encoder: EncoderFiles | None = None
 
     @property
-    def files(self) -> list[Path]:
-        files = [self.exported, self.portable, self.unquantised, self.lowered, self.engine, self.text, self.results]
+    def graphs(self) -> list[Path]:
+        files = [self.exported, self.portable, self.unquantised, self.lowered]
         if self.encoder:
             files += [self.encoder.exported, self.encoder.portable, self.encoder.lowered]
         return [path for path in files if path]
 
+    @property
+    def files(self) -> list[Path]:
+        """All that is read, but the graphs' weights."""
+        files = [*self.graphs, *(path for path in (self.engine, self.text, self.results) if path)]
+        if self.engine:
+            files.append(self.engine.with_name("engine.json"))
+        if self.checkpoint:
+            files += tokenizer_files(self.checkpoint)
+            with suppress(UserError):  # the level that reads it says what is wrong with it
+                files += open_checkpoint(self.checkpoint).files
+        return list(dict.fromkeys(files))
+
 
 def find_pipeline(folder: Path, text: Path | None, results: Path | None = None) -> Pipeline:
     """Raises UserError where there is no exported graph, or `text` is no file."""
-    exported = folder / "export" / "model.onnx"
-    if not exported.is_file():
+    exported = result(folder / "export", "model.onnx")
+    if exported is None:
         raise UserError(folder, "has no export/model.onnx", "name the --out folder of pipeline.py, or two .onnx files")
     if text is not None and not text.is_file():
         raise UserError(text, "no such file", "name a text file with --text")
     recorded = (read_manifest(folder / "export") or {}).get("options", {}).get("checkpoint")
     checkpoint = Path(recorded) if recorded and Path(recorded).is_dir() else None
     heldout = checkpoint / "heldout.txt" if checkpoint else None
-    encoder = _existing(folder / "export" / "encoder.onnx")
+    encoder = result(folder / "export", "encoder.onnx")
     operated = folder / "encoder" / "surgery"
     return Pipeline(
         exported=exported,
-        portable=_existing(folder / "surgery" / "model.onnx"),
-        unquantised=_existing(folder / "surgery" / "float" / "model.onnx"),
-        lowered=_existing(folder / "surgery" / "model.trt.onnx"),
-        engine=_existing(folder / "build" / "model.engine"),
+        portable=result(folder / "surgery", "model.onnx"),
+        unquantised=result(folder / "surgery", "float/model.onnx"),
+        lowered=result(folder / "surgery", "model.trt.onnx"),
+        engine=result(folder / "build", "model.engine"),
         checkpoint=checkpoint,
-        text=text or (_existing(heldout) if heldout else None),
+        text=text or (heldout if heldout and heldout.is_file() else None),
         results=results,
-        encoder=encoder and EncoderFiles(encoder, *(_existing(operated / f"model{end}") for end in (".onnx", ".trt.onnx"))),
+        encoder=encoder and EncoderFiles(encoder, *(result(operated, f"model{end}") for end in (".onnx", ".trt.onnx"))),
     )
 
 
@@ -275,7 +289,3 @@ def _read_text(pipeline: Pipeline) -> tuple[Tokenizer | None, list[int], str | N
     if len(ids) < 64:
         return tokenizer, [], f"the text is too short: {len(ids)} tokens"
     return tokenizer, ids, None
-
-
-def _existing(path: Path) -> Path | None:
-    return path if path.is_file() else None

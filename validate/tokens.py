@@ -9,7 +9,8 @@ import torch
 from onnx import TensorProto
 
 from contracts.signature import ntk_alpha
-from contracts.weights import load_graph, tensor_bytes
+from contracts.tensors import tensor_bytes
+from contracts.weights import load_graph
 from models.tokenizer import Tokenizer
 from runtime.graphs import open_graph
 from validate.runners import Model, valid_logits

@@ -6,12 +6,18 @@ import numpy as np
 
 from contracts.errors import UserError
 from contracts.manifest import read_manifest
-from models.tokenizer import open_tokenizer
+from models.tokenizer import open_tokenizer, tokenizer_files
 from surgery.quantize.options import Request
 
 DEFAULT = Path(__file__).with_name("calibration.txt")  # prose and code, from CPython's documentation and library
 WINDOWS = 64
 WINDOW = 256  # tokens
+
+
+def files_read(request: Request, model: Path) -> list[Path]:
+    """What read_windows reads, apart from the text that comes along."""
+    folder = request.tokenizer or _checkpoint(model)
+    return [*([request.calibration] if request.calibration else []), *(tokenizer_files(folder) if folder else [])]
 
 
 def read_windows(request: Request, model: Path, capacity: int | None) -> np.ndarray:

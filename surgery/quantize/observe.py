@@ -94,7 +94,7 @@ def _session(graph: Graph, nodes: list[gs.Node], inputs: list[gs.Tensor], output
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.disable_prepacking", "1")  # else each weight is there once more
     options.enable_cpu_mem_arena = False
-    options.add_session_config_entry(ORT_ROOT_OPTION, str(under_one_root(model, graph.root)))
+    options.add_session_config_entry(ORT_ROOT_OPTION, str(under_one_root(model, graph.root, graph.added)))
     model = float32_twin(model) if has_bfloat16(model) else model
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 

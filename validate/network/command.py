@@ -13,8 +13,8 @@ from rich.table import Table
 from contracts.command import FOUND_DIFFERENCE
 from contracts.errors import UserError
 from contracts.findings import Finding
-from contracts.manifest import Stage
-from contracts.weights import load_graph
+from contracts.stage import Stage
+from contracts.weights import load_graph, weight_files, weights_root
 from validate.network.audit import audit
 from validate.network.compare import Outcome, compare, default_tolerance
 from validate.network.evaluate import Evaluator
@@ -39,6 +39,7 @@ def check_network(
     `out`. Returns the exit status: 1 where an output differs or the audit found an error.
     """
     graph = load_graph(path)
+    stage = _stage(out, path, graph, reference, inputs, {"tolerance": tolerance, "seed": seed}) if out is not None else None
     _refuse_unrunnable(path, graph, reference)
     network = parse(path)
     findings = audit(network, graph)
@@ -47,13 +48,19 @@ def check_network(
     outcomes = compare(Evaluator(network), reference or path, feeds, allowed)
     _show(f"{network.tensorrt}: {len(network.layers)} layers of {len(graph.graph.node)} ONNX nodes", findings)
     _show_outcomes(outcomes, allowed)
-    if out is not None:
-        read = [file for file in (path, reference, inputs) if file is not None]
-        with Stage("validate", out, read, {"network": True, "tolerance": tolerance, "seed": seed}).writing() as folder:
+    if stage is not None:
+        with stage.writing() as folder:
             _write(folder, network.tensorrt, findings, outcomes, allowed)
     wrong = any(finding.severity == "error" for finding in findings)
     differs = any(output.beyond(allowed) for outcome in outcomes for output in outcome.outputs)
     return FOUND_DIFFERENCE if wrong or differs else 0
+
+
+def _stage(out: Path, path: Path, graph: onnx.ModelProto, reference: Path | None, inputs: Path | None, options: dict) -> Stage:
+    read = [path, *weight_files(graph, weights_root(path)), *([inputs] if inputs else [])]
+    if reference:
+        read += [reference, *weight_files(load_graph(reference), weights_root(reference))]
+    return Stage("validate.network", out, read, options)
 
 
 def _refuse_unrunnable(path: Path, graph: onnx.ModelProto, reference: Path | None) -> None:
