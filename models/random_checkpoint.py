@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from contracts.command import Parser, run
+from contracts import arguments
+from contracts.command import Parser, given, run
 from contracts.errors import UserError
 from models import architecture
 from models.checkpoint import CONFIG, FLOATS, INDEX, SINGLE
@@ -53,11 +54,13 @@ def main() -> None:
     source.add_argument("--preset", choices=presets(), metavar="NAME", help=f"a model's dimensions: {', '.join(presets())}")
     source.add_argument("--config", metavar="FILE", type=Path, help="another model's config.json")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True)
-    parser.add_argument("--layers", type=int, help="instead of as many as the model has")
+    parser.add_argument("--layers", type=arguments.whole(1, arguments.LAYERS), help="instead of as many as the model has")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="(%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    parser.add_argument("--seed", type=arguments.seed, default=0, help="(%(default)s)")
     parser.add_argument("--empty", action="store_true", help="holes instead of values: enough to export, takes no room")
     options = parser.parse_args()
+    if options.empty and given(options, "seed"):
+        parser.error("--seed says nothing with --empty, which draws nothing; leave one out")
     started = time.monotonic()
     seed = None if options.empty else options.seed
     config = read_config(options.config or PRESETS / f"{options.preset}.json", options.layers)

@@ -17,7 +17,7 @@ from contracts.manifest import MANIFEST, Stage
 from contracts.weights import load_graph, references
 from surgery import files, picture, verify
 from surgery.graph import Graph
-from surgery.options import add_options
+from surgery.options import add_options, refuse_without_effect
 from surgery.quantize import options as quantising
 from surgery.runner import Pass, lower, make_plan, operate
 from surgery.steps import NO_ALPHAS
@@ -37,7 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     add_options(parser)
     parser.add_argument("--out", metavar="DIR", type=Path, required=True)
     parser.add_argument("--force", action="store_true", help="run even if the results are up to date")
-    return surgery(parser.parse_args(arguments))
+    options = parser.parse_args(arguments)
+    refuse_without_effect(parser, options)
+    return surgery(options)
 
 
 @contextmanager
@@ -53,12 +55,8 @@ def collection_paused() -> Iterator[None]:
 @collection_paused()
 def surgery(options: argparse.Namespace) -> int:
     """Writes the portable and the lowered graph into options.out. Returns the exit status."""
-    if options.capacity < 1:
-        raise UserError("--capacity", f"{options.capacity} slots hold nothing", "give at least 1")
     if options.model.resolve() in [(options.out / name).resolve() for name in MODELS]:
         raise UserError(options.model, "would be overwritten", "name another folder with --out")
-    if unclear := [each for each in options.named if "=" not in each]:
-        raise UserError(f"--name {unclear[0]}", "says no role", "write it as tokens=NAME or the like")
     plan = make_plan(
         options.cache, options.capacity, options.logits, options.skip, options.own, options.merge, options.attention,
         options.onnxruntime,

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from contracts.command import FAULT, INTERRUPTED
 from contracts.manifest import read_manifest
 from models.qwen import build
 
@@ -93,8 +94,9 @@ def test_a_killed_stage_leaves_nothing_and_the_next_run_carries_on(checkpoint, t
     child = int(Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()[0])
     os.kill(child, signal.SIGKILL)
     _, errors = running.communicate(timeout=120)
-    assert running.returncode == 2
-    assert errors.strip().splitlines() == ["pipeline: export was killed by SIGKILL; run the same command to carry on"]
+    assert running.returncode == FAULT
+    killed = "pipeline: export was killed by SIGKILL, as the system does when memory is short"
+    assert errors.strip().splitlines() == [f"{killed}; run the same command to carry on"]
     assert [path.name for path in (out / "export").iterdir()] == [".partial"]
 
     again = subprocess.run(
@@ -130,7 +132,7 @@ def test_an_interrupted_pipeline_says_so_and_leaves_nothing(checkpoint, tmp_path
     wait_for((out / "export" / ".partial").exists)
     os.killpg(running.pid, signal.SIGINT)
     _, errors = running.communicate(timeout=60)
-    assert running.returncode == 2
+    assert running.returncode == INTERRUPTED
     again = "interrupted; run the same command again to carry on"
     assert sorted(errors.splitlines()) == [f"export: {again}", f"pipeline: {again}"]
     assert not list((out / "export").iterdir())

@@ -20,7 +20,7 @@ from contracts.signature import LOGITS
 from validate.runners import DecoderRunner, Model, rounding_step
 from validate.scenarios import Scenario
 
-PASSED, DIFFERENT, NOT_RUN = "passed", "different", "not run"
+PASSED, DIFFERENT, FAILED, NOT_RUN = "passed", "different", "failed", "not run"  # failed: what was to be compared is broken
 
 # Of the largest value. float16 has 11 bits, and its rounding adds up over layers; bfloat16 has 8.
 TOLERANCES = {TensorProto.FLOAT: 1e-4, TensorProto.FLOAT16: 2e-2, TensorProto.BFLOAT16: 5e-2}
@@ -53,7 +53,7 @@ class ScenarioResult:
 
     def exceeding(self, tolerance: float) -> list[str]:
         """The outputs that differ, in the graph's order."""
-        return [each.output for each in self.outputs if each.error is None or each.error > tolerance]
+        return [each.output for each in self.outputs if each.error is None or not each.error <= tolerance]
 
 
 @dataclass
