@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import build.options
@@ -168,7 +169,7 @@ def _table(outcomes: list[Outcome]) -> Table:
     table.columns[1].justify = table.columns[2].justify = "right"
     for outcome in outcomes:
         memory = f"{outcome.memory / 1e6:,.0f} MB" if outcome.memory else ""
-        table.add_row(outcome.stage, f"{outcome.seconds:.1f}", memory, outcome.result)
+        table.add_row(outcome.stage, f"{outcome.seconds:.1f}", memory, escape(outcome.result))
     return table
 
 

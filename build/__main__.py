@@ -41,7 +41,9 @@ def main(args: argparse.Namespace) -> None:
     bound = bindable(proto, args.model) if args.weights == "input" else []
     constant = constant_bytes(proto) - sum(weight.bytes for weight in bound)
     if given(args, "max_past") and signature and signature.static:
-        raise UserError("--max-past", f"{args.model} has a static cache, which holds {signature.capacity} tokens", "leave it out")
+        raise UserError(
+            "--max-past", f"{args.model} has a static cache, which holds {signature.capacity} tokens", "leave it out"
+        )
     two, limits = args.profiles == "two", {"batch": args.max_batch, "prompt": args.max_prompt, "past": args.max_past}
     profiles = make_profiles(proto, signature, split=two, **limits)
     options = {"tensorrt": kind, "compute_capability": capabilities, "weights": args.weights}

@@ -21,4 +21,3 @@ def add_options(parser: argparse.ArgumentParser, weights: str = "--weights") -> 
                         help="tokens of one step (default: 512, or the cache's capacity if less)")  # fmt: skip
     parser.add_argument("--max-past", type=arguments.slots, default=2048, metavar="N",
                         help="tokens in a growing cache; a static one has its capacity (default: 2048)")  # fmt: skip
-

@@ -13,7 +13,7 @@ def standardise(result_on_stdout: bool = False) -> None:
     Streams that somebody has put in the place of Python's own stay as they are."""
     _open_closed()
     if sys.stdin is None:
-        sys.stdin = open(os.devnull, encoding="utf-8")
+        sys.stdin = io.StringIO()
     elif sys.stdin is sys.__stdin__:
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     if sys.stdout is sys.__stdout__:

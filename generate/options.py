@@ -26,7 +26,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     sampling.add_argument("--temperature", metavar="T", type=real(0.001, 1000, or_zero=True), help="above 0: draw; 0: the likeliest token "
                           "(default: 0, or 1 where --top-k or --top-p is given)")  # fmt: skip
     sampling.add_argument("--top-k", metavar="K", type=count, help="draw from the K likeliest tokens")
-    sampling.add_argument("--top-p", metavar="P", type=real(1e-6, 1), help="draw from the likeliest tokens that have probability P")
+    sampling.add_argument(
+        "--top-p", metavar="P", type=real(1e-6, 1), help="draw from the likeliest tokens that have probability P"
+    )
     sampling.add_argument("--repetition-penalty", metavar="R", type=real(0.01, 100), default=1.0,
                           help="above 1: tokens that were seen become less likely (default: 1)")  # fmt: skip
     sampling.add_argument("--seed", metavar="N", type=seed, default=0, help="of what is drawn (default: 0)")
@@ -38,9 +40,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     running = parser.add_argument_group("where and how it runs")
     running.add_argument("--runtime", choices=["auto", "engine", "cuda", "cpu"], default="auto",
                          help="auto: the engine, else onnxruntime on CUDA, else on the CPU, whichever can run here")  # fmt: skip
-    running.add_argument(
-        "--batch", metavar="N", type=rows, help="sequences side by side (default: 4, or as many as there are)"
-    )
+    running.add_argument("--batch", metavar="N", type=rows, help="sequences side by side (default: 4, or as many as there are)")
     running.add_argument("--checkpoint", metavar="DIR", type=Path, help="whose tokenizer is used (default: the exported one)")
     running.add_argument("--out", metavar="FILE", dest="results", type=Path, help="with --prompts: results go there")
     options = parser.parse_args(arguments)
@@ -66,4 +66,3 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.temperature == 0 and given(options, "seed"):
         parser.error("--seed says nothing where nothing is drawn; add --temperature, --top-k or --top-p")
     return options
-

@@ -24,7 +24,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                         help="run your own pass, after PASS or before the cache becomes static; may be repeated")  # fmt: skip
     parser.add_argument("--verify", action="store_true", help="run the graph before and after each pass; stop at a difference")
     parser.add_argument("--bisect", action="store_true", help="as --verify, and find the first match that differs")
-    parser.add_argument("--past", metavar="REGEX", type=arguments.pattern, help="which inputs are caches, where their names do not say so")
+    parser.add_argument(
+        "--past", metavar="REGEX", type=arguments.pattern, help="which inputs are caches, where their names do not say so"
+    )
     parser.add_argument("--name", metavar="ROLE=NAME", type=arguments.pair, dest="named", action="append", default=[],
                         help="what an input or output is for (tokens, logits, ...), likewise; may be repeated")  # fmt: skip
     quantising.add_options(parser)

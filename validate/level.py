@@ -14,6 +14,13 @@ TITLES = {
 }
 
 
+@dataclass(frozen=True)
+class Broken:
+    """What a stage wrote, or should have written, and nothing can be made of: each level that needs it has failed."""
+
+    reason: str
+
+
 @dataclass
 class Level:
     number: int | None  # None: two graphs compared outside a pipeline

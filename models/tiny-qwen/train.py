@@ -71,7 +71,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prepare", type=Path, metavar="DIR", help="write the data there and stop")
     parser.add_argument("--train", type=Path, metavar="DIR", help="train on data prepared there")
     parser.add_argument("--out", type=Path, default=HERE, help="where the checkpoint goes (%(default)s)")
-    parser.add_argument("--minutes", type=arguments.real(0.01, 1e5), default=5, help="at most, evaluation included (%(default)s)")
+    parser.add_argument(
+        "--minutes", type=arguments.real(0.01, 1e5), default=5, help="at most, evaluation included (%(default)s)"
+    )
     parser.add_argument("--epochs", type=arguments.real(0.001, 1e5), default=12, help="at most, in tokens seen (%(default)s)")
     return parser.parse_args()
 

@@ -55,7 +55,7 @@ def refuse_without_effect(parser: argparse.ArgumentParser, options: argparse.Nam
     calibrated = options.quantize is not None and FORMATS[options.quantize].calibrated
     if options.quantize is None:
         for name in ("group_size", "lm_head", "embedding", "exclude"):
-            if given(options, name) or options.exclude and name == "exclude":
+            if given(options, name) or (options.exclude and name == "exclude"):
                 parser.error(f"--{name.replace('_', '-')} says nothing without --quantize; add --quantize FORMAT")
     for name in ("calibration", "tokenizer"):
         if getattr(options, name) is not None and not calibrated and options.kv_cache == "none":

@@ -8,6 +8,7 @@ import onnx
 from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.logger import G_LOGGER
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from contracts.command import FOUND_DIFFERENCE
@@ -77,7 +78,7 @@ def _show_outcomes(outcomes: list[Outcome], tolerance: float) -> None:
         worst = max(outcome.outputs, key=lambda output: (output.error is None, output.error or 0))
         verdict = "[bold red]different[/]" if worst.beyond(tolerance) else "[green]agrees[/]"
         error = worst.problem or f"{worst.error:.1e}"
-        table.add_row(outcome.feeds, verdict, worst.tensor, error, f"{tolerance:.0e}")
+        table.add_row(outcome.feeds, verdict, _plain(worst.tensor), _plain(error), f"{tolerance:.0e}")
     console.print(table)
     for outcome in outcomes:
         if (parting := outcome.parting) is not None:
@@ -91,7 +92,7 @@ def _show_outcomes(outcomes: list[Outcome], tolerance: float) -> None:
 
 
 def _plain(text: object) -> str:
-    return str(text).replace("[", "\\[")
+    return escape(str(text))
 
 
 def _write(folder: Path, tensorrt: str, findings: list[Finding], outcomes: list[Outcome], tolerance: float) -> None:
