@@ -122,7 +122,10 @@ def _run(stage: str, arguments: list[str], out: Path) -> Outcome:
         status = FAULT if status == FOUND_DIFFERENCE and not compares else status  # by itself, Python ends with 1
         return Outcome(stage, status, seconds, STOPPED.get(status, f"failed with status {status}"))
     try:
-        return Outcome(stage, status, seconds, _result(stage, out), read_manifest(out / stage)["peak_memory_bytes"])
+        manifest = read_manifest(out / stage)
+        if status == FOUND_DIFFERENCE and manifest["verdict"] not in ("different", "failed"):  # an earlier run's
+            return Outcome(stage, FAULT, seconds, STOPPED[FAULT])
+        return Outcome(stage, status, seconds, _result(stage, out), manifest["peak_memory_bytes"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         print(f"pipeline: {out / stage}: its results cannot be read ({error}); run with --force", file=sys.stderr)
         return Outcome(stage, UNUSABLE_INPUT, seconds, "results that cannot be read")

@@ -74,7 +74,7 @@ def _open_closed() -> None:
 
 def _writer(number: int, old: io.TextIOWrapper | None, outlives_its_reader: bool) -> io.TextIOWrapper:
     if old is None:  # Python found it closed, and whatever has the number now was opened since
-        return open(os.devnull, "w", encoding="utf-8")
+        return open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
     with contextlib.suppress(OSError):
         old.flush()
     stream = _Stream(number, outlives_its_reader)
