@@ -163,7 +163,7 @@ def _cost(listed: dict) -> str:
 
 
 def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _arguments() -> argparse.Namespace:

@@ -91,8 +91,8 @@ def write(config: dict, out: Path, dtype: str, seed: int | None, shard_bytes: in
     if len(shards) > 1:
         places = {draw.name: name for name, shard in zip(names, shards) for draw in shard}
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
-        (out / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    (out / CONFIG).write_text(json.dumps({**config, "torch_dtype": dtype}, indent=2) + "\n")
+        (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    (out / CONFIG).write_text(json.dumps({**config, "torch_dtype": dtype}, indent=2) + "\n", encoding="utf-8")
     return size, len(shards)
 
 
@@ -105,7 +105,7 @@ def of_preset(name: str, out: Path, dtype: str) -> bool:
     """The checkpoint of a preset in `out`, as write makes it; returns whether it had to be made."""
     config = read_config(PRESETS / f"{name}.json")
     made = out / CONFIG
-    if made.is_file() and json.loads(made.read_text()) == {**config, "torch_dtype": dtype}:
+    if made.is_file() and json.loads(made.read_text(encoding="utf-8")) == {**config, "torch_dtype": dtype}:
         return False
     write(config, out, dtype, seed=0)
     return True
@@ -114,7 +114,7 @@ def of_preset(name: str, out: Path, dtype: str) -> bool:
 def read_config(path: Path, layers: int | None = None) -> dict:
     """A config.json, with another number of layers if one is given. Raises UserError where it cannot be read."""
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(path, f"cannot be read ({error})", "name a config.json") from None
     if layers is not None:

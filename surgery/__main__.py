@@ -110,13 +110,13 @@ def surgery(options: argparse.Namespace) -> int:
                 raise
             pictures["after.svg"] = picture.draw_layer(portable, PICTURED, f"Layer {PICTURED} after surgery")
             for name in [name for name in pictures if all(pictures.values())]:
-                (partial / name).write_text(pictures[name])
+                (partial / name).write_text(pictures[name], encoding="utf-8")
             models = [files.without_shapes(files.to_model(each)) for each in graphs]
             stage.extra["weights_root"] = settle(models, graph.root, options.model, partial, options.out)
             drop_unused(models, partial)
             for name, model in zip(MODELS, models):
                 onnx.save(model, partial / name)
-            (partial / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n")
+            (partial / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
     except verify.Difference:
         return FOUND_DIFFERENCE
     Console().print(report.table())
@@ -138,7 +138,7 @@ def _keep_float(graph: Graph, partial: Path, out: Path) -> None:
     onnx.save(model, folder / "model.onnx")
     size = (folder / "model.onnx").stat().st_size
     manifest = {"weights_root": os.path.relpath(graph.root, out / FLOAT), "outputs": {"model.onnx": size}}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def _leave(found: verify.Difference, options: argparse.Namespace) -> None:

@@ -64,7 +64,7 @@ def change_capacity(options: Namespace) -> None:
         files.write(portable, partial / "model.onnx")
         for name, graph in forms.items():
             files.write(graph, partial / name)
-        (partial / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n")
+        (partial / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
     print(f"surgery.capacity: {before} → {options.capacity} slots → {options.out}/model.onnx")
 
 

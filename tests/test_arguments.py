@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -76,11 +77,9 @@ def refusal(monkeypatch, capsys, command: list[str]) -> str:
     """The one line that a command ends with at once, and status 2."""
     module, *arguments = command
     monkeypatch.setattr(sys, "argv", [module, *arguments])
+    start = partial(runpy.run_path, str(ROOT / "pipeline.py")) if module == "pipeline" else partial(runpy.run_module, module)
     with pytest.raises(SystemExit) as ended:
-        if module == "pipeline":
-            runpy.run_path(str(ROOT / "pipeline.py"), run_name="__main__")
-        else:
-            runpy.run_module(module, run_name="__main__")
+        start(run_name="__main__")
     assert ended.value.code == 2
     printed = capsys.readouterr()
     assert printed.out == ""

@@ -109,7 +109,7 @@ def _write(folder: Path, tensorrt: str, findings: list[Finding], outcomes: list[
             for outcome in outcomes
         ],
     }
-    (folder / "network.json").write_text(json.dumps(report, indent=2) + "\n")
+    (folder / "network.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for outcome in outcomes:
         results = RunResults()
         for side, values in outcome.values.items():
