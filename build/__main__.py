@@ -18,7 +18,7 @@ from build.process import build
 from build.profiles import BATCH, dynamic_inputs, make_profiles
 from build.weights import bindable, constant_bytes
 from build.worker import Job
-from contracts.command import Parser, run
+from contracts.command import Parser, given, run
 from contracts.errors import UserError
 from contracts.findings import Finding
 from contracts.signature import Signature, find_signature
@@ -40,6 +40,10 @@ def main(args: argparse.Namespace) -> None:
     signature = _signature(proto, args.model)
     bound = bindable(proto, args.model) if args.weights == "input" else []
     constant = constant_bytes(proto) - sum(weight.bytes for weight in bound)
+    if given(args, "max_past") and signature and signature.static:
+        raise UserError(
+            "--max-past", f"{args.model} has a static cache, which holds {signature.capacity} tokens", "leave it out"
+        )
     two, limits = args.profiles == "two", {"batch": args.max_batch, "prompt": args.max_prompt, "past": args.max_past}
     profiles = make_profiles(proto, signature, split=two, **limits)
     options = {"tensorrt": kind, "compute_capability": capabilities, "weights": args.weights}
@@ -159,7 +163,7 @@ def _cost(listed: dict) -> str:
 
 
 def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _arguments() -> argparse.Namespace:

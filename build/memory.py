@@ -75,7 +75,7 @@ def refuse_what_cannot_fit(model: Path, out: Path, needed: Estimate, as_inputs: 
 def available_memory() -> int | None:
     """Bytes that can be taken without swapping, as Linux reckons; None on other systems."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return None
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))

@@ -37,6 +37,6 @@ class Memory:
 def _status(field: str) -> int:
     """Bytes; 0 where there is no such field."""
     try:
-        return 1024 * int(STATUS.read_text().split(f"{field}:")[1].split()[0])
+        return 1024 * int(STATUS.read_text(encoding="utf-8").split(f"{field}:")[1].split()[0])
     except (FileNotFoundError, IndexError):
         return 0

@@ -22,15 +22,20 @@ def read_manifest(folder: Path) -> dict | None:
     return manifest if isinstance(manifest.get("outputs"), dict) else None
 
 
-def result(folder: Path, name: str) -> Path | None:
-    """The file `name` of a finished stage's results in `folder`, or None where its last run wrote none: what lies there
-    besides is an earlier run's. Where no stage has left a manifest, a file is taken as somebody has put it there."""
+def recorded_file(folder: Path, name: str) -> Path | None:
+    """The file `name` that a finished stage wrote into `folder`, whether it is still there or not, or None where its last
+    run wrote none: what lies there besides is an earlier run's. Where no stage has left a manifest, a file that somebody
+    has put there."""
     path = folder / name
     if (folder / MANIFEST).exists():
-        listed = name in (read_manifest(folder) or {"outputs": {}})["outputs"]
-    else:
-        listed = not (folder / PARTIAL / MOVING).exists()
-    return path if listed and path.is_file() else None
+        return path if name in (read_manifest(folder) or {"outputs": {}})["outputs"] else None
+    return path if path.is_file() and not (folder / PARTIAL / MOVING).exists() else None
+
+
+def result(folder: Path, name: str) -> Path | None:
+    """The same, or None where the file is gone."""
+    path = recorded_file(folder, name)
+    return path if path is not None and path.is_file() else None
 
 
 def own_names(found: dict | None) -> set[str]:

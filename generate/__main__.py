@@ -12,8 +12,6 @@ from generate.prompts import read_prompts, said
 
 def main() -> None:
     options = parse()
-    for stream in (sys.stdin, sys.stdout):
-        stream.reconfigure(encoding="utf-8", errors="replace")
     prompts = read_prompts(options.prompts, options.chat, options.system) if options.prompts else []
     from generate.command import Generator  # here: torch, onnxruntime and transformers take seconds
 
@@ -32,4 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run("generate", main)
+    run("generate", main, result_on_stdout=True)

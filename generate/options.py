@@ -1,10 +1,10 @@
 """What generate's command line takes. Imports nothing heavy, so that --help and wrong arguments answer at once."""
 
 import argparse
-import math
 from pathlib import Path
 
-from contracts.command import Parser
+from contracts.arguments import count, real, rows, seed
+from contracts.command import Parser, given
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -23,24 +23,24 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--translate", action="store_true", help="with --audio: write it in English")
 
     sampling = parser.add_argument_group("how each token is chosen")
-    sampling.add_argument("--temperature", metavar="T", type=_at_least(0.0), help="above 0: draw; 0: the likeliest token "
+    sampling.add_argument("--temperature", metavar="T", type=real(0.001, 1000, or_zero=True), help="above 0: draw; 0: the likeliest token "
                           "(default: 0, or 1 where --top-k or --top-p is given)")  # fmt: skip
-    sampling.add_argument("--top-k", metavar="K", type=_count, help="draw from the K likeliest tokens")
-    sampling.add_argument("--top-p", metavar="P", type=_share, help="draw from the likeliest tokens that have probability P")
-    sampling.add_argument("--repetition-penalty", metavar="R", type=_at_least(0.0, excluded=True), default=1.0,
+    sampling.add_argument("--top-k", metavar="K", type=count, help="draw from the K likeliest tokens")
+    sampling.add_argument(
+        "--top-p", metavar="P", type=real(1e-6, 1), help="draw from the likeliest tokens that have probability P"
+    )
+    sampling.add_argument("--repetition-penalty", metavar="R", type=real(0.01, 100), default=1.0,
                           help="above 1: tokens that were seen become less likely (default: 1)")  # fmt: skip
-    sampling.add_argument("--seed", metavar="N", type=_at_least(0, int), default=0, help="of what is drawn (default: 0)")
+    sampling.add_argument("--seed", metavar="N", type=seed, default=0, help="of what is drawn (default: 0)")
 
     ending = parser.add_argument_group("when an answer ends")
-    ending.add_argument("--max-tokens", metavar="N", type=_count, default=256, help="of one answer (default: 256)")
+    ending.add_argument("--max-tokens", metavar="N", type=count, default=256, help="of one answer (default: 256)")
     ending.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end before this; may be repeated")
 
     running = parser.add_argument_group("where and how it runs")
     running.add_argument("--runtime", choices=["auto", "engine", "cuda", "cpu"], default="auto",
                          help="auto: the engine, else onnxruntime on CUDA, else on the CPU, whichever can run here")  # fmt: skip
-    running.add_argument(
-        "--batch", metavar="N", type=_count, help="sequences side by side (default: 4, or as many as there are)"
-    )
+    running.add_argument("--batch", metavar="N", type=rows, help="sequences side by side (default: 4, or as many as there are)")
     running.add_argument("--checkpoint", metavar="DIR", type=Path, help="whose tokenizer is used (default: the exported one)")
     running.add_argument("--out", metavar="FILE", dest="results", type=Path, help="with --prompts: results go there")
     options = parser.parse_args(arguments)
@@ -57,27 +57,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--out needs --prompts")
     if options.results is not None and not options.results.parent.is_dir():
         parser.error(f"--out {options.results}: no such folder")
+    if options.batch is not None and options.prompts is None:
+        parser.error("--batch needs --prompts: there is one sequence without")
+    if options.temperature == 0 and (options.top_k is not None or options.top_p is not None):
+        parser.error("--top-k and --top-p say nothing at --temperature 0, which draws nothing")
     if options.temperature is None:
         options.temperature = 0.0 if options.top_k is None and options.top_p is None else 1.0
+    if options.temperature == 0 and given(options, "seed"):
+        parser.error("--seed says nothing where nothing is drawn; add --temperature, --top-k or --top-p")
     return options
-
-
-def _at_least(least: float, kind: type = float, excluded: bool = False):
-    def number(text: str) -> float:
-        value = kind(text)
-        if not math.isfinite(value) or value < least or (excluded and value == least):
-            raise argparse.ArgumentTypeError(f"must be {'more than' if excluded else 'at least'} {least}")
-        return value
-
-    return number
-
-
-def _count(text: str) -> int:
-    return _at_least(1, int)(text)
-
-
-def _share(text: str) -> float:
-    value = _at_least(0.0, excluded=True)(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError("must be at most 1")
-    return value

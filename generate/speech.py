@@ -51,7 +51,7 @@ class Speech:
             hop, rate = 160, 16000  # of every Whisper
             self.extract = WhisperFeatureExtractor(encoder.bins, chunk_length=encoder.frames * hop // rate)
         try:
-            self.config = json.loads((checkpoint / GENERATION).read_text())
+            self.config = json.loads((checkpoint / GENERATION).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             raise UserError(checkpoint / GENERATION, "is missing or no JSON", "put the checkpoint's own there") from None
 

@@ -71,6 +71,6 @@ class LibraryTokenizer:
     @cached_property
     def _generation(self) -> dict:
         try:
-            return json.loads((self.folder / GENERATION).read_text())
+            return json.loads((self.folder / GENERATION).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return {}

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from contracts.command import Parser, run
+from contracts import arguments
+from contracts.command import Parser, given, run
 from contracts.errors import UserError
 from contracts.reader import read_json
 from models import architecture
@@ -55,11 +56,13 @@ def main() -> None:
     source.add_argument("--preset", choices=presets(), metavar="NAME", help=f"a model's dimensions: {', '.join(presets())}")
     source.add_argument("--config", metavar="FILE", type=Path, help="another model's config.json")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True)
-    parser.add_argument("--layers", type=int, help="instead of as many as the model has")
+    parser.add_argument("--layers", type=arguments.whole(1, arguments.LAYERS), help="instead of as many as the model has")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="(%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    parser.add_argument("--seed", type=arguments.seed, default=0, help="(%(default)s)")
     parser.add_argument("--empty", action="store_true", help="holes instead of values: enough to export, takes no room")
     options = parser.parse_args()
+    if options.empty and given(options, "seed"):
+        parser.error("--seed says nothing with --empty, which draws nothing; leave one out")
     started = time.monotonic()
     seed = None if options.empty else options.seed
     config = read_config(options.config or PRESETS / f"{options.preset}.json", options.layers)
@@ -94,8 +97,8 @@ def write(config: dict, out: Path, dtype: str, seed: int | None, shard_bytes: in
     if len(shards) > 1:
         places = {draw.name: name for name, shard in zip(names, shards) for draw in shard}
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
-        (out / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    (out / CONFIG).write_text(json.dumps({**config, "torch_dtype": dtype}, indent=2) + "\n")
+        (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    (out / CONFIG).write_text(json.dumps({**config, "torch_dtype": dtype}, indent=2) + "\n", encoding="utf-8")
     return size, len(shards)
 
 
@@ -121,7 +124,7 @@ def of_preset(name: str, out: Path, dtype: str) -> bool:
 def read_config(path: Path, layers: int | None = None) -> dict:
     """A config.json, with another number of layers if one is given. Raises UserError where it cannot be read."""
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(path, f"cannot be read ({error})", "name a config.json") from None
     if layers is not None:

@@ -212,7 +212,7 @@ def read_weight(weight: dict, root: Path) -> torch.Tensor:
 
 
 def read_description(path: Path) -> dict:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:

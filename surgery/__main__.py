@@ -19,7 +19,7 @@ from contracts.tensors import references
 from contracts.weights import load_graph, weight_files, weights_root
 from surgery import files, picture, verify
 from surgery.graph import Graph
-from surgery.options import add_options
+from surgery.options import add_options, refuse_without_effect
 from surgery.quantize import options as quantising
 from surgery.runner import Pass, lower, make_plan, operate
 from surgery.steps import NO_ALPHAS
@@ -40,7 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     add_options(parser)
     parser.add_argument("--out", metavar="DIR", type=Path, required=True)
     parser.add_argument("--force", action="store_true", help="run even if the results are up to date")
-    return surgery(parser.parse_args(arguments))
+    options = parser.parse_args(arguments)
+    refuse_without_effect(parser, options)
+    return surgery(options)
 
 
 @contextmanager
@@ -56,8 +58,6 @@ def collection_paused() -> Iterator[None]:
 @collection_paused()
 def surgery(options: argparse.Namespace) -> int:
     """Writes the portable and the lowered graph into options.out. Returns the exit status."""
-    if options.capacity < 1:
-        raise UserError("--capacity", f"{options.capacity} slots hold nothing", "give at least 1")
     if unclear := [each for each in options.named if "=" not in each]:
         raise UserError(f"--name {unclear[0]}", "says no role", "write it as tokens=NAME or the like")
     plan = make_plan(
@@ -121,13 +121,13 @@ def surgery(options: argparse.Namespace) -> int:
                 raise
             pictures["after.svg"] = picture.draw_layer(portable, PICTURED, f"Layer {PICTURED} after surgery")
             for name in [name for name in pictures if all(pictures.values())]:
-                (partial / name).write_text(pictures[name])
+                (partial / name).write_text(pictures[name], encoding="utf-8")
             models = [files.without_shapes(files.to_model(each)) for each in graphs]
             stage.extra["weights_root"] = settle(models, graph.root, options.model, partial, options.out, added)
             drop_unused(models, partial, added)
             for name, model in zip(MODELS, models):
                 onnx.save(model, partial / name)
-            (partial / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n")
+            (partial / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
     except verify.Difference:
         return FOUND_DIFFERENCE
     remove_results(options.out / DIFFERENCE, LEFT)
@@ -150,7 +150,7 @@ def _keep_float(graph: Graph, partial: Path, out: Path) -> None:
     onnx.save(model, folder / "model.onnx")
     size = (folder / "model.onnx").stat().st_size
     manifest = {"weights_root": os.path.relpath(graph.root, out / FLOAT), "outputs": {"model.onnx": size}}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def _leave(found: verify.Difference, options: argparse.Namespace) -> None:

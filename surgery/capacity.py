@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx_graphsurgeon as gs
 
+from contracts import arguments
 from contracts.command import Parser, run
 from contracts.errors import UserError
 from contracts.layout import PLACED
@@ -23,19 +24,17 @@ from surgery.report import Report
 from surgery.runner import lower, make_plan
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(line: list[str] | None = None) -> None:
     parser = Parser(prog="surgery.capacity", description="Change how many slots a finished graph's KV cache has.")
     parser.add_argument("model", metavar="DIR|MODEL.onnx", type=Path, help="what surgery wrote, or its portable graph")
-    parser.add_argument("--capacity", type=int, required=True, help="slots of the static cache")
+    parser.add_argument("--capacity", type=arguments.slots, required=True, help="slots of the static cache")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True)
     parser.add_argument("--force", action="store_true", help="run even if the results are up to date")
-    change_capacity(parser.parse_args(arguments))
+    change_capacity(parser.parse_args(line))
 
 
 def change_capacity(options: Namespace) -> None:
     """Writes the portable and the lowered graph, with `options.capacity` slots, into options.out."""
-    if options.capacity < 1:
-        raise UserError("--capacity", f"{options.capacity} slots hold nothing", "give at least 1")
     path = options.model / "model.onnx" if options.model.is_dir() else options.model
     made_with = (read_manifest(path.parent) or {}).get("options", {})
     kept = {name: made_with[name] for name in ("skip", "own", "attention", "onnxruntime") if name in made_with}
@@ -67,7 +66,7 @@ def change_capacity(options: Namespace) -> None:
         files.write(portable, partial / "model.onnx")
         for name, graph in forms.items():
             files.write(graph, partial / name)
-        (partial / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n")
+        (partial / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
     print(f"surgery.capacity: {before} → {options.capacity} slots → {options.out}/model.onnx")
 
 

@@ -2,12 +2,14 @@
 
 import argparse
 
+from contracts import arguments
+from contracts.command import given
 from surgery.quantize import options as quantising
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", choices=("static", "growing"), default="static", help="the KV cache's form (%(default)s)")
-    parser.add_argument("--capacity", type=int, default=2048, help="slots of a static cache (%(default)s)")
+    parser.add_argument("--capacity", type=arguments.slots, default=2048, help="slots of a static cache (%(default)s)")
     parser.add_argument("--logits", choices=("all", "last"), default="all", help="of every token or the last (%(default)s)")
     parser.add_argument("--merge", choices=("qkv", "gate-up"), nargs="+", default=[],
                         help="merge these weights of each layer: by reference where they follow one another in "
@@ -22,7 +24,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                         help="run your own pass, after PASS or before the cache becomes static; may be repeated")  # fmt: skip
     parser.add_argument("--verify", action="store_true", help="run the graph before and after each pass; stop at a difference")
     parser.add_argument("--bisect", action="store_true", help="as --verify, and find the first match that differs")
-    parser.add_argument("--past", metavar="REGEX", help="which inputs are caches, where their names do not say so")
-    parser.add_argument("--name", metavar="ROLE=NAME", dest="named", action="append", default=[],
+    parser.add_argument(
+        "--past", metavar="REGEX", type=arguments.pattern, help="which inputs are caches, where their names do not say so"
+    )
+    parser.add_argument("--name", metavar="ROLE=NAME", type=arguments.pair, dest="named", action="append", default=[],
                         help="what an input or output is for (tokens, logits, ...), likewise; may be repeated")  # fmt: skip
     quantising.add_options(parser)
+
+
+def refuse_without_effect(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends the command where two options do not go together, or one does nothing beside the others."""
+    if options.cache == "growing" and given(options, "capacity"):
+        parser.error("--capacity is a static cache's; leave it out with --cache growing")
+    if options.cache == "growing" and options.attention == "lengths":
+        parser.error("--attention lengths is a static cache's; leave it out with --cache growing")
+    roles = [each.partition("=")[0] for each in options.named]
+    if twice := {role for role in roles if roles.count(role) > 1}:
+        parser.error(f"--name gives {', '.join(sorted(twice))} twice")
+    quantising.refuse_without_effect(parser, options)

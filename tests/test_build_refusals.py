@@ -18,6 +18,7 @@ from build import flavour
 from build.audit import audit_graph
 from build.process import build
 from build.profiles import make_profiles
+from contracts.command import INTERRUPTED
 from contracts.errors import UserError
 from contracts.signature import find_signature
 
@@ -165,6 +166,6 @@ def test_interrupted_build_leaves_nothing(tmp_path):
         assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 2
+    assert process.returncode == INTERRUPTED
     assert errors == "build: interrupted; run the same command again to carry on\n"
     assert not list((tmp_path / "out").glob("**/*"))

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from test_surgery_verify import WRONG, own_pass
 
+from contracts.command import FAULT, INTERRUPTED
 from contracts.manifest import read_manifest
 from models.qwen import build
 
@@ -93,8 +95,9 @@ def test_a_killed_stage_leaves_nothing_and_the_next_run_carries_on(checkpoint, t
     child = int(Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()[0])
     os.kill(child, signal.SIGKILL)
     _, errors = running.communicate(timeout=120)
-    assert running.returncode == 2
-    assert errors.strip().splitlines() == ["pipeline: export was killed by SIGKILL; run the same command to carry on"]
+    assert running.returncode == FAULT
+    killed = "pipeline: export was killed by SIGKILL, as the system does when memory is short"
+    assert errors.strip().splitlines() == [f"{killed}; run the same command to carry on"]
     assert [path.name for path in (out / "export").iterdir()] == [".partial"]
 
     again = subprocess.run(
@@ -130,10 +133,87 @@ def test_an_interrupted_pipeline_says_so_and_leaves_nothing(checkpoint, tmp_path
     wait_for((out / "export" / ".partial").exists)
     os.killpg(running.pid, signal.SIGINT)
     _, errors = running.communicate(timeout=60)
-    assert running.returncode == 2
+    assert running.returncode == INTERRUPTED
     again = "interrupted; run the same command again to carry on"
     assert sorted(errors.splitlines()) == [f"export: {again}", f"pipeline: {again}"]
     assert not list((out / "export").iterdir())
+
+
+BROKEN = """
+import os, signal, sys
+stage = next((word for word in sys.orig_argv if word in {stages}), None)
+if stage == "{broken}":
+    {how}
+"""
+
+
+@pytest.mark.parametrize(
+    ("broken", "how", "status"),
+    [
+        ("surgery", "raise_on_import('onnx_graphsurgeon')", FAULT),
+        ("surgery", "os.kill(os.getpid(), signal.SIGSEGV)", FAULT),
+        ("build", "os._exit(1)", FAULT),
+        ("validate", "os._exit(1)", FAULT),
+    ],
+)
+def test_nothing_runs_after_a_stage_that_broke(broken, how, status, finished, tmp_path):
+    """An earlier run's results lie there, which are not this one's: no stage works on them, and no verdict is told."""
+    patch = BROKEN.format(stages=("export", "surgery", "build", "validate"), broken=broken, how=how)
+    (tmp_path / "sitecustomize.py").write_text(IMPORTS + patch, encoding="utf-8")
+    environment = os.environ | {"COLUMNS": "200", "PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, ROOT / "pipeline.py", *finished]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
+    assert done.returncode == status, done.stdout + done.stderr
+    table = done.stdout[done.stdout.rindex("peak memory") :]
+    stages = ["export", "surgery", "build", "validate"]
+    assert re.findall(r"│ (\w+) +│ +[\d.]+ │", table) == stages[: stages.index(broken) + 1]
+    assert "passed" not in table
+    assert "Traceback" not in done.stderr
+
+
+IMPORTS = """
+def raise_on_import(name):
+    import types
+    class Finder:
+        def find_spec(self, found, path=None, target=None):
+            if found == name:
+                raise ImportError("broken")
+    sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> list[object]:
+    """The command line of a pipeline that has run and passed."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "checkpoint").mkdir()
+    (folder / "checkpoint" / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    torch.manual_seed(0)
+    save_file(dict(build(CONFIG, "config").state_dict()), folder / "checkpoint" / "model.safetensors")
+    line = ["--checkpoint", folder / "checkpoint", "--out", folder / "out", "--capacity", 64, "--compute-capability", "8.9"]
+    done = pipeline(*line)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return line
+
+
+def test_a_difference_of_surgerys_own_check_ends_the_pipeline(finished, tmp_path):
+    wrong = own_pass(tmp_path, WRONG.format(number=1))
+    done = pipeline(*finished, "--verify", "--pass", f"{wrong}@rms_norm")
+    assert done.returncode == 1, done.stdout + done.stderr
+    table = done.stdout[done.stdout.rindex("peak memory") :]
+    assert re.findall(r"│ (\w+) +│ +[\d.]+ │", table) == ["export", "surgery"]
+    assert "passed" not in table
+
+
+def test_a_terminated_pipeline_takes_its_stage_with_it(checkpoint, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, ROOT / "pipeline.py", "--checkpoint", checkpoint, "--out", out]
+    running = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
+    stage = wait_for(lambda: Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split())[0]
+    wait_for((out / "export" / ".partial").exists)
+    running.terminate()
+    running.wait()
+    wait_for(lambda: not running_still(stage))
 
 
 def running_still(process: str) -> bool:

@@ -1,6 +1,7 @@
 """python -m validate: a pipeline's folder or two graphs in, a report out, and unusable input in one line."""
 
 import argparse
+import base64
 import json
 import re
 import subprocess
@@ -72,16 +73,20 @@ def test_the_report_shows_a_layer_before_and_after(pipeline):
     """Both pictures, and only those that surgery's manifest knows."""
     for when in ("before", "after"):
         (pipeline / "surgery" / f"{when}.svg").write_text(
-            f'<svg xmlns="http://www.w3.org/2000/svg"><text>{when} it</text></svg>'
+            f'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script><text>{when} it</text></svg>'
         )
     (pipeline / "surgery" / "report.json").write_text('{"unfused": []}')
     validate_pipeline(pipeline, options())
-    assert "before it" not in (pipeline / "validate" / "report.html").read_text()
+    assert "data:image" not in (pipeline / "validate" / "report.html").read_text()
     manifest = {"outputs": {"before.svg": 0, "after.svg": 0}, "seconds": 1, "peak_memory_bytes": 1, "options": {}}
     (pipeline / "surgery" / "manifest.json").write_text(json.dumps(manifest))
     validate_pipeline(pipeline, options(force=True))
     html = (pipeline / "validate" / "report.html").read_text()
-    assert all(f"<text>{when} it</text>" in html for when in ("before", "after"))
+    assert "<script" not in html
+    shown = [
+        base64.b64decode(data).decode() for data in re.findall(r'<img [^>]*src="data:image/svg\+xml;base64,([^"]*)">', html)
+    ]
+    assert [re.search("<text>(.*)</text>", picture)[1] for picture in shown] == ["before it", "after it"]
 
 
 def test_run_results_are_polygraphys_and_small(pipeline):

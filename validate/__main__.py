@@ -3,29 +3,29 @@
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from contracts.command import FOUND_DIFFERENCE, Parser, run
+from contracts.command import Parser, given, run
 from contracts.errors import UserError
-from contracts.manifest import MANIFEST
-from contracts.reader import read_json
+from contracts.manifest import MANIFEST, read_manifest
 from contracts.stage import Stage
 from contracts.weights import load_graph, weight_files, weights_root
 from runtime.graphs import open_graph
 from validate.bundle import write_bundle
-from validate.compare import DIFFERENT, NOT_RUN, PASSED
+from validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED
 from validate.level import Level
 from validate.levels import compare_graphs, find_pipeline, run_levels, scenarios_for
 from validate.network.command import check_network
 from validate.options import add_options
 from validate.progress import Progress
-from validate.report import make_report, verdict, write_report
+from validate.report import exit_status, make_report, verdict, write_report
 
-COLORS = {PASSED: "green", DIFFERENT: "bold red", NOT_RUN: "dim"}
+COLORS = {PASSED: "green", DIFFERENT: "bold red", FAILED: "bold red", NOT_RUN: "dim"}
 console = Console()
 
 
@@ -45,17 +45,36 @@ def main() -> int:
                         "onnxruntime runs instead (for one with TensorRT's own ops)")  # fmt: skip
     parser.add_argument("--inputs", metavar="FILE.npz", type=Path, help="with --network: inputs by name")
     options = parser.parse_args()
+    _refuse_without_effect(parser, options)
     if options.network:
-        if len(options.what) > 1:
-            parser.error("--network takes one graph")
         return check_network(options.what[0], options.reference, options.inputs, options.tolerance, options.seed, options.out)
     if len(options.what) == 2:
         return validate_graphs(*options.what, options)
-    if len(options.what) > 2:
-        parser.error("give one folder or two graphs")
     if options.bundle:
         return bundle_pipeline(options.what[0], options)
     return validate_pipeline(options.what[0], options, options.results)
+
+
+def _refuse_without_effect(parser: Parser, options: argparse.Namespace) -> None:
+    """Ends the command where an option does nothing in the form that is asked for."""
+    forms = {  # and what each takes beside --tolerance and --seed
+        "--network": {"reference", "inputs", "out"},
+        "two graphs": {"out", "force"} if options.out else {"out"},
+        "--bundle": {"text", "out"},
+        "a pipeline's folder": {"text", "results", "force"},
+    }
+    form = "--network" if options.network else "two graphs" if len(options.what) > 1 else "a pipeline's folder"
+    if len(options.what) > (2 if form == "two graphs" else 1):
+        parser.error("--network takes one graph" if options.network else "give one folder or two graphs")
+    if options.bundle and form != "a pipeline's folder":
+        parser.error(f"--bundle is of a pipeline's folder, and says nothing with {form}")
+    form = "--bundle" if options.bundle else form
+    for name in ("text", "results", "reference", "inputs", "out", "force"):
+        if getattr(options, name) not in (None, False) and name not in forms[form]:
+            option = {"results": "import"}.get(name, name)
+            parser.error(f"--{option} says nothing with {form}{' without --out' * (name == 'force')}; leave it out")
+    if options.inputs is not None and given(options, "seed"):
+        parser.error("--seed says nothing with --inputs, beside which nothing is drawn; leave one out")
 
 
 def bundle_pipeline(folder: Path, options: argparse.Namespace) -> int:
@@ -71,12 +90,9 @@ def bundle_pipeline(folder: Path, options: argparse.Namespace) -> int:
                               lambda graph: scenarios_for(pipeline, graph, options.seed), options.tolerance)  # fmt: skip
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     for each in bundle["left_out"]:
-        console.print(f"validate: left out: {each}")
-    console.print(f"validate: {out}, {size / 1e6:,.1f} MB. Copy it to a machine with a GPU, run", highlight=False)
-    console.print("    python run.py", highlight=False)
-    console.print(
-        f"in it, and bring results.npz back to\n    python -m validate {folder} --import results.npz", highlight=False
-    )
+        _print(f"validate: left out: {each}")
+    _print(f"validate: {out}, {size / 1e6:,.1f} MB. Copy it to a machine with a GPU, run\n    python run.py")
+    _print(f"in it, and bring results.npz back to\n    python -m validate {folder} --import results.npz")
     return 0
 
 
@@ -100,8 +116,6 @@ def validate_pipeline(folder: Path, options: argparse.Namespace, results: Path |
 
 def validate_graphs(reference: Path, candidate: Path, options: argparse.Namespace) -> int:
     """Compares two graphs; with --out, writes the same report there. Returns the exit status."""
-    if options.text:
-        raise UserError("--text", "two graphs have no tokenizer to read it with", "leave it out")
 
     def compare(progress: Progress, save: Callable[[str], Path] | None) -> list[Level]:
         graphs = open_graph(reference), open_graph(candidate)
@@ -115,17 +129,17 @@ def validate_graphs(reference: Path, candidate: Path, options: argparse.Namespac
         with Progress(console) as progress:
             levels = compare(progress, None)
         _show(levels)
-        return FOUND_DIFFERENCE if verdict(levels) == DIFFERENT else 0
+        return exit_status(verdict(levels))
     inputs = [reference, candidate, *_weights([reference, candidate])]
     stage = Stage("validate", options.out, inputs, {"tolerance": options.tolerance, "seed": options.seed})
     return _run(stage, f"{reference.name} ↔ {candidate.name}", options.force, None, compare)
 
 
 def _run(stage: Stage, title: str, force: bool, folder: Path | None, check) -> int:
-    if stage.up_to_date() and not force:
-        status = read_json(stage.out / "report.json")["verdict"]
-        console.print(f"validate: up to date, {status} ({stage.out}/report.html)", soft_wrap=True)
-        return FOUND_DIFFERENCE if status == DIFFERENT else 0
+    found = (read_manifest(stage.out) or {}).get("verdict")
+    if stage.up_to_date() and found in COLORS and not force:
+        _print(f"validate: up to date, {found} ({stage.out}/report.html)")
+        return exit_status(found)
     started = time.monotonic()
     with stage.writing() as partial:
         (partial / "polygraphy").mkdir()
@@ -139,13 +153,21 @@ def _run(stage: Stage, title: str, force: bool, folder: Path | None, check) -> i
             write_report(make_report(title, levels, stage.identity["versions"], started, folder), partial, folder)
         stage.extra["verdict"] = verdict(levels)
     _show(levels)
-    console.print(f"validate: {verdict(levels)} → {stage.out}/report.html", style=COLORS[verdict(levels)], soft_wrap=True)
-    return FOUND_DIFFERENCE if verdict(levels) == DIFFERENT else 0
+    _print(f"validate: {verdict(levels)} → {stage.out}/report.html", style=COLORS[verdict(levels)])
+    return exit_status(verdict(levels))
 
 
 def _weights(graphs: list[Path]) -> list[Path]:
-    """The files that the graphs' weights lie in."""
-    return sorted({file for path in graphs for file in weight_files(load_graph(path), weights_root(path))})
+    """The files that the graphs' weights lie in; of a graph that cannot be read, a level says so."""
+    files = set()
+    for path in graphs:
+        with suppress(UserError):
+            files |= {*weight_files(load_graph(path), weights_root(path))}
+    return sorted(files)
+
+
+def _print(line: str, style: str | None = None) -> None:
+    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _show(levels: list[Level]) -> None:
@@ -155,7 +177,7 @@ def _show(levels: list[Level]) -> None:
     for level in levels:
         status = f"[{COLORS[level.status]}]{level.status}[/]"
         details = "".join(f"\n[dim]{escape(detail)}[/]" for detail in _details(level))
-        table.add_row(str(level.number or ""), level.title + details, status, level.worst)
+        table.add_row(str(level.number or ""), level.title + details, status, escape(level.worst))
     console.print(table)
 
 

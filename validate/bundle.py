@@ -196,4 +196,4 @@ def _send_weights(lowered: Path, folder: Path) -> None:
 
 
 def _write(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n")
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

@@ -20,7 +20,7 @@ SEED = 20  # of the noise that fills the caches: whoever attends to a slot that 
 
 
 def main() -> int:
-    bundle, description = json.loads((HERE / "bundle.json").read_text()), read_description(HERE / "engine.json")
+    bundle, description = json.loads((HERE / "bundle.json").read_text(encoding="utf-8")), read_description(HERE / "engine.json")
     path = HERE / "model.engine"
     if reason := why_not(description):
         try:

@@ -1,8 +1,8 @@
 """Two decoders through the same scenarios, compared by Polygraphy.
 
 An error is the largest absolute difference of an output at a step, divided by the largest value that the reference has
-there: for logits, "of the largest logit". In a quantised cache, what is beyond one step of its rounding counts. NaN
-anywhere, a missing output and a step that fails are differences too.
+there: for logits, "of the largest logit". In a quantised cache, what is beyond one step of its rounding counts. NaN and
+infinity, on either side or on both, a missing output and a step that fails are differences too.
 """
 
 import re
@@ -20,10 +20,11 @@ from contracts.signature import LOGITS
 from validate.runners import DecoderRunner, Model, rounding_step
 from validate.scenarios import Scenario
 
-PASSED, DIFFERENT, NOT_RUN = "passed", "different", "not run"
+PASSED, DIFFERENT, FAILED, NOT_RUN = "passed", "different", "failed", "not run"  # failed: what was to be compared is broken
 
 # Of the largest value. float16 has 11 bits, and its rounding adds up over layers; bfloat16 has 8.
 TOLERANCES = {TensorProto.FLOAT: 1e-4, TensorProto.FLOAT16: 2e-2, TensorProto.BFLOAT16: 5e-2}
+NAN, INFINITE = "not a number", "infinite"
 SAVED_BYTES = 1 << 16  # of one output at one step in Polygraphy's JSON: evenly spaced tokens, the last among them
 
 
@@ -53,7 +54,7 @@ class ScenarioResult:
 
     def exceeding(self, tolerance: float) -> list[str]:
         """The outputs that differ, in the graph's order."""
-        return [each.output for each in self.outputs if each.error is None or each.error > tolerance]
+        return [each.output for each in self.outputs if each.error is None or not each.error <= tolerance]
 
 
 @dataclass
@@ -123,13 +124,16 @@ def _compare_scenario(
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
         try:
             results = Comparator.run(runners, data_loader=scenario.steps)
+        except MemoryError:  # which says nothing of the graphs
+            raise
         except Exception as error:  # a graph that cannot take a step is different from one that can
             for runner in runners:
                 runner.deactivate_impl()
             result.status, result.reason = DIFFERENT, f"a step failed: {_brief(error)}"
             return result
         steps = list(zip(*results.values()))
-        verdicts = [_compare_outputs(*step, tolerance) for step in steps]
+        with np.errstate(invalid="ignore"):  # of infinity, which _output_error looks for
+            verdicts = [_compare_outputs(*step, tolerance) for step in steps]
         if save is not None:
             _thinned(results).save(str(save(scenario.name)))
     for index, (step, verdict) in enumerate(zip(steps, verdicts)):
@@ -140,7 +144,8 @@ def _compare_scenario(
 
 
 def _compare_outputs(reference: IterationResult, candidate: IterationResult, tolerance: float) -> OrderedDict:
-    """Polygraphy's comparison by maximum, its absolute tolerance set from the reference's largest value."""
+    """Polygraphy's comparison by maximum, its absolute tolerance set from the reference's largest value. What is not finite
+    is a difference whatever it says: see _output_error."""
     atol = {name: tolerance * _largest(value) + rounding_step(value) for name, value in reference.items()}
     return SimpleCompareFunc(check_error_stat="max", atol=atol, rtol=0.0)(reference, candidate)
 
@@ -159,9 +164,10 @@ def _record_step(
         result.status = DIFFERENT
         worst[name] = OutputError(name, None, step, "only the candidate has it")
     result.outputs = list(worst.values())
-    if not worst[LOGITS].problem or worst[LOGITS].problem == "not a number":
+    if worst[LOGITS].problem in (None, NAN, INFINITE):
         expected, found = reference[LOGITS], candidate[LOGITS]
-        errors = np.abs(found - expected).max(axis=1) / (_largest(expected) or 1.0)
+        with np.errstate(invalid="ignore"):
+            errors = np.abs(found - expected).max(axis=1) / (_largest(expected) or 1.0)
         result.token_errors += [float(f"{error:.3g}") if np.isfinite(error) else None for error in errors]
         result.step_tokens.append(len(errors))
 
@@ -171,8 +177,11 @@ def _output_error(name: str, step: int, expected: np.ndarray, candidate: Iterati
         return OutputError(name, None, step, "missing")
     if candidate[name].shape != expected.shape:
         return OutputError(name, None, step, f"shape {candidate[name].shape} instead of {expected.shape}")
+    for problem, found in ((NAN, np.isnan), (INFINITE, np.isinf)):
+        if found(expected).any() or found(candidate[name]).any():  # on both sides, too: they agree on nothing
+            return OutputError(name, None, step, problem)
     error = max(verdict[name].max_absdiff - rounding_step(expected), 0.0) / (_largest(expected) or 1.0)
-    return OutputError(name, error, step) if np.isfinite(error) else OutputError(name, None, step, "not a number")
+    return OutputError(name, float(error), step)
 
 
 def _brief(error: Exception) -> str:
@@ -184,7 +193,8 @@ def _brief(error: Exception) -> str:
 
 
 def _largest(value: np.ndarray) -> float:
-    return float(np.abs(value).max(initial=0.0))
+    """Of the finite ones: an infinite scale would let everything pass."""
+    return float(np.abs(value).max(initial=0.0, where=np.isfinite(value)))
 
 
 def _thinned(results: RunResults) -> RunResults:

@@ -20,10 +20,11 @@ from contracts.weights import load_graph, weights_root
 from models import open_checkpoint
 from runtime.graphs import open_session
 from validate.compare import DIFFERENT, PASSED, TOLERANCES, Comparison, OutputError, ScenarioResult
+from validate.level import Broken
 from validate.network.compare import difference
 from validate.network.dtypes import TORCH
-from validate.network.evaluate import Evaluator
-from validate.network.parse import parse
+from validate.network.evaluate import Evaluator, UnknownLayer
+from validate.network.parse import NoTensorRT, parse
 from validate.network.runner import to_numpy
 from validate.reference import DTYPES, load_reference
 
@@ -50,11 +51,15 @@ class Encoder:
 
 def compare_encoder(
     files: EncoderFiles, checkpoint: Path | None, tolerance: float | None, seed: int
-) -> Iterator[tuple[int, Comparison | str]]:
-    """The number of each level, from 1 to 3, with what was found, or why it could not run."""
-    dtype, features = make_features(files.exported, seed)
+) -> Iterator[tuple[int, Comparison | Broken | str]]:
+    """The number of each level, from 1 to 3, with what was found, what is broken, or why it could not run."""
+    try:
+        dtype, features = make_features(files.exported, seed)
+        exported = in_onnxruntime(files.exported, "exported")
+    except UserError as error:
+        yield from ((number, Broken(str(error))) for number in (1, 2, 3))
+        return
     allowed = tolerance or TWINS.get(dtype) or TOLERANCES[dtype]
-    exported = in_onnxruntime(files.exported, "exported")
     if checkpoint is None:
         yield 1, "the checkpoint that export/manifest.json names is not here"
     else:
@@ -64,14 +69,20 @@ def compare_encoder(
         for number in (2, 3):
             yield number, "surgery has not been run on export/encoder.onnx"
         return
-    portable = in_onnxruntime(files.portable, "portable")
+    try:
+        portable = in_onnxruntime(files.portable, "portable")
+    except UserError as error:
+        yield from ((number, Broken(str(error))) for number in (2, 3))
+        return
     yield 2, compare_encoders(exported, portable, features, allowed)
     try:
         network = in_network(files.lowered)
-    except UserError as error:
+    except (NoTensorRT, UnknownLayer) as error:
         yield 3, str(error)
-        return
-    yield 3, compare_encoders(portable, network, features, tolerance or TOLERANCES[dtype])
+    except UserError as error:
+        yield 3, Broken(str(error))
+    else:
+        yield 3, compare_encoders(portable, network, features, tolerance or TOLERANCES[dtype])
 
 
 def compare_encoders(reference: Encoder, candidate: Encoder, features: np.ndarray, tolerance: float) -> Comparison:
@@ -135,4 +146,7 @@ def in_network(lowered: Path) -> Encoder:
 
 
 def _given(graph: onnx.ModelProto) -> onnx.TypeProto.Tensor:
-    return next(value.type.tensor_type for value in graph.graph.input if value.name == FEATURES)
+    for value in graph.graph.input:
+        if value.name == FEATURES:
+            return value.type.tensor_type
+    raise UserError("encoder", f"has no input {FEATURES}", "export it again")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from validate.compare import NOT_RUN, Comparison
+from validate.compare import FAILED, NOT_RUN, Comparison
 from validate.tokens import TokenResult
 
 TITLES = {
@@ -12,6 +12,13 @@ TITLES = {
     4: "Portable graph ↔ engine",
     5: "Tokens on real text",
 }
+
+
+@dataclass(frozen=True)
+class Broken:
+    """What a stage wrote, or should have written, and nothing can be made of: each level that needs it has failed."""
+
+    reason: str
 
 
 @dataclass
@@ -34,4 +41,10 @@ class Level:
 
 
 def not_run(number: int, reason: str) -> Level:
+    """For what this machine cannot do, and for what no stage was asked for."""
     return Level(number, TITLES[number], NOT_RUN, reason)
+
+
+def failed(number: int, reason: object) -> Level:
+    """For what a stage wrote, or should have written, and nothing can be made of."""
+    return Level(number, TITLES[number], FAILED, str(reason))

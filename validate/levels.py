@@ -1,29 +1,33 @@
 """The levels of validation that a pipeline's folder allows, each a comparison with the step before.
 
 1 PyTorch ↔ exported graph. 2 Exported ↔ portable graph. 3 Portable graph ↔ TensorRT's network. 4 Portable graph ↔
-engine. 5 Tokens: PyTorch ↔ portable graph on real text. A level that cannot run says why; it has not passed.
+engine. 5 Tokens: PyTorch ↔ portable graph on real text. A level that this machine cannot run says why; it has not passed.
+A level whose files are broken or lost, though a stage wrote them, has failed.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from onnx import TensorProto
 
 from contracts.errors import UserError
-from contracts.manifest import read_manifest, result
+from contracts.manifest import read_manifest, recorded_file
 from models import open_checkpoint
 from models.tokenizer import Tokenizer, open_tokenizer, tokenizer_files
 from runtime.engine import read_description, takes, why_not
 from runtime.engine_decoder import open_engine
 from runtime.graphs import Graph, open_graph
 from validate.bundle import Results, read_results
-from validate.compare import DIFFERENT, NOT_RUN, PASSED, TOLERANCES, Comparison, ScenarioResult, compare
+from validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED, TOLERANCES, Comparison, ScenarioResult, compare
 from validate.encoder import EncoderFiles, compare_encoder
-from validate.level import TITLES, Level, not_run
+from validate.level import TITLES, Broken, Level, failed, not_run
 from validate.network.compare import ROUNDED
 from validate.network.decoder import open_network
+from validate.network.evaluate import UnknownLayer
+from validate.network.parse import NoTensorRT
 from validate.progress import Progress
 from validate.reference import open_reference
 from validate.runners import Model
@@ -40,7 +44,8 @@ LAYERWISE_NOTE = (
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The files of a pipeline's folder that validation reads; None where a stage has not written them."""
+    """The files of a pipeline's folder that validation reads; None where a stage has not written them. One that a stage's
+    manifest lists may be gone."""
 
     exported: Path
     portable: Path | None
@@ -57,14 +62,14 @@ class Pipeline:
         files = [self.exported, self.portable, self.unquantised, self.lowered]
         if self.encoder:
             files += [self.encoder.exported, self.encoder.portable, self.encoder.lowered]
-        return [path for path in files if path]
+        return [path for path in files if path and path.is_file()]
 
     @property
     def files(self) -> list[Path]:
         """All that is read, but the graphs' weights."""
-        files = [*self.graphs, *(path for path in (self.engine, self.text, self.results) if path)]
-        if self.engine:
-            files.append(self.engine.with_name("engine.json"))
+        described = self.engine and self.engine.with_name("engine.json")
+        files = [*self.graphs, *(path for path in (self.engine, described) if path and path.is_file())]
+        files += [path for path in (self.text, self.results) if path]
         if self.checkpoint:
             files += tokenizer_files(self.checkpoint)
             with suppress(UserError):  # the level that reads it says what is wrong with it
@@ -74,7 +79,7 @@ class Pipeline:
 
 def find_pipeline(folder: Path, text: Path | None, results: Path | None = None) -> Pipeline:
     """Raises UserError where there is no exported graph, or `text` is no file."""
-    exported = result(folder / "export", "model.onnx")
+    exported = recorded_file(folder / "export", "model.onnx")
     if exported is None:
         raise UserError(folder, "has no export/model.onnx", "name the --out folder of pipeline.py, or two .onnx files")
     if text is not None and not text.is_file():
@@ -82,18 +87,18 @@ def find_pipeline(folder: Path, text: Path | None, results: Path | None = None) 
     recorded = (read_manifest(folder / "export") or {}).get("options", {}).get("checkpoint")
     checkpoint = Path(recorded) if recorded and Path(recorded).is_dir() else None
     heldout = checkpoint / "heldout.txt" if checkpoint else None
-    encoder = result(folder / "export", "encoder.onnx")
+    encoder = recorded_file(folder / "export", "encoder.onnx")
     operated = folder / "encoder" / "surgery"
     return Pipeline(
         exported=exported,
-        portable=result(folder / "surgery", "model.onnx"),
-        unquantised=result(folder / "surgery", "float/model.onnx"),
-        lowered=result(folder / "surgery", "model.trt.onnx"),
-        engine=result(folder / "build", "model.engine"),
+        portable=recorded_file(folder / "surgery", "model.onnx"),
+        unquantised=recorded_file(folder / "surgery", "float/model.onnx"),
+        lowered=recorded_file(folder / "surgery", "model.trt.onnx"),
+        engine=recorded_file(folder / "build", "model.engine"),
         checkpoint=checkpoint,
         text=text or (heldout if heldout and heldout.is_file() else None),
         results=results,
-        encoder=encoder and EncoderFiles(encoder, *(result(operated, f"model{end}") for end in (".onnx", ".trt.onnx"))),
+        encoder=encoder and EncoderFiles(encoder, *(recorded_file(operated, f"model{end}") for end in (".onnx", ".trt.onnx"))),
     )
 
 
@@ -101,13 +106,15 @@ def run_levels(
     pipeline: Pipeline, tolerance: float | None, seed: int, save: Callable[[int, str], Path], progress: Progress
 ) -> list[Level]:
     """All five levels in order, then the first three of an encoder. `save(level, scenario)` names Polygraphy's file."""
-    exported = open_graph(pipeline.exported, "exported")
-    portable = open_graph(pipeline.portable, "portable") if pipeline.portable else None
+    exported, portable = _opened(pipeline.exported, "exported"), _opened(pipeline.portable, "portable")
     tokenizer, ids, no_text = _read_text(pipeline)
-    source = text_tokens(ids, seed) if ids else random_tokens(exported.vocab, seed)
-    large = exported.layerwise
-    capacity = portable.capacity if portable else None
-    scenarios = make_scenarios(source, capacity, exported.trained_length, large, exported.prefix)
+    known = next((graph for graph in (exported, portable) if isinstance(graph, Graph)), None)
+    large = known is not None and known.layerwise
+    capacity = portable.capacity if isinstance(portable, Graph) else None
+    scenarios = []  # of none, where there is no graph to ask
+    if known:
+        source = text_tokens(ids, seed) if ids else random_tokens(known.vocab, seed)
+        scenarios = make_scenarios(source, capacity, known.trained_length, large, known.prefix)
 
     def run(
         number: int, reference: Model, candidate: Model, allowed: float | None = None, asked: list[Scenario] = scenarios
@@ -134,6 +141,7 @@ def run_levels(
         progress.tell("level 5: reading text")
         return token_level(pipeline, portable, tokenizer, ids)
 
+    needs = {1: [exported], 2: [exported, portable], 3: [portable], 4: [portable], 5: [portable]}
     checks = {
         1: lambda: _export_level(pipeline, exported, run, progress.tell),
         2: lambda: _surgery_level(pipeline, exported, portable, run),
@@ -141,7 +149,12 @@ def run_levels(
         4: lambda: _engine_level(pipeline, portable, scenarios, run, progress.tell),
         5: text_level,
     }
-    levels = [progress.level(f"level {number}, {TITLES[number]}", check) for number, check in checks.items()]
+
+    def check(number: int) -> Level:
+        broken = next((each for each in needs[number] if isinstance(each, Broken)), None)
+        return failed(number, broken.reason) if broken else checks[number]()
+
+    levels = [progress.level(f"level {number}, {TITLES[number]}", partial(check, number)) for number in checks]
     if pipeline.encoder:
         levels += _encoder_levels(pipeline.encoder, pipeline.checkpoint, tolerance, seed, progress)
     return levels
@@ -185,7 +198,10 @@ def _surgery_level(pipeline: Pipeline, exported: Graph, portable: Graph | None, 
         return run(2, exported, portable)
     if pipeline.unquantised is None:
         return not_run(2, "surgery has left no graph from before it quantised")
-    level = run(2, exported, open_graph(pipeline.unquantised, "portable, not yet quantised"))
+    unquantised = _opened(pipeline.unquantised, "portable, not yet quantised")
+    if isinstance(unquantised, Broken):
+        return failed(2, unquantised.reason)
+    level = run(2, exported, unquantised)
     level.notes.append(f"The portable graph is quantised ({portable.quantised}); compared is what it was made of")
     return level
 
@@ -201,8 +217,10 @@ def _network_level(pipeline: Pipeline, portable: Graph | None, run: Callable[...
     tell("level 3: TensorRT parses the lowered graph")
     try:
         network = open_network(pipeline.lowered, "TensorRT's network")
-    except UserError as error:
+    except (NoTensorRT, UnknownLayer) as error:
         return not_run(3, str(error))
+    except UserError as error:
+        return failed(3, error)
     return run(3, portable, network, _allowed(portable))
 
 
@@ -223,8 +241,14 @@ def _engine_level(
         level = run(4, portable, results, allowed, results.scenarios)
         level.notes += results.notes
         return level
-    description = read_description(pipeline.engine.with_name("engine.json"))
-    if reason := why_not(description):
+    try:
+        description = read_description(pipeline.engine.with_name("engine.json"))
+        reason, expected, size = why_not(description), description["engine_bytes"], pipeline.engine.stat().st_size
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return failed(4, f"{pipeline.engine.parent}: what build wrote cannot be read ({type(error).__name__}: {error})")
+    if size != expected:
+        return failed(4, f"{pipeline.engine}: has {size} bytes, and was built with {expected}")
+    if reason:
         return not_run(4, f"{reason}; --bundle makes a folder to run where one is, and --import takes its results")
     tell("level 4: loading the engine")
     engine = open_engine(pipeline.engine)
@@ -250,6 +274,8 @@ def _encoder_levels(
         title = f"Encoder: {TITLES[number]}"
         if isinstance(found, Comparison):
             return Level(number, title, found.status, comparison=found)
+        if isinstance(found, Broken):
+            return Level(number, title, FAILED, found.reason)
         return Level(number, title, NOT_RUN, found)
 
     for number in (1, 2, 3):
@@ -289,3 +315,12 @@ def _read_text(pipeline: Pipeline) -> tuple[Tokenizer | None, list[int], str | N
     if len(ids) < 64:
         return tokenizer, [], f"the text is too short: {len(ids)} tokens"
     return tokenizer, ids, None
+
+
+def _opened(path: Path | None, name: str) -> Graph | Broken | None:
+    if path is None:
+        return None
+    try:
+        return open_graph(path, name)
+    except UserError as error:
+        return Broken(str(error) if str(path) in str(error) else f"{path}: {error}")

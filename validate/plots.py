@@ -11,6 +11,7 @@ INK, FAINT, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 BLUE, ORANGE, RED = "#2563a8", "#d9822b", "#c0392b"
 STYLE = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names come from files
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.edgecolor": GRID,

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 from rich.console import Console
+from rich.markup import escape
 
 from validate.level import Level
 
@@ -21,7 +22,7 @@ class Progress:
 
     def tell(self, what: str) -> None:
         """What happens now, within a level."""
-        self.status.update(f"validate: {what}")
+        self.status.update(escape(f"validate: {what}"))
 
     def level(self, title: str, check: Callable[[], Level]) -> Level:
         """What `check` finds."""

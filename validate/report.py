@@ -1,16 +1,18 @@
 """The report: one dictionary, written as report.json and rendered as report.html."""
 
+import base64
 import dataclasses
 import json
 import math
 import time
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
+from contracts.command import DONE, FOUND_DIFFERENCE
 from contracts.manifest import peak_memory, read_manifest
 from validate import plots
-from validate.compare import DIFFERENT, NOT_RUN, PASSED
+from validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED
 from validate.level import Level
 
 STAGES = ("export", "surgery", "build")
@@ -18,9 +20,13 @@ BAR_FLOOR = 1e-9  # a difference this small, or none, has no bar
 
 
 def verdict(levels: list[Level]) -> str:
-    """Different if any level is, else passed if any passed: what was not run neither passes nor fails."""
+    """Failed if any level is, else different if any is, else passed if any passed: what was not run does neither."""
     statuses = {level.status for level in levels}
-    return next((status for status in (DIFFERENT, PASSED) if status in statuses), NOT_RUN)
+    return next((status for status in (FAILED, DIFFERENT, PASSED) if status in statuses), NOT_RUN)
+
+
+def exit_status(verdict: str) -> int:
+    return FOUND_DIFFERENCE if verdict in (DIFFERENT, FAILED) else DONE
 
 
 def make_report(title: str, levels: list[Level], versions: dict, started: float, folder: Path | None = None) -> dict:
@@ -42,12 +48,22 @@ def make_report(title: str, levels: list[Level], versions: dict, started: float,
 
 def write_report(report: dict, folder: Path, pipeline: Path | None = None) -> None:
     """`pipeline`: the folder whose surgery has drawn one layer before and after, where there is one."""
-    (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
-    (folder / "report.html").write_text(render(report, _pictures(pipeline / "surgery") if pipeline else {}))
+    pictures = _pictures(pipeline / "surgery") if pipeline else {}
+    try:
+        page = render(report, pictures)
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError):
+        if not (report["surgery"] or report["engine"]):
+            raise
+        report |= {"surgery": None, "engine": None}  # what lies in their reports' place is none
+        report["summary"] += " What surgery or build wrote about its work cannot be read."
+        page = render(report, pictures)
+    (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def render(report: dict, pictures: dict[str, str] | None = None) -> str:
-    """The report as one HTML page that needs nothing beside it. `pictures`: SVG of a layer, by before and after."""
+    """The report as one HTML page that needs nothing beside it, and shows no markup from a file: text is escaped, and
+    `pictures`, SVG of a layer by before and after as data URIs, are images, in which no script runs."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -57,21 +73,27 @@ def render(report: dict, pictures: dict[str, str] | None = None) -> str:
 
 
 def _pictures(surgery: Path) -> dict[str, str]:
-    """What surgery's last run drew, both or none."""
+    """What surgery's last run drew, both or none, as data URIs."""
     drawn = {when: f"{when}.svg" for when in ("before", "after")}
     outputs = (read_manifest(surgery) or {}).get("outputs", {})
-    return {when: (surgery / name).read_text() for when, name in drawn.items()} if set(drawn.values()) <= outputs.keys() else {}
+    if not all(name in outputs and (surgery / name).is_file() for name in drawn.values()):
+        return {}
+    encoded = {when: base64.b64encode((surgery / name).read_bytes()).decode() for when, name in drawn.items()}
+    return {when: f"data:image/svg+xml;base64,{data}" for when, data in encoded.items()}
 
 
 def _summary(levels: list[Level]) -> str:
     """One sentence a person reads first."""
+    broken = [level for level in levels if level.status == FAILED]
     different = [level for level in levels if level.status == DIFFERENT]
     passed = [level for level in levels if level.status == PASSED]
     left = [level for level in levels if level.status == NOT_RUN]
     parts = []
+    if broken:
+        parts.append("Failed: " + "; ".join(level.title for level in broken) + ".")
     if different:
         parts.append("A difference was found: " + "; ".join(level.title for level in different) + ".")
-    elif passed:
+    elif passed and not broken:
         parts.append(f"All that ran agrees: {len(passed)} of {len(levels)} levels." if len(levels) > 1 else "They agree.")
     if left:
         parts.append("Not run: " + "; ".join(level.title for level in left) + ".")
@@ -98,10 +120,13 @@ def _stage(folder: Path, name: str) -> dict | None:
 def _engine(path: Path) -> dict | None:
     """What build/ knows of an engine without running it; its profiles where their kernels were listed."""
     described = _read(path)
-    if described is None or not all("decode_bytes" in profile for profile in described["profiles"]):
-        return None
     kept = ("tensorrt", "compute_capabilities", "engine_bytes", "findings", "memory")
-    return {**{key: described[key] for key in kept}, "profiles": [_profile(each) for each in described["profiles"]]}
+    try:
+        if not all("decode_bytes" in profile for profile in described["profiles"]):
+            return None
+        return {**{key: described[key] for key in kept}, "profiles": [_profile(each) for each in described["profiles"]]}
+    except (TypeError, LookupError, AttributeError):  # level 4 says so
+        return None
 
 
 def _profile(described: dict) -> dict:
@@ -112,7 +137,16 @@ def _profile(described: dict) -> dict:
 
 
 def _read(path: Path) -> dict | None:
-    return json.loads(path.read_text()) if path.is_file() else None
+    """A stage's own report; None where there is none, or what lies in its place is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number) if path.is_file() else None
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no JSON")
 
 
 def _error(error: float | None) -> str:
@@ -125,7 +159,8 @@ def _bar(error: float | None, tolerance: float) -> float:
     """Percent of a bar's length, on a logarithmic scale on which the tolerance stands at 80."""
     if error is None or error > tolerance * 100:
         return 100.0
-    decades = math.log10(max(error, BAR_FLOOR) / BAR_FLOOR) / math.log10(tolerance / BAR_FLOOR)
+    floor = min(BAR_FLOOR, tolerance / 10)
+    decades = math.log10(max(error, floor) / floor) / math.log10(tolerance / floor)
     return round(min(80 * decades, 100.0), 1)
 
 

@@ -102,5 +102,6 @@ def rounding_step(values: np.ndarray) -> float:
     """How far what lies half-way between two of a quantised cache's numbers may come out apart: the distance of two
     neighbours, for fp8 at its largest value."""
     if values.dtype == np.float16:
-        return 2.0 ** (np.floor(np.log2(max(float(np.abs(values).max(initial=0.0)), 2.0**-6))) - FP8_MANTISSA)
+        largest = float(np.abs(values).max(initial=0.0, where=np.isfinite(values)))
+        return 2.0 ** (np.floor(np.log2(max(largest, 2.0**-6))) - FP8_MANTISSA)
     return 1.0 if values.dtype == np.int16 else 0.0

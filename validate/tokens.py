@@ -58,16 +58,17 @@ class Reading:
     mean_kl: float | None  # nats, of candidate from reference; None where a logit is not a number
     kl_99: float | None  # 99th percentile over tokens
     agreement: float
-    reference_bits: float  # per byte
+    reference_bits: float | None  # per byte; None as above
     candidate_bits: float | None
     kl_by_position: list[float] = field(default_factory=list)  # mean over windows
     bits_by_position: dict[str, list[float]] = field(default_factory=dict)  # per token, mean over windows, by model
     kl_percentiles: list[float] = field(default_factory=list)  # 0 to 100, over tokens
 
     def within(self, limits: Limits) -> bool:
-        return (
+        return bool(
             self.mean_kl is not None
             and self.candidate_bits is not None
+            and self.reference_bits  # neither absent nor 0
             and self.mean_kl <= limits.mean_kl
             and self.agreement >= limits.agreement
             and abs(self.candidate_bits / self.reference_bits - 1) <= limits.bits_change

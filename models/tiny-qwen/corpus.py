@@ -74,8 +74,8 @@ def prepare(library: Path, out: Path) -> None:
         "train_tokens": len(ids),
         **{f"{name}_files": splits[name] for name in SPLITS},
     }
-    (out / "corpus.json").write_text(json.dumps(corpus, indent=2) + "\n")
-    (out / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+    (out / "corpus.json").write_text(json.dumps(corpus, indent=2) + "\n", encoding="utf-8")
+    (out / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n", encoding="utf-8")
     print(f"{len(training)} files, {corpus['train_bytes']} bytes, {len(ids)} tokens to train on")
 
 

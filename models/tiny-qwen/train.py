@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from corpus import prepare
 
+from contracts import arguments
 from contracts.signature import ntk_alpha
 from models import load_model, open_checkpoint
 from models.qwen import Qwen, build
@@ -70,8 +71,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prepare", type=Path, metavar="DIR", help="write the data there and stop")
     parser.add_argument("--train", type=Path, metavar="DIR", help="train on data prepared there")
     parser.add_argument("--out", type=Path, default=HERE, help="where the checkpoint goes (%(default)s)")
-    parser.add_argument("--minutes", type=float, default=5, help="at most, evaluation included (%(default)s)")
-    parser.add_argument("--epochs", type=float, default=12, help="at most, in tokens seen (%(default)s)")
+    parser.add_argument(
+        "--minutes", type=arguments.real(0.01, 1e5), default=5, help="at most, evaluation included (%(default)s)"
+    )
+    parser.add_argument("--epochs", type=arguments.real(0.001, 1e5), default=12, help="at most, in tokens seen (%(default)s)")
     return parser.parse_args()
 
 
@@ -80,7 +83,7 @@ def train(data: Path, out: Path, minutes: float, epochs: float) -> None:
     torch.set_float32_matmul_precision("high")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch_tokens = 32768 if device.type == "cuda" else 4096
-    config = json.loads((data / "config.json").read_text())
+    config = json.loads((data / "config.json").read_text(encoding="utf-8"))
     tokenizer = open_tokenizer(data)
     tokens = torch.from_numpy(np.load(data / "train.npy").astype(np.int64)).to(device)
     validation = encode_file(tokenizer, data / "validation.txt")
@@ -147,10 +150,10 @@ def train(data: Path, out: Path, minutes: float, epochs: float) -> None:
         "long_share": LONG_SHARE,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "corpus": json.loads((data / "corpus.json").read_text()),
+        "corpus": json.loads((data / "corpus.json").read_text(encoding="utf-8")),
         "history": history,
     }
-    (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    (out / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print("held out, weights rounded to bfloat16, bits per byte:", record["heldout_bits_per_byte"])
     print("trained on:", record["train_bits_per_byte"], " best at", record["best_at"])
 

@@ -4,6 +4,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from contracts.command import given
 from contracts.errors import UserError
 from surgery.quantize.formats import BLOCKS, CACHES, FORMATS, HEADS, TABLES
 
@@ -47,6 +48,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                         help="leave weights of such names (with * and ?) as they are; may be repeated")  # fmt: skip
     parser.add_argument("--lm-head", choices=HEADS, default="int8", help="the vocabulary's product, quantised (%(default)s)")
     parser.add_argument("--embedding", choices=TABLES, default="none", help="the table of embeddings, quantised (%(default)s)")
+
+
+def refuse_without_effect(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends the command where an option does nothing beside the others."""
+    calibrated = options.quantize is not None and FORMATS[options.quantize].calibrated
+    if options.quantize is None:
+        for name in ("group_size", "lm_head", "embedding", "exclude"):
+            if given(options, name) or (options.exclude and name == "exclude"):
+                parser.error(f"--{name.replace('_', '-')} says nothing without --quantize; add --quantize FORMAT")
+    for name in ("calibration", "tokenizer"):
+        if getattr(options, name) is not None and not calibrated and options.kv_cache == "none":
+            what = f"--quantize {options.quantize} is fitted to no text" if options.quantize else "nothing is quantised"
+            parser.error(f"--{name} says nothing where {what}; leave it out")
 
 
 def read_request(options: argparse.Namespace) -> Request | None:

@@ -8,6 +8,7 @@ import onnx
 from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.logger import G_LOGGER
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from contracts.command import FOUND_DIFFERENCE
@@ -84,7 +85,7 @@ def _show_outcomes(outcomes: list[Outcome], tolerance: float) -> None:
         worst = max(outcome.outputs, key=lambda output: (output.error is None, output.error or 0))
         verdict = "[bold red]different[/]" if worst.beyond(tolerance) else "[green]agrees[/]"
         error = worst.problem or f"{worst.error:.1e}"
-        table.add_row(outcome.feeds, verdict, worst.tensor, error, f"{tolerance:.0e}")
+        table.add_row(outcome.feeds, verdict, _plain(worst.tensor), _plain(error), f"{tolerance:.0e}")
     console.print(table)
     for outcome in outcomes:
         if (parting := outcome.parting) is not None:
@@ -98,7 +99,7 @@ def _show_outcomes(outcomes: list[Outcome], tolerance: float) -> None:
 
 
 def _plain(text: object) -> str:
-    return str(text).replace("[", "\\[")
+    return escape(str(text))
 
 
 def _write(folder: Path, tensorrt: str, findings: list[Finding], outcomes: list[Outcome], tolerance: float) -> None:
@@ -115,7 +116,7 @@ def _write(folder: Path, tensorrt: str, findings: list[Finding], outcomes: list[
             for outcome in outcomes
         ],
     }
-    (folder / "network.json").write_text(json.dumps(report, indent=2) + "\n")
+    (folder / "network.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for outcome in outcomes:
         results = RunResults()
         for side, values in outcome.values.items():

@@ -35,7 +35,7 @@ class Difference:
     problem: str | None = None
 
     def beyond(self, tolerance: float) -> bool:
-        return self.error is None or self.error > tolerance
+        return self.error is None or not self.error <= tolerance
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,10 @@ class EvaluationError(UserError):
     than the network declares. Names the layer and its ONNX node."""
 
 
+class UnknownLayer(EvaluationError):
+    """This evaluator does not know a type of layer, which says nothing of the graph."""
+
+
 class Evaluator:
     """Runs a network on inputs.
 
@@ -67,7 +71,7 @@ class Evaluator:
         unknown = Counter(layer.type for layer in network.layers if layer.type not in (*LAYERS, *STRUCTURE))
         if unknown:
             first = next(layer for layer in network.layers if layer.type in unknown)
-            raise EvaluationError(
+            raise UnknownLayer(
                 network.model,
                 f"no evaluation of layer type {', '.join(sorted(unknown))} (first: {first})",
                 "check that part on a GPU",

@@ -1,7 +1,8 @@
 """Has TensorRT's parser read an ONNX file, in a child process (the parser can end its process by a signal), and
 describes the network that it made.
 
-Run as a program, this file is the child: `python -m validate.network.parse MODEL ROOT OUT`.
+Run as a program, this file is the child: `python -m validate.network.parse MODEL ROOT DESCRIPTOR`, with the graph on
+standard input; the network goes into the open file.
 """
 
 import ctypes
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from contracts.command import end_with_parent
 from contracts.errors import UserError
 from contracts.weights import weights_root
 from validate.network.description import Constant, Layer, Network, Packed, Reference, Tensor
@@ -29,24 +31,36 @@ SOURCES = Path(__file__).resolve().parents[2]
 
 
 def parse(model: Path, graph: onnx.ModelProto | None = None) -> Network:
-    """The network of the ONNX file `model`, or of a `graph` over that file's weights. Raises UserError if the parser
-    refuses it, or dies of it."""
+    """The network of the ONNX file `model`, or of a `graph` over that file's weights. Raises NoTensorRT, or UserError if
+    the parser refuses it, or dies of it."""
     data = model.read_bytes() if graph is None else graph.SerializeToString()
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "network"
-        command = [sys.executable, "-m", "validate.network.parse", str(model), str(weights_root(model)), str(result)]
+    with tempfile.TemporaryFile() as result:  # it has no name, so that nothing of it stays if this process is killed
+        number = result.fileno()
+        command = [sys.executable, "-m", "validate.network.parse", str(model), str(weights_root(model)), str(number)]
         path = os.pathsep.join(filter(None, [str(SOURCES), os.environ.get("PYTHONPATH")]))
-        child = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, input=data, capture_output=True)
+        child = subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": path}, input=data, capture_output=True, pass_fds=[number]
+        )
         if child.returncode < 0:
             died = signal.Signals(-child.returncode).name
             raise UserError(model, f"TensorRT's parser died of {died} reading it", "take out the node that it cannot take")
         if child.returncode:
             last = (child.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
             raise UserError(model, f"TensorRT's parser did not finish: {last}", "look whether tensorrt is installed")
-        parsed = pickle.loads(result.read_bytes())  # written by the child above and by no one else
+        result.seek(0)
+        parsed = pickle.load(result)  # written by the child above and by no one else
+    if parsed is None:
+        raise NO_TENSORRT
     if isinstance(parsed, str):
         raise UserError(model, f"TensorRT's parser refuses it: {parsed}", "rewrite that node, or leave it out")
     return parsed
+
+
+class NoTensorRT(UserError):
+    """It is not installed here, which says nothing of the graph."""
+
+
+NO_TENSORRT = NoTensorRT("TensorRT", "is not installed", "pip install tensorrt-rtx")
 
 
 class Refused(Exception):
@@ -205,9 +219,9 @@ def _tensorrt():
     for name in ("tensorrt_rtx", "tensorrt"):
         try:
             return importlib.import_module(name)
-        except ImportError:
+        except (ImportError, OSError):  # OSError: the package is there, the libraries it loads are not
             continue
-    raise UserError("TensorRT", "is not installed", "pip install tensorrt-rtx")
+    raise NO_TENSORRT
 
 
 class _Warnings:
@@ -224,13 +238,17 @@ class _Warnings:
         self.logger, self.messages = Logger(), messages
 
 
-def main(model: str, root: str, out: str) -> None:
+def main(model: str, root: str, descriptor: str) -> None:
     """Parses the graph on standard input."""
+    end_with_parent()
     try:
-        result: Network | str = describe(sys.stdin.buffer.read(), Path(model), Path(root))
+        result: Network | str | None = describe(sys.stdin.buffer.read(), Path(model), Path(root))
     except Refused as refused:
         result = str(refused)
-    Path(out).write_bytes(pickle.dumps(result))
+    except NoTensorRT:
+        result = None
+    with open(int(descriptor), "wb") as file:
+        pickle.dump(result, file)
 
 
 if __name__ == "__main__":

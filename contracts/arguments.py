@@ -1,0 +1,86 @@
+"""Values of a command line: argparse converters, so that what is no usable value ends the command with one line that
+names the option, before anything is read. Every option that takes more than a word or a path has one of them.
+"""
+
+import math
+import re
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+
+SLOTS = 1 << 24  # of a cache, and tokens of a step: far beyond any model's positions, and what float32 still counts exactly
+ROWS = 65_535  # of a batch: a CUDA grid's second dimension
+TOKENS = (1 << 31) - 1
+LAYERS = 10_000
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """A whole number from `least` to `most`."""
+
+    def convert(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise ArgumentTypeError(f"{_brief(text)} is no whole number; it must be at least {least}") from None
+        return _within(number, least, most, text)
+
+    return convert
+
+
+def real(least: float, most: float, or_zero: bool = False) -> Callable[[str], float]:
+    """A number from `least` to `most`, both finite; 0 too with `or_zero`. Neither NaN nor infinity is one."""
+
+    def convert(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            raise ArgumentTypeError(f"{_brief(text)} is no number") from None
+        if or_zero and number == 0:
+            return 0.0
+        if not math.isfinite(number):
+            raise ArgumentTypeError(f"must be at least {least:g} and at most {most:g}, and {_brief(text)} is not finite")
+        return _within(number, least, most, text)
+
+    return convert
+
+
+count = whole(1, TOKENS)
+slots = whole(1, SLOTS)
+rows = whole(1, ROWS)
+seed = whole(0, (1 << 63) - 1)
+tolerance = real(1e-12, 1.0)  # of the largest value: beyond 1 nothing is compared, and at 0 no float is equal
+
+
+def pattern(text: str) -> str:
+    """A regular expression, as it was given."""
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ArgumentTypeError(f"{_brief(text)} is no regular expression ({error})") from None
+    return text
+
+
+def capability(text: str) -> str:
+    """A GPU's compute capability, such as 8.9."""
+    if not re.fullmatch(r"[0-9]{1,2}\.[0-9]", text):
+        raise ArgumentTypeError(f"{_brief(text)} is no compute capability, such as 8.9")
+    return text
+
+
+def pair(text: str) -> str:
+    """ROLE=NAME, as it was given."""
+    role, equals, name = text.partition("=")
+    if not (role and equals and name):
+        raise ArgumentTypeError(f"{_brief(text)} says no role; write it as tokens=NAME or the like")
+    return text
+
+
+def _within(number, least, most, text: str):
+    if number < least:
+        raise ArgumentTypeError(f"{_brief(text)} is too small; it must be at least {least}")
+    if number > most:
+        raise ArgumentTypeError(f"{_brief(text)} is too large; it must be at most {most}")
+    return number
+
+
+def _brief(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:40] + "…")
