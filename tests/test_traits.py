@@ -59,7 +59,9 @@ def test_every_operator_that_a_pass_looks_for_is_in_the_table():
     [
         (("Gelu", "", [True], {}, [True]), None),
         (("Gelu", "ai.onnx", [True], {"approximate": "tanh"}, [True]), None),
-        (("Gelu", "com.bogus", [True], {}, [True]), "the operator com.bogus::Gelu"),
+        (("HardSwish", "", [True], {}, [True]), None),  # no pass of ours looks for it, a user's may
+        (("HardSwish", "", [True], {"alpha": 2.0}, [True]), "the unknown attribute alpha"),
+        (("Whatever", "", [True], {"alpha": 2.0}, [True]), None),
         (("Cast", "", [True], {"to": 1, "saturate": 1}, [True]), None),
         (("Cast", "", [True], {"to": 17, "saturate": 0}, [True]), "its attribute saturate=0"),
         (("Softmax", "", [True], {"axis": -1, "temperature": 2.0}, [True]), "the unknown attribute temperature"),
@@ -70,6 +72,8 @@ def test_every_operator_that_a_pass_looks_for_is_in_the_table():
         (("Attention", "", [True] * 3, {}, [True, False, False, True]), "its output qk_matmul_output"),
         (("Constant", "", [], {"value_string": "x"}, [True]), "its attribute value_string=x"),
         (("FastGelu", "com.microsoft", [True, True], {}, [True]), None),
+        (("SimplifiedLayerNormalization", "", [True, True], {"axis": 2, "stash_type": 1}, [True]), None),
+        (("SimplifiedLayerNormalization", "", [True, True], {"stash_type": 10}, [True]), "its attribute stash_type=10"),
         (("BiasGelu", "com.microsoft", [True, True], {"alpha": 2.0}, [True]), "the unknown attribute alpha"),
     ],
 )
