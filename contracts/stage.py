@@ -161,7 +161,7 @@ def alone(out: Path) -> Iterator[Path]:
     lock = FileLock(partial / LOCK, timeout=0.2)
     try:
         _acquire(lock, partial)
-        (partial / LOCK).write_text(str(os.getpid()))
+        (partial / LOCK).write_text(str(os.getpid()), encoding="utf-8")
         _clear(partial, but=(LOCK, MOVING))
         yield partial
     finally:
@@ -182,7 +182,7 @@ def _acquire(lock: FileLock, partial: Path) -> None:
             continue
         except Timeout:
             with suppress(OSError, ValueError):
-                process = int((partial / LOCK).read_text())
+                process = int((partial / LOCK).read_text(encoding="utf-8"))
                 raise UserError(partial.parent, f"process {process} is writing there", "wait for it, or end it") from None
             raise UserError(partial.parent, "another process is writing there", "wait for it, or end it") from None
         return

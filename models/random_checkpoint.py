@@ -84,7 +84,9 @@ def write(config: dict, out: Path, dtype: str, seed: int | None, shard_bytes: in
     shards = _shards(draws, itemsize, shard_bytes)
     size = itemsize * sum(draw.elements for draw in draws)
     out.mkdir(parents=True, exist_ok=True)
-    (out / MADE).write_text("random weights, made by models.random_checkpoint: these files may be replaced by others\n")
+    (out / MADE).write_text(
+        "random weights, made by models.random_checkpoint: these files may be replaced by others\n", encoding="utf-8"
+    )
     for stale in (CONFIG, INDEX, SINGLE, *_shards_in(out)):
         (out / stale).unlink(missing_ok=True)
     free = os.statvfs(out).f_bavail * os.statvfs(out).f_frsize

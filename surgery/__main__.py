@@ -12,7 +12,6 @@ import onnx
 from rich.console import Console
 
 from contracts.command import FOUND_DIFFERENCE, Parser, run
-from contracts.errors import UserError
 from contracts.manifest import MANIFEST, remove_results, result
 from contracts.stage import Stage
 from contracts.tensors import references
@@ -58,8 +57,6 @@ def collection_paused() -> Iterator[None]:
 @collection_paused()
 def surgery(options: argparse.Namespace) -> int:
     """Writes the portable and the lowered graph into options.out. Returns the exit status."""
-    if unclear := [each for each in options.named if "=" not in each]:
-        raise UserError(f"--name {unclear[0]}", "says no role", "write it as tokens=NAME or the like")
     plan = make_plan(
         options.cache, options.capacity, options.logits, options.skip, options.own, options.merge, options.attention,
         options.onnxruntime,
