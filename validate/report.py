@@ -8,7 +8,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from contracts.manifest import peak_memory, read_manifest
+from contracts.manifest import peak_memory, read_manifest, result
+from contracts.reader import read_json
 from validate import plots
 from validate.compare import DIFFERENT, NOT_RUN, PASSED
 from validate.level import Level
@@ -33,8 +34,8 @@ def make_report(title: str, levels: list[Level], versions: dict, started: float,
         "verdict": verdict(levels),
         "summary": _summary(levels),
         "stages": stages,
-        "surgery": _read(folder / "surgery" / "report.json") if folder else None,
-        "engine": _engine(folder / "build" / "engine.json") if folder else None,
+        "surgery": _read(folder / "surgery", "report.json") if folder else None,
+        "engine": _engine(folder / "build") if folder else None,
         "levels": [_level(level) for level in levels],
         "versions": versions,
     }
@@ -95,9 +96,9 @@ def _stage(folder: Path, name: str) -> dict | None:
     }
 
 
-def _engine(path: Path) -> dict | None:
+def _engine(folder: Path) -> dict | None:
     """What build/ knows of an engine without running it; its profiles where their kernels were listed."""
-    described = _read(path)
+    described = _read(folder, "engine.json")
     if described is None or not all("decode_bytes" in profile for profile in described["profiles"]):
         return None
     kept = ("tensorrt", "compute_capabilities", "engine_bytes", "findings", "memory")
@@ -111,8 +112,9 @@ def _profile(described: dict) -> dict:
     return {**described, "shapes": None, "total_bytes": total, "over_floor": total / floor if total and floor else None}
 
 
-def _read(path: Path) -> dict | None:
-    return json.loads(path.read_text()) if path.is_file() else None
+def _read(folder: Path, name: str) -> dict | None:
+    path = result(folder, name)
+    return read_json(path) if path else None
 
 
 def _error(error: float | None) -> str:
