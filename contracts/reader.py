@@ -54,7 +54,7 @@ def read_bytes(path: Path, limit: int = JSON_LIMIT, remedy: str = "check the pat
 def read_json(path: Path, remedy: str = "check the path", limit: int = JSON_LIMIT) -> dict:
     """The object in a JSON file. Raises UserError where it is no UTF-8, no JSON, no object, or nested too deep."""
     try:
-        content = json.loads(read_bytes(path, limit, remedy).decode("utf-8"))
+        content = json.loads(read_bytes(path, limit, remedy).decode("utf-8"), parse_constant=_no_number)
     except UnicodeDecodeError:
         raise UserError(path, "is not UTF-8", "write it again") from None
     except ValueError as error:
@@ -66,6 +66,10 @@ def read_json(path: Path, remedy: str = "check the path", limit: int = JSON_LIMI
     if _deeper_than(content, DEPTH):
         raise UserError(path, "is nested too deep", "write it again, or download it again")
     return content
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no JSON number")
 
 
 def _deeper_than(value: object, depth: int) -> bool:

@@ -10,7 +10,9 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
 from contracts.command import DONE, FOUND_DIFFERENCE
-from contracts.manifest import peak_memory, read_manifest
+from contracts.errors import UserError
+from contracts.manifest import peak_memory, read_manifest, result
+from contracts.reader import read_json
 from validate import plots
 from validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED
 from validate.level import Level
@@ -39,8 +41,8 @@ def make_report(title: str, levels: list[Level], versions: dict, started: float,
         "verdict": verdict(levels),
         "summary": _summary(levels),
         "stages": stages,
-        "surgery": _read(folder / "surgery" / "report.json") if folder else None,
-        "engine": _engine(folder / "build" / "engine.json") if folder else None,
+        "surgery": _read(folder / "surgery", "report.json") if folder else None,
+        "engine": _engine(folder / "build") if folder else None,
         "levels": [_level(level) for level in levels],
         "versions": versions,
     }
@@ -117,9 +119,9 @@ def _stage(folder: Path, name: str) -> dict | None:
     }
 
 
-def _engine(path: Path) -> dict | None:
+def _engine(folder: Path) -> dict | None:
     """What build/ knows of an engine without running it; its profiles where their kernels were listed."""
-    described = _read(path)
+    described = _read(folder, "engine.json")
     kept = ("tensorrt", "compute_capabilities", "engine_bytes", "findings", "memory")
     try:
         if not all("decode_bytes" in profile for profile in described["profiles"]):
@@ -136,17 +138,12 @@ def _profile(described: dict) -> dict:
     return {**described, "shapes": None, "total_bytes": total, "over_floor": total / floor if total and floor else None}
 
 
-def _read(path: Path) -> dict | None:
-    """A stage's own report; None where there is none, or what lies in its place is none."""
+def _read(folder: Path, name: str) -> dict | None:
+    """A stage's own report; None where its last run wrote none, or what lies in its place is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number) if path.is_file() else None
-    except (ValueError, RecursionError):
+        return read_json(path) if (path := result(folder, name)) else None
+    except UserError:
         return None
-    return found if isinstance(found, dict) else None
-
-
-def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no JSON")
 
 
 def _error(error: float | None) -> str:
