@@ -1,13 +1,16 @@
 # make demo         set up, then take tiny-qwen from checkpoint to engine and check every step
 # make test         set up, then run the tests
+# make check        set up, then the tests that read stored graphs and export nothing, in under a minute
+# make slow         set up, then the tests that `make test` leaves out
 # make benchmarks   set up, then run every benchmark at a tiny size
-# make lint         set up, then check style
+# make package      set up, then build sdist and wheel, and use the installed wheel from another folder
+# make lint         set up, then check style and types
 
 PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= out/tiny-qwen
 
-.PHONY: demo test benchmarks lint clean
+.PHONY: demo test check slow benchmarks package lint clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python pipeline.py --model tiny-qwen --dtype float16 --out $(OUT)
@@ -15,8 +18,17 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -n auto
 
+check: $(VENV)/installed
+	$(VENV)/bin/python -m pytest -n auto -m "not exports and not slow and not benchmarks and not every"
+
+slow: $(VENV)/installed
+	$(VENV)/bin/python -m pytest -n auto -m slow
+
 benchmarks: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -m benchmarks -n auto
+
+package: $(VENV)/installed
+	PYTHON=$(abspath $(VENV))/bin/python bash .ci/package
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
@@ -24,8 +36,8 @@ lint: $(VENV)/installed
 
 $(VENV)/installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
 	touch $@
 
 clean:
-	rm -rf out $(VENV)
+	rm -rf out $(VENV) .setuptools dist *.egg-info

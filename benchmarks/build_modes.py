@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from build.cost import kernels_a_layer, over_floor  # noqa: E402
+from suture.build.cost import kernels_a_layer, over_floor  # noqa: E402
 
 LAYERS, CAPACITY = 2, 2048
 MODES = {  # surgery's options, build's options

@@ -23,9 +23,9 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from build.cost import kernels_a_layer, over_floor  # noqa: E402
-from contracts.signature import find_signature  # noqa: E402
-from contracts.weights import place_weights  # noqa: E402
+from suture.build.cost import kernels_a_layer, over_floor  # noqa: E402
+from suture.core.signature import find_signature  # noqa: E402
+from suture.core.weights import place_weights  # noqa: E402
 
 CAPACITY = 2048
 BUILDS = {  # of the lowered graph

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from contracts.command import Parser, run
-from contracts.errors import UserError
-from models.random_checkpoint import PRESETS
+from suture.core.command import Parser, run
+from suture.core.errors import UserError
+from suture.models.random_checkpoint import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPORT = (
-    "import export.__main__ as stage, export.trace as t; stage.trace = lambda m, d: t.trace(m, d, whole={whole}); stage.main()"
+    "import suture.export.__main__ as stage, suture.export.trace as t; "
+    "stage.trace = lambda m, d: t.trace(m, d, whole={whole}); stage.main()"
 )
 
 
@@ -54,7 +55,7 @@ def measure(options: argparse.Namespace, layers: int, whole: bool) -> dict:
         checkpoint, out = Path(folder, "checkpoint"), Path(folder, "out")
         source = ["--preset", options.preset] if options.preset else ["--config", str(options.config)]
         size = ["--layers", str(layers), "--empty", "--out", str(checkpoint)]
-        python(["-m", "models.random_checkpoint", *source, *size])
+        python(["-m", "suture.models.random_checkpoint", *source, *size])
         before = os.times()
         arguments = ["--checkpoint", str(checkpoint), "--weights", "reference", "--out", str(out)]
         python(["-c", EXPORT.format(whole=whole), *arguments])

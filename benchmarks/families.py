@@ -18,12 +18,12 @@ import onnx
 from onnx import TensorProto
 
 from benchmarks.readme import README, put
-from contracts.signature import find_signature
-from contracts.weights import load_graph, weights_root
+from suture.core.signature import find_signature
+from suture.core.weights import load_graph, weights_root
 from tests import decoding
 from tests.graphs import weightless
 from tests.graphs.retype import retyped
-from tests.test_contrib_graphs import DIALECTS, at_full_accuracy
+from tests.test_import_contrib_graphs import DIALECTS, at_full_accuracy
 from tests.test_network_families import CAPACITY, network_error
 from tests.test_scattered_cache import decode_static
 from tests.test_surgery_families import DECOMPOSED, FUSED, counts, outputs

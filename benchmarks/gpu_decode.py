@@ -1,6 +1,6 @@
 """How fast a checkpoint decodes, side by side in one process: transformers, eager and compiled, and our graphs.
 
-    python -m models.random_checkpoint --preset qwen-7b --dtype float16 --out CHECKPOINT
+    python -m suture.models.random_checkpoint --preset qwen-7b --dtype float16 --out CHECKPOINT
     python -m export --checkpoint CHECKPOINT --weights reference --out GRAPHS/export
     python -m surgery GRAPHS/export/model.onnx --capacity 8192 --skip swish --onnxruntime --out GRAPHS/surgery
     python -m surgery GRAPHS/export/model.onnx --capacity 8192 --onnxruntime --out GRAPHS/int4 --quantize int4  # and int8
@@ -30,10 +30,10 @@ from benchmarks.gpu_kernels import profile, table
 from benchmarks.gpu_limits import Limits, median_seconds
 from benchmarks.gpu_onnx import OnnxRun
 from benchmarks.gpu_torch import Caches, TorchRun, load, prompt
-from contracts.command import FOUND_DIFFERENCE, Parser, run
-from models import Checkpoint, open_checkpoint
-from models.qwen import Config
-from runtime.graphs import OWN_OPERATORS
+from suture.core.command import FOUND_DIFFERENCE, Parser, run
+from suture.models import Checkpoint, open_checkpoint
+from suture.models.qwen import Config
+from suture.runtime.graphs import OWN_OPERATORS
 
 RUNS = (
     "surgered-cuda-graph",

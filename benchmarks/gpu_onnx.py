@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_torch import Caches
-from contracts.signature import Signature, find_signature, ntk_alpha
-from contracts.weights import weights_root
-from runtime.bound import ONNX_TYPES, Binding
-from runtime.graphs import cuda_session, fast_session
+from suture.core.signature import Signature, find_signature, ntk_alpha
+from suture.core.weights import weights_root
+from suture.runtime.graphs import cuda_session, fast_session
+from suture.runtime.io_binding import ONNX_TYPES, Binding
 
 FLOATS = {ONNX_TYPES[dtype]: dtype for dtype in (torch.float16, torch.bfloat16, torch.float32)}
 

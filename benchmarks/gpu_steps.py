@@ -29,16 +29,16 @@ from torch import Tensor
 
 from benchmarks.gpu_decode import ROUNDING, TOLERANCE
 from benchmarks.gpu_torch import load
-from contracts.command import FOUND_DIFFERENCE, Parser, run
-from contracts.errors import UserError
-from contracts.weights import load_graph, streamed_bytes, weights_root
-from generate import batch
-from generate.sampling import Sampler, Sampling
-from generate.speed import Speed
-from generate.text import TextStream
-from models import open_checkpoint
-from models.random_checkpoint import presets
-from runtime.graphs import OWN_OPERATORS, Graph, fast_session, open_to_generate
+from suture.core.command import FOUND_DIFFERENCE, Parser, run
+from suture.core.errors import UserError
+from suture.core.weights import load_graph, streamed_bytes, weights_root
+from suture.generate import batch
+from suture.generate.sampling import Sampler, Sampling
+from suture.generate.speed import Speed
+from suture.generate.text import TextStream
+from suture.models import open_checkpoint
+from suture.models.random_checkpoint import presets
+from suture.runtime.graphs import OWN_OPERATORS, Graph, fast_session, open_to_generate
 
 ROOT = Path(__file__).parents[1]
 ROWS, GENERATING = 3, 2  # rows of the steps' batch, and of generate's
@@ -132,7 +132,7 @@ class Check:
         source = ["--preset", self.options.preset] if self.options.preset else ["--config", self.options.config]
         layers = ["--layers", self.options.layers] if self.options.layers else []
         if not (work / "checkpoint" / "config.json").exists():
-            self._stage("models.random_checkpoint", "checkpoint", *source, *layers, "--dtype", self.options.dtype)
+            self._stage("suture.models.random_checkpoint", "checkpoint", *source, *layers, "--dtype", self.options.dtype)
         self._stage("export", "export", "--checkpoint", work / "checkpoint")
         self._stage("surgery", "surgery", work / "export" / "model.onnx", "--capacity", capacity, "--onnxruntime")
 

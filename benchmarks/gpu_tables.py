@@ -9,7 +9,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from contracts.command import Parser, run
+from suture.core.command import Parser, run
 
 NAMES = {
     "surgered-cuda-graph": "portable graph, CUDA graph",

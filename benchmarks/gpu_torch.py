@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM, StaticCache
 
 from benchmarks.gpu_limits import REPEATS, WARMUP
-from models.checkpoint import Checkpoint
-from models.qwen import Config
+from suture.models.checkpoint import Checkpoint
+from suture.models.qwen import Config
 
 Caches = list[tuple[Tensor, Tensor]]  # key and value of each layer, [B, heads, P, head_dim]
 

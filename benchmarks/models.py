@@ -18,9 +18,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from benchmarks.readme import README, put
-from contracts.command import Parser, run
-from contracts.errors import UserError
-from models.random_checkpoint import presets
+from suture.core.command import Parser, run
+from suture.core.errors import UserError
+from suture.models.random_checkpoint import presets
 from tests.families import CAPABILITIES, TYPES
 
 ROOT = Path(__file__).parents[1]

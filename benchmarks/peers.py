@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.processes import Run, empty, gigabytes, measure
-from contracts.command import Parser, run
-from contracts.errors import UserError
+from suture.core.command import Parser, run
+from suture.core.errors import UserError
 
 MODELS = ("qwen2.5-0.5b", "qwen2.5-7b:2")
 DTYPE = "float16"
@@ -90,9 +90,9 @@ def compare(model: str, options: argparse.Namespace) -> list[Measured]:
 
     export, surgery = empty(work / "export"), empty(work / "surgery")
     stages = [
-        measured("export", [sys.executable, "-m", "export", "--checkpoint", checkpoint, "--weights", "reference",
+        measured("export", [sys.executable, "-m", "suture.export", "--checkpoint", checkpoint, "--weights", "reference",
                             "--out", export], export),
-        measured("surgery", [sys.executable, "-m", "surgery", export / "model.onnx", "--out", surgery], surgery),
+        measured("surgery", [sys.executable, "-m", "suture.surgery", export / "model.onnx", "--out", surgery], surgery),
     ]  # fmt: skip
     rows = [together(stages), *stages]
     if options.optimum:
@@ -113,7 +113,7 @@ def write_checkpoint(model: str, work: Path, holes: bool) -> Path:
         source = ["--preset", name] if not name.endswith(".json") else ["--config", name]
         size = ["--layers", layers] * bool(layers) + ["--empty"] * holes
         work.mkdir(parents=True, exist_ok=True)
-        check(measure([sys.executable, "-m", "models.random_checkpoint", *source, *size, "--dtype", DTYPE,
+        check(measure([sys.executable, "-m", "suture.models.random_checkpoint", *source, *size, "--dtype", DTYPE,
                        "--out", str(checkpoint)]))  # fmt: skip
     if not (checkpoint / "tokenizer.json").is_file():
         check(measure([sys.executable, "-c", TOKENIZER, str(checkpoint)]))
@@ -126,7 +126,7 @@ def named(model: str) -> str:
 
 def check(done: Run) -> None:
     if done.failure:
-        raise UserError("the checkpoint", f"cannot be written ({done.failure})", "run models.random_checkpoint alone")
+        raise UserError("the checkpoint", f"cannot be written ({done.failure})", "run suture.models.random_checkpoint alone")
 
 
 def together(stages: list[Measured]) -> Measured:

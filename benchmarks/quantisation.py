@@ -18,13 +18,13 @@ import onnx
 from onnx.external_data_helper import ExternalDataInfo
 
 from benchmarks.processes import stage
-from contracts.command import Parser, run
-from models import checkpoint_folder
-from models.tokenizer import Tokenizer, open_tokenizer
-from runtime.graphs import open_graph
-from validate.reference import open_reference
-from validate.runners import Model
-from validate.tokens import greedy, read
+from suture.core.command import Parser, run
+from suture.models import checkpoint_folder
+from suture.models.tokenizer import Tokenizer, open_tokenizer
+from suture.runtime.graphs import open_graph
+from suture.validate.reference import open_reference
+from suture.validate.runners import Model
+from suture.validate.tokens import greedy, read
 
 MODEL, DTYPE = "tiny-qwen", "float16"
 WINDOW = 256  # tokens: the trained length

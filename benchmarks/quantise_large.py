@@ -12,12 +12,12 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.processes import stage
-from contracts.command import Parser, run
-from contracts.manifest import read_manifest
-from models import checkpoint_folder
-from models.random_checkpoint import PRESETS, read_config, write
-from surgery.quantize.calibration import DEFAULT
-from surgery.quantize.formats import FORMATS
+from suture.core.command import Parser, run
+from suture.core.manifest import read_manifest
+from suture.models import checkpoint_folder
+from suture.models.random_checkpoint import PRESETS, read_config, write
+from suture.surgery.quantize.calibration import DEFAULT
+from suture.surgery.quantize.formats import FORMATS
 
 VOCABULARY = 32768  # at least tiny-qwen's, whose tokenizer reads the text
 CAPACITY = 512

@@ -20,17 +20,17 @@ from onnx import numpy_helper
 
 from benchmarks.processes import stage
 from benchmarks.quantisation import WINDOW, continue_prompts, measure_row
-from contracts.command import Parser, run
-from contracts.errors import UserError
-from contracts.signature import find_signature, ntk_alpha
-from export.packed import IR_VERSION, OPSET
-from models import checkpoint_folder
-from models.tokenizer import open_tokenizer
-from surgery.quantize.calibration import read_windows
-from surgery.quantize.formats import BLOCKS
-from surgery.quantize.options import Request
-from validate.network.parse import parse
-from validate.reference import open_reference
+from suture.core.command import Parser, run
+from suture.core.errors import UserError
+from suture.core.network.parse import parse
+from suture.core.signature import find_signature, ntk_alpha
+from suture.export.packed import IR_VERSION, OPSET
+from suture.models import checkpoint_folder
+from suture.models.tokenizer import open_tokenizer
+from suture.surgery.quantize.calibration import read_windows
+from suture.surgery.quantize.formats import BLOCKS
+from suture.surgery.quantize.options import Request
+from suture.validate.reference import open_reference
 
 METHODS = ("rtn_dq", "awq_lite", "awq_clip")  # nvidia-modelopt's
 MODELOPT = """

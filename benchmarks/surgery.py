@@ -33,7 +33,7 @@ FULL = {  # Qwen's architecture at 1.8 billion parameters
 
 
 def suture(model: Path, out: Path) -> list[str]:
-    return ["-m", "surgery", str(model), "--out", str(out), "--force"]
+    return ["-m", "suture.surgery", str(model), "--out", str(out), "--force"]
 
 
 def onnxslim(model: Path, out: Path) -> list[str]:
@@ -128,12 +128,12 @@ def full(work: Path) -> Path:
         config = work / "full.json"
         config.write_text(json.dumps(FULL))
         command = ["--config", str(config), "--out", str(checkpoint), "--dtype", "float16"]
-        subprocess.run([sys.executable, "-m", "models.random_checkpoint", *command], cwd=ROOT, check=True)
+        subprocess.run([sys.executable, "-m", "suture.models.random_checkpoint", *command], cwd=ROOT, check=True)
     return _export(checkpoint, "--checkpoint", str(checkpoint), "--weights", "reference")
 
 
 def _export(out: Path, *options: str) -> Path:
-    subprocess.run([sys.executable, "-m", "export", *options, "--out", str(out)], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "suture.export", *options, "--out", str(out)], cwd=ROOT, check=True)
     return out / "model.onnx"
 
 

@@ -8,22 +8,22 @@ from pathlib import Path
 
 import onnx
 
-from build import flavour
-from build.audit import audit_bound_weights, audit_graph, audit_scales, stop_on_errors
-from build.cost import add_cost, describe_graph, kernels_a_layer, over_floor
-from build.memory import Estimate, estimate, refuse_what_cannot_fit
-from build.options import add_options
-from build.precisions import supported
-from build.process import build
-from build.profiles import BATCH, dynamic_inputs, make_profiles
-from build.weights import bindable, constant_bytes
-from build.worker import Job
-from contracts.command import Parser, given, run
-from contracts.errors import UserError
-from contracts.findings import Finding
-from contracts.signature import Signature, find_signature
-from contracts.stage import Stage
-from contracts.weights import load_graph, weight_files, weights_root
+from suture.build import flavour
+from suture.build.audit import audit_bound_weights, audit_graph, audit_scales, stop_on_errors
+from suture.build.cost import add_cost, describe_graph, kernels_a_layer, over_floor
+from suture.build.memory import Estimate, estimate, refuse_what_cannot_fit
+from suture.build.options import add_options
+from suture.build.precisions import supported
+from suture.build.process import build
+from suture.build.profiles import BATCH, dynamic_inputs, make_profiles
+from suture.build.weights import bindable, constant_bytes
+from suture.build.worker import Job
+from suture.core.command import Parser, given, run
+from suture.core.errors import UserError
+from suture.core.findings import Finding
+from suture.core.signature import Signature, find_signature
+from suture.core.stage import Stage
+from suture.core.weights import load_graph, weight_files, weights_root
 
 ENGINE = "model.engine"
 TIMINGS = "timings.cache"  # of kernels, where the flavour times them

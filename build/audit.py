@@ -12,15 +12,15 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from build.weights import Weight
-from contracts.errors import UserError
-from contracts.findings import Finding
-from contracts.signature import Signature
-from contracts.tensors import references
+from suture.build.weights import Weight
+from suture.core.errors import UserError
+from suture.core.findings import Finding
+from suture.core.signature import Signature
+from suture.core.tensors import references
 
 LOWER = "lower the graph with surgery and build its model.trt.onnx"
 STANDARD_DOMAINS = ("", "ai.onnx")
-CONTRIB = "com.microsoft"  # a domain whose ops the parser does tell apart
+IMPORT_CONTRIB = "com.microsoft"  # a domain whose ops the parser does tell apart
 NONPAD_KV_SEQLEN = 6  # inputs of ONNX Attention
 MOVES = ("TensorScatter", "Concat", "Reshape", "Transpose", "Expand", "Cast", "Identity", "Unsqueeze", "Squeeze")
 
@@ -30,7 +30,7 @@ def stop_on_errors(model: object, findings: list[Finding]) -> None:
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
         more = f" (and {len(errors) - 1} more like it)" if len(errors) > 1 else ""
-        raise UserError(model, f"{errors[0].where}: {errors[0].what}{more}", errors[0].way_out)
+        raise UserError(model, f"{errors[0].where}: {errors[0].what}{more}", errors[0].remedy)
 
 
 def audit_graph(proto: onnx.ModelProto, signature: Signature | None) -> list[Finding]:
@@ -114,8 +114,8 @@ def audit_scales(proto: onnx.ModelProto, root: Path) -> list[Finding]:
         return []
     where = f"scales {found[0]}" + (f" and {len(found) - 1} more" if len(found) > 1 else "")
     what = "some are not above zero, which TensorRT's reference asks of them and its parser does not check beside int4"
-    way_out = "compare the engine's numbers with validate, or quantise with scales above zero, as surgery --quantize does"
-    return [Finding("warning", where, what, way_out)]
+    remedy = "compare the engine's numbers with validate, or quantise with scales above zero, as surgery --quantize does"
+    return [Finding("warning", where, what, remedy)]
 
 
 def _unused(proto: onnx.ModelProto) -> Iterator[Finding]:
@@ -145,10 +145,10 @@ def _causal_alignment(node: onnx.NodeProto, producers: dict, pasts: set[str]) ->
 
 
 def _mistaken_op(node: onnx.NodeProto) -> Iterator[Finding]:
-    if node.domain not in (*STANDARD_DOMAINS, CONTRIB) and onnx.defs.has(node.op_type):
+    if node.domain not in (*STANDARD_DOMAINS, IMPORT_CONTRIB) and onnx.defs.has(node.op_type):
         what = f"TensorRT's parser ignores its domain and takes {node.domain}::{node.op_type} for ONNX's own"
         yield Finding("error", f"node {node.name or node.output[0]}", what, "replace it by standard ops")
-    if node.domain == CONTRIB and node.op_type == "RotaryEmbedding":
+    if node.domain == IMPORT_CONTRIB and node.op_type == "RotaryEmbedding":
         heads = next((attribute.i for attribute in node.attribute if attribute.name == "num_heads"), 0)
         if heads == 0:
             what = "RotaryEmbedding with num_heads=0 kills TensorRT's parser"

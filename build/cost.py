@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 
 import onnx
 
-from build.audit import LOWER
-from contracts.findings import Finding
-from contracts.signature import Signature
-from contracts.tensors import stored_size
-from contracts.weights import streamed_bytes
+from suture.build.audit import LOWER
+from suture.core.findings import Finding
+from suture.core.signature import Signature
+from suture.core.tensors import stored_size
+from suture.core.weights import streamed_bytes
 
 # As the builder's log calls them, in bytes an element.
 BYTES = {
@@ -62,7 +62,7 @@ def floor_bytes(proto: onnx.ModelProto, signature: Signature) -> int:
 
 
 def add_cost(profile: dict, graph: Graph) -> list[Finding]:
-    """Adds to each kernel of one profile's list (build.kernels) its `layer` and `bytes` (weights, cache, other), and to
+    """Adds to each kernel of one profile's list (suture.build.kernels) its `layer` and `bytes` (weights, cache, other), and to
     the list `kernels_by_layer`, `kernels_outside_layers`, `decode_bytes` by kind, `copied_bytes` (reading and writing
     copies of weights and caches) and `floor_bytes`; None where the shapes do not say.
 
@@ -169,13 +169,13 @@ def _finding(profile: str, what: str, found: list[tuple[dict, dict]], bound: boo
     said = (
         f"{len(found)} kernels copy {what}s, {size:,.1f} MB a step; the first is {entry['name']} ({nodes}) of {tensor['name']}"
     )
-    way_out = {
+    remedy = {
         "weight": "take --weights constant" if bound else "run surgery --merge qkv gate-up",
         "prompt": "decoding has a profile of its own without them",
         "any": "take --profiles two, so that decoding has a profile of its own",
     }.get("weight" if what == "weight" else profile, LOWER)
     severity = "note" if profile == "prompt" and what == "cache" else "warning"
-    return Finding(severity, f"profile {profile}", said, way_out)
+    return Finding(severity, f"profile {profile}", said, remedy)
 
 
 def _in_place(entry: dict, graph: Graph) -> set[str]:

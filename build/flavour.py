@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from types import ModuleType
 
-from contracts.errors import UserError
+from suture.core.errors import UserError
 
 MODULES = {"standard": "tensorrt", "rtx": "tensorrt_rtx"}
 PACKAGES = {"standard": "tensorrt", "rtx": "tensorrt-rtx"}

@@ -18,10 +18,10 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
-from build.profiles import Profile
-from contracts.errors import UserError
-from contracts.signature import Signature
-from contracts.tensors import stored_size, tensor_bytes
+from suture.build.profiles import Profile
+from suture.core.errors import UserError
+from suture.core.signature import Signature
+from suture.core.tensors import stored_size, tensor_bytes
 
 TENSORRT, A_LAYER = 350_000_000, 8_000_000
 KERNELS_A_LAYER = 1_000_000  # bytes of code in the engine's file, each profile's

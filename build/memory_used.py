@@ -1,7 +1,7 @@
 """How much memory this process has used: its largest resident set, and how much of that was mapped from no file.
 
 Weights that lie in files are mapped, and the system lets go of such pages where memory is short. What is mapped from no file
-must fit, and it is what build.memory estimates. The system keeps no maximum of it, so a thread looks now and then.
+must fit, and it is what suture.build.memory estimates. The system keeps no maximum of it, so a thread looks now and then.
 """
 
 import resource

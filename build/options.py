@@ -1,9 +1,9 @@
-"""What build's command line takes. Imports nothing heavy: pipeline.py reads it for --help."""
+"""What build's command line takes. Imports nothing heavy: suture/pipeline.py reads it for --help."""
 
 import argparse
 
-from build import flavour
-from contracts import arguments
+from suture.build import flavour
+from suture.core import arguments
 
 
 def add_options(parser: argparse.ArgumentParser, weights: str = "--weights") -> None:

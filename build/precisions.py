@@ -3,7 +3,7 @@
 import onnx
 from onnx import TensorProto
 
-from contracts.errors import UserError
+from suture.core.errors import UserError
 
 # The first that has arithmetic, or kernels that widen weights, for the type (TensorRT's support matrix).
 FIRST = {

@@ -3,9 +3,9 @@
 import multiprocessing
 import signal
 
-from build.worker import Job, work
-from contracts.errors import UserError
-from contracts.progress import shown
+from suture.build.worker import Job, work
+from suture.core.errors import UserError
+from suture.core.progress import shown
 
 
 def build(job: Job) -> dict:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import onnx
 
-from contracts.errors import UserError
-from contracts.signature import Signature
+from suture.core.errors import UserError
+from suture.core.signature import Signature
 
 BATCH = "batch"  # the name of that dimension, in graphs that are no decoders
 Range = tuple[int, int, int]  # smallest, the one to optimise for, largest

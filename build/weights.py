@@ -6,8 +6,8 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from contracts.errors import UserError
-from contracts.tensors import external, tensor_bytes
+from suture.core.errors import UserError
+from suture.core.tensors import external, tensor_bytes
 
 PRODUCTS = ("Gemm", "MatMul", "Gather")
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)

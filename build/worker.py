@@ -12,17 +12,17 @@ from pathlib import Path
 
 import onnx
 
-from build import flavour, kernels
-from build.audit import audit_network, stop_on_errors
-from build.memory_used import Memory
-from build.profiles import Profile
-from build.progress import Fraction
-from build.weights import as_inputs
-from contracts.command import end_with_parent
-from contracts.errors import UserError
-from contracts.reader import read_bytes
-from contracts.signature import Signature
-from contracts.weights import MODEL_LIMIT
+from suture.build import flavour, kernels
+from suture.build.audit import audit_network, stop_on_errors
+from suture.build.memory_used import Memory
+from suture.build.profiles import Profile
+from suture.build.progress import Fraction
+from suture.build.weights import as_inputs
+from suture.core.command import end_with_parent
+from suture.core.errors import UserError
+from suture.core.reader import read_bytes
+from suture.core.signature import Signature
+from suture.core.weights import MODEL_LIMIT
 
 LAST_PHASE = "Building engine from subgraph"  # weights are written after it, which can take half of the time, unreported
 ACTIVATIONS = "Total Activation Memory: "  # then bytes, once a profile

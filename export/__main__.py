@@ -8,15 +8,15 @@ import onnx_ir as ir
 import torch
 from rich.console import Console
 
-from contracts.command import Parser, run
-from contracts.errors import UserError
-from contracts.stage import Stage, alone
-from export.options import add_options
-from export.packed import write_packed
-from export.trace import trace, trace_encoder
-from export.weights import attach
-from models import meta_model, open_checkpoint, shipped
-from models.random_checkpoint import of_preset, presets
+from suture.core.command import Parser, run
+from suture.core.errors import UserError
+from suture.core.stage import Stage, alone
+from suture.export.options import add_options
+from suture.export.packed import write_packed
+from suture.export.trace import trace, trace_encoder
+from suture.export.weights import attach
+from suture.models import meta_model, open_checkpoint, shipped
+from suture.models.random_checkpoint import of_preset, presets
 
 DECODER, ENCODER = "model.onnx", "encoder.onnx"
 

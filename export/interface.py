@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch.export import Dim
 
-from contracts.layout import LAYOUT, MOST_SEGMENTS, PLACED, PLACES, RELATIONS, made_up
-from contracts.signature import FEATURES, LOGITS, MASK, NTK_ALPHA, POSITIONS, TOKENS, past_name, present_name
-from models import Dimensions
+from suture.core.cpm_inputs import LAYOUT, MOST_SEGMENTS, PLACED, PLACES, RELATIONS, made_up
+from suture.core.signature import FEATURES, LOGITS, MASK, NTK_ALPHA, POSITIONS, TOKENS, past_name, present_name
+from suture.models import Dimensions
 
 BATCH, SEQUENCE, PAST, LONGER = 2, 3, 5, 11
 TOTAL = "past_sequence + sequence"
@@ -30,7 +30,7 @@ class Interface:
 
 
 def decoder_interface(dimensions: Dimensions, dtype: torch.dtype) -> Interface:
-    """Of a decoder's step with a growing cache (see models.qwen.Qwen.forward)."""
+    """Of a decoder's step with a growing cache (see suture.models.qwen.Qwen.forward)."""
     heads, size, encoder = dimensions.kv_heads, dimensions.head_dim, dimensions.encoder_slots
     side = "" if encoder is None else "decoder."
     tokens = torch.zeros(BATCH, SEQUENCE, dtype=torch.int64)
@@ -61,7 +61,7 @@ def decoder_interface(dimensions: Dimensions, dtype: torch.dtype) -> Interface:
 
 
 def encoder_interface(dimensions: Dimensions, features: tuple[int, int], dtype: torch.dtype) -> Interface:
-    """Of an encoder that ends in the caches of its decoder's cross-attention (see models.whisper.Encoder)."""
+    """Of an encoder that ends in the caches of its decoder's cross-attention (see suture.models.whisper.Encoder)."""
     example = torch.zeros(BATCH, *features, dtype=dtype)
     shape = ["batch", dimensions.kv_heads, dimensions.encoder_slots, dimensions.head_dim]
     outputs = {present_name(*place): shape for place in _places(dimensions.layers, "encoder.")}

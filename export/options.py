@@ -1,4 +1,4 @@
-"""What export's command line takes. Imports nothing heavy: pipeline.py reads it for --help."""
+"""What export's command line takes. Imports nothing heavy: suture/pipeline.py reads it for --help."""
 
 import argparse
 from pathlib import Path

@@ -12,9 +12,9 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from contracts.errors import UserError
-from models import Checkpoint
-from models.packed import REMEDY, PackedWeight, is_packed, load_packed
+from suture.core.errors import UserError
+from suture.models import Checkpoint
+from suture.models.packed import REMEDY, PackedWeight, is_packed, load_packed
 
 FILE = "packed.data"
 ALIGNMENT = 64

@@ -10,7 +10,7 @@ import re
 
 import onnx_ir as ir
 
-from export.shallow import KEPT
+from suture.export.shallow import KEPT
 
 MODEL, LAST = KEPT - 2, KEPT - 1  # the traced layer that is copied, and the one that stays last
 COMMUTATIVE = ("Add", "Mul")  # the tracer writes the terms of a length in either order

@@ -13,12 +13,12 @@ import onnx_ir as ir
 import torch
 from onnxscript import optimizer
 
-from contracts.signature import BIDIRECTIONAL, LEARNED_POSITIONS, NTK_TRAINED_LENGTH, POSITIONS, PREFIX, TOKENS
-from export.interface import Interface, decoder_interface, encoder_interface
-from export.repeat import LayersDiffer, repeat
-from export.shallow import KEPT, without_middle
-from export.translations import TABLE
-from models import Dimensions
+from suture.core.signature import BIDIRECTIONAL, LEARNED_POSITIONS, NTK_TRAINED_LENGTH, POSITIONS, PREFIX, TOKENS
+from suture.export.interface import Interface, decoder_interface, encoder_interface
+from suture.export.repeat import LayersDiffer, repeat
+from suture.export.shallow import KEPT, without_middle
+from suture.export.translations import TABLE
+from suture.models import Dimensions
 
 OPSET = 18  # every operator written out: what any runtime of the last years runs
 GROWING = re.compile(r"past_key_values\.\d+\.(decoder\.)?(key|value)$")
@@ -27,7 +27,7 @@ SCOPES = "pkg.torch.onnx.name_scopes"  # where a node came from: all of the trac
 
 
 def trace(model: torch.nn.Module, dtype: torch.dtype, whole: bool = False) -> ir.Model:
-    """Traces a module on device "meta" (see models.qwen.Qwen.forward) as ONNX computing in `dtype`.
+    """Traces a module on device "meta" (see suture.models.qwen.Qwen.forward) as ONNX computing in `dtype`.
 
     Layers that are alike are traced twice and written as often as there are, unless `whole`. Returns a graph whose
     initializers named in the module's state_dict have no values yet; metadata "suture.traced_layers" says how many
@@ -48,7 +48,7 @@ def trace(model: torch.nn.Module, dtype: torch.dtype, whole: bool = False) -> ir
 
 
 def trace_encoder(encoder: torch.nn.Module, decoder: torch.nn.Module, dtype: torch.dtype) -> ir.Model:
-    """The same for the encoder that fills the cross-attention caches of `decoder` (see models.whisper.Encoder)."""
+    """The same for the encoder that fills the cross-attention caches of `decoder` (see suture.models.whisper.Encoder)."""
     interface = encoder_interface(decoder.dimensions, encoder.features, dtype)
     return _finished(_trace(encoder, interface, dtype), interface, decoder.dimensions.layers)
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
-from contracts.errors import UserError
-from contracts.progress import counted
-from models import Checkpoint
-from models.checkpoint import TensorEntry
+from suture.core.errors import UserError
+from suture.core.progress import counted
+from suture.models import Checkpoint
+from suture.models.checkpoint import TensorEntry
 
 COPY = "model.safetensors"
 COPY_BELOW = 2_000_000_000  # bytes of weights, in the graph's dtype; above, a second copy is not made unasked

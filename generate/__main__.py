@@ -5,15 +5,15 @@ The text goes to standard output, all else to standard error.
 
 import sys
 
-from contracts.command import run
-from generate.options import parse
-from generate.prompts import read_prompts, said
+from suture.core.command import run
+from suture.generate.options import parse
+from suture.generate.prompts import read_prompts, said
 
 
 def main() -> None:
     options = parse()
     prompts = read_prompts(options.prompts, options.chat, options.system) if options.prompts else []
-    from generate.command import Generator  # here: torch, onnxruntime and transformers take seconds
+    from suture.generate.command import Generator  # here: torch, onnxruntime and transformers take seconds
 
     generator = Generator(options)
     print(f"generate: {generator.what}", file=sys.stderr)

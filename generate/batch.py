@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from contracts.signature import ntk_alpha
-from generate.sampling import Sampler
-from generate.speed import Speed
-from generate.text import TextStream
-from runtime.decoders import RowDecoder
-from runtime.engine_decoder import EngineModel
-from runtime.graphs import Graph
+from suture.core.signature import ntk_alpha
+from suture.generate.sampling import Sampler
+from suture.generate.speed import Speed
+from suture.generate.text import TextStream
+from suture.runtime.decoders import RowDecoder
+from suture.runtime.engine_decoder import EngineModel
+from suture.runtime.graphs import Graph
 
 STOP, LENGTH, CAPACITY = "stop", "length", "capacity"  # why an answer ended
 

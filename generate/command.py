@@ -9,18 +9,18 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING
 
-from contracts.errors import UserError
-from contracts.manifest import MANIFEST, own_names, read_manifest
-from generate.batch import CAPACITY, LENGTH, Batch, Sequence
-from generate.opening import Files, find_files, open_model
-from generate.prompts import Prompt, opening
-from generate.sampling import Sampler, Sampling
-from generate.speed import Speed
-from generate.text import TextStream
-from models.tokenizer import open_tokenizer
+from suture.core.errors import UserError
+from suture.core.manifest import MANIFEST, own_names, read_manifest
+from suture.generate.batch import CAPACITY, LENGTH, Batch, Sequence
+from suture.generate.opening import Files, find_files, open_model
+from suture.generate.prompts import Prompt, opening
+from suture.generate.sampling import Sampler, Sampling
+from suture.generate.speed import Speed
+from suture.generate.text import TextStream
+from suture.models.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
-    from generate.speech import Speech
+    from suture.generate.speech import Speech
 
 BATCH = 4
 
@@ -34,7 +34,9 @@ class Generator:
         self.opened = open_model(files, options.runtime)
         if told := self.opened.model.signature.layout:
             wrong = f"its model is told more than text ({', '.join(told)}), which this has no tokenizer for"
-            raise UserError(options.out, wrong, "step it from a program of your own: runtime.graphs, contracts.layout")
+            raise UserError(
+                options.out, wrong, "step it from a program of your own: suture.runtime.graphs, suture.core.cpm_inputs"
+            )
         self.tokenizer = open_tokenizer(files.checkpoint)
         self.what = self.opened.what
         self.stop_ids = frozenset(self.tokenizer.stop_ids(options.chat))
@@ -94,7 +96,7 @@ class Generator:
             raise UserError(self.options.out, "is a speech model", "give --audio FILE.wav")
         if files.encoder is None:
             raise UserError(self.options.out, "has no encoder.onnx", "export the checkpoint again")
-        from generate.speech import Encoder, Speech  # here: it takes a second, and text needs none of it
+        from suture.generate.speech import Encoder, Speech  # here: it takes a second, and text needs none of it
 
         return Speech(files.checkpoint, Encoder(files.encoder, signature, self.opened.device))
 

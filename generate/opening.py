@@ -7,13 +7,13 @@ from pathlib import Path
 import onnxruntime as ort
 import torch
 
-from contracts.errors import UserError
-from contracts.manifest import read_manifest, result
-from contracts.twin import has_bfloat16
-from contracts.weights import load_graph, streamed_bytes
-from runtime.engine import read_description, why_not
-from runtime.engine_decoder import EngineModel, open_engine
-from runtime.graphs import Graph, open_to_generate
+from suture.core.errors import UserError
+from suture.core.manifest import read_manifest, result
+from suture.core.shadow_copy import has_bfloat16
+from suture.core.weights import load_graph, streamed_bytes
+from suture.runtime.engine import read_description, why_not
+from suture.runtime.engine_decoder import EngineModel, open_engine
+from suture.runtime.graphs import Graph, open_to_generate
 
 CHUNK = 512  # tokens of a prompt read in one step
 
@@ -44,7 +44,9 @@ def find_files(out: Path, checkpoint: Path | None) -> Files:
     graph = out if out.is_file() else _first(folder, "surgery/model.onnx", "export/model.onnx")
     engine = None if out.is_file() else _first(folder, "build/model.engine")
     if graph is None and engine is None:
-        raise UserError(out, "has neither surgery/model.onnx nor export/model.onnx", "name the --out folder of pipeline.py")
+        raise UserError(
+            out, "has neither surgery/model.onnx nor export/model.onnx", "name the --out folder of suture/pipeline.py"
+        )
     recorded = (read_manifest(folder / "export") or {}).get("options", {}).get("checkpoint")
     found = checkpoint or (Path(recorded) if recorded else None)
     if found is None or not found.is_dir():

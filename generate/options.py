@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from contracts.arguments import count, real, rows, seed
-from contracts.command import Parser, given
+from suture.core.arguments import count, real, rows, seed
+from suture.core.command import Parser, given
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from contracts.errors import UserError
+from suture.core.errors import UserError
 
 
 @dataclass(frozen=True)

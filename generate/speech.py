@@ -12,12 +12,12 @@ import numpy as np
 from transformers import WhisperFeatureExtractor
 from transformers.generation.logits_process import SuppressTokensAtBeginLogitsProcessor, SuppressTokensLogitsProcessor
 
-from contracts.errors import UserError
-from contracts.signature import Signature, present_name
-from contracts.weights import load_graph, weights_root
-from generate.batch import Batch, Sequence
-from generate.text import TextStream
-from runtime.graphs import fast_session, runnable
+from suture.core.errors import UserError
+from suture.core.signature import Signature, present_name
+from suture.core.weights import load_graph, weights_root
+from suture.generate.batch import Batch, Sequence
+from suture.generate.text import TextStream
+from suture.runtime.graphs import fast_session, runnable
 
 GENERATION, PREPROCESSOR = "generation_config.json", "preprocessor_config.json"
 

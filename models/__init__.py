@@ -2,7 +2,7 @@
 
 A new family is a module with `ARCHITECTURES`, the class names that config.json may give, `PREFIX`, what its tensors'
 names begin with where the head is saved too, and `build(config, where)`: a torch module whose state_dict has the
-checkpoint's tensor names, with `dimensions` and a forward like models.qwen's; and its line in FAMILIES.
+checkpoint's tensor names, with `dimensions` and a forward like suture.models.qwen's; and its line in FAMILIES.
 """
 
 from importlib import import_module
@@ -12,28 +12,28 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from contracts.errors import UserError
-from models import checkpoint as checkpoints
-from models.checkpoint import CONFIG, Checkpoint
-from models.dimensions import Dimensions
-from models.packed import check_biases
+from suture.core.errors import UserError
+from suture.models import checkpoint as checkpoints
+from suture.models.checkpoint import CONFIG, Checkpoint
+from suture.models.dimensions import Dimensions
+from suture.models.packed import check_biases
 
 __all__ = ["Checkpoint", "Dimensions", "architecture", "checkpoint_folder", "load_model", "meta_model", "open_checkpoint"]
 
 FAMILIES = {
-    "qwen": "models.qwen",
-    "llama": "models.llama",
-    "aquila": "models.llama",
-    "mistral": "models.llama",
-    "qwen2": "models.llama",
-    "qwen3": "models.llama",
-    "gpt2": "models.gpt2",
-    "opt": "models.opt",
-    "gpt_bigcode": "models.gptbigcode",
-    "mpt": "models.mpt",
-    "cpmant": "models.cpmant",
-    "cpmbee": "models.cpmbee",
-    "whisper": "models.whisper",
+    "qwen": "suture.models.qwen",
+    "llama": "suture.models.llama",
+    "aquila": "suture.models.llama",
+    "mistral": "suture.models.llama",
+    "qwen2": "suture.models.llama",
+    "qwen3": "suture.models.llama",
+    "gpt2": "suture.models.gpt2",
+    "opt": "suture.models.opt",
+    "gpt_bigcode": "suture.models.gptbigcode",
+    "mpt": "suture.models.mpt",
+    "cpmant": "suture.models.cpmant",
+    "cpmbee": "suture.models.cpmbee",
+    "whisper": "suture.models.whisper",
 }
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from contracts.errors import UserError
-from contracts.reader import open_regular, read_json
-from models.packed import PACKED, WEIGHT, is_packed, load_packed, packed_shape
+from suture.core.errors import UserError
+from suture.core.reader import open_regular, read_json
+from suture.models.packed import PACKED, WEIGHT, is_packed, load_packed, packed_shape
 
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from contracts.errors import UserError
-from models.dimensions import Dimensions
-from models.layers import RMSNorm, attend, split_heads, through
+from suture.core.errors import UserError
+from suture.models.dimensions import Dimensions
+from suture.models.layers import RMSNorm, attend, split_heads, through
 
 ORIGINAL_NAMES = {"hidden_size": "dim_model", "num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"}
 
@@ -175,7 +175,7 @@ class Encoder(nn.Module):
         self.output_layernorm = RMSNorm(config.hidden, config.epsilon)
 
     def forward(self, x: Tensor, attention_mask: Tensor, bias: Tensor, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """x [B,S,hidden], attention_mask int64 [B,T], bias float32 [B,H,S,T], past as models.qwen.Qwen.forward."""
+        """x [B,S,hidden], attention_mask int64 [B,T], bias float32 [B,H,S,T], past as suture.models.qwen.Qwen.forward."""
         mask = (attention_mask != 0)[:, None, None, :]
         x, presents = through(self.layers, x, past, mask, bias)
         return self.output_layernorm(x), presents

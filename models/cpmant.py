@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from models.cpm import Config, Encoder, PositionBias, places_of
-from models.dimensions import Dimensions
+from suture.models.cpm import Config, Encoder, PositionBias, places_of
+from suture.models.dimensions import Dimensions
 
 ARCHITECTURES = ("CpmAntForCausalLM",)
 PREFIX = "cpmant."
@@ -46,7 +46,7 @@ class CPMAnt(nn.Module):
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor, past: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """One step, as models.qwen.Qwen.forward, but that its tokens see each other. A row's first tokens are
+        """One step, as suture.models.qwen.Qwen.forward, but that its tokens see each other. A row's first tokens are
         `dimensions.prefix`."""
         places = places_of(attention_mask)
         segment, of_slots = self._segment(position_ids), self._segment(places)

@@ -13,10 +13,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from contracts.errors import UserError
-from models.cpm import Config, Encoder, PositionBias, divided, places_of
-from models.dimensions import Dimensions
-from models.layers import rotate
+from suture.core.errors import UserError
+from suture.models.cpm import Config, Encoder, PositionBias, divided, places_of
+from suture.models.dimensions import Dimensions
+from suture.models.layers import rotate
 
 ARCHITECTURES = ("CpmBeeForCausalLM", "CpmBee", "CPMBee")
 PREFIX = "cpmbee."
@@ -56,8 +56,8 @@ class CPMBee(nn.Module):
         segment_relations: Tensor,
         input_id_subs: Tensor,
     ) -> tuple[Tensor, list[Tensor]]:
-        """One step, as models.qwen.Qwen.forward, but that its tokens see each other. The last three arguments are those of
-        contracts.layout."""
+        """One step, as suture.models.qwen.Qwen.forward, but that its tokens see each other. The last three arguments are those of
+        suture.core.cpm_inputs."""
         places = places_of(attention_mask).clamp(min=0)
         segment, of_slots = looked_up(segment_ids, position_ids), looked_up(segment_ids, places)
         pairs = segment[:, :, None] * segment_relations.shape[1] + of_slots[:, None, :]

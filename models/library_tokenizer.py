@@ -1,4 +1,4 @@
-"""Tokenizers that transformers knows, behind what models.tokenizer.Tokenizer offers. Code that a checkpoint brings along
+"""Tokenizers that transformers knows, behind what suture.models.tokenizer.Tokenizer offers. Code that a checkpoint brings along
 is never run; its chat template is Jinja, which transformers renders in a sandbox."""
 
 import json
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from contracts.errors import UserError
+from suture.core.errors import UserError
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 GENERATION = "generation_config.json"

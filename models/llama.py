@@ -7,10 +7,10 @@ Qwen2.5, which add biases to query, key and value, and Qwen3, which normalises q
 from torch import Tensor
 from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from contracts.errors import UserError
-from models import stepped
-from models.layers import visible
-from models.stepped import Stepped
+from suture.core.errors import UserError
+from suture.models import stepped
+from suture.models.layers import visible
+from suture.models.stepped import Stepped
 
 PREFIX = "model."
 

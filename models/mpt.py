@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from contracts.errors import UserError
-from models.dimensions import Dimensions
-from models.layers import attend, distances, split_heads, through, visible
+from suture.core.errors import UserError
+from suture.models.dimensions import Dimensions
+from suture.models.layers import attend, distances, split_heads, through, visible
 
 ARCHITECTURES = ("MPTForCausalLM", "MptForCausalLM")
 PREFIX = "transformer."
@@ -137,7 +137,7 @@ class MPT(nn.Module):
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor, past: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """One step, as models.qwen.Qwen.forward. Positions are not used: the mask tells distances."""
+        """One step, as suture.models.qwen.Qwen.forward. Positions are not used: the mask tells distances."""
         mask = visible(attention_mask, input_ids.shape[1])
         bias = alibi(distances(attention_mask, input_ids.shape[1]), self.config.heads, self.config.steepest)
         x, presents = through(self.transformer.blocks, self.transformer.wte(input_ids), past, mask, bias)

@@ -2,8 +2,8 @@
 
 from transformers import OPTForCausalLM
 
-from models import stepped
-from models.stepped import Stepped
+from suture.models import stepped
+from suture.models.stepped import Stepped
 
 ARCHITECTURES = ("OPTForCausalLM",)
 PREFIX = "model."

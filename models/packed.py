@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from contracts.errors import UserError
+from suture.core.errors import UserError
 
 if TYPE_CHECKING:
-    from models.checkpoint import Checkpoint
+    from suture.models.checkpoint import Checkpoint
 
 AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a word the outputs 0, 1, 2 ... lie
 WORD = 32

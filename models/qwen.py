@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from contracts.errors import UserError
-from models.dimensions import Dimensions
-from models.layers import RMSNorm, attend, rotate, split_heads, through, visible
+from suture.core.errors import UserError
+from suture.models.dimensions import Dimensions
+from suture.models.layers import RMSNorm, attend, rotate, split_heads, through, visible
 
 ARCHITECTURES = ("QWenLMHeadModel",)
 PREFIX = "transformer."
@@ -166,7 +166,7 @@ class Qwen(nn.Module):
 
         input_ids, position_ids: int64 [B,S]. attention_mask: int64 [B,P+S], 0 where a slot is padding.
         past: key and value of layer 0, of layer 1, ..., each [B,H,P,D]. ntk_alpha: float32 [B], where the config has
-        dynamic NTK, else None; contracts.signature.ntk_alpha chooses it.
+        dynamic NTK, else None; suture.core.signature.ntk_alpha chooses it.
         Returns logits [B,S,vocab] and the caches as they came, now [B,H,P+S,D]. Rows of padding hold no meaning.
         """
         config = self.config

@@ -1,6 +1,6 @@
 """A checkpoint of a real model's size with random weights: the names, shapes, type and shards that the real one has.
 
-    python -m models.random_checkpoint --preset qwen-7b --out DIR [--layers N] [--dtype bfloat16] [--seed 0] [--empty]
+    python -m suture.models.random_checkpoint --preset qwen-7b --out DIR [--layers N] [--dtype bfloat16] [--seed 0] [--empty]
 
 What costs and bounds depend on, sizes and layout, is real; what cannot be downloaded everywhere, the values, is drawn
 from a seed, the same on every machine. Memory stays at a few chunks.
@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from contracts import arguments
-from contracts.command import Parser, given, run
-from contracts.errors import UserError
-from contracts.reader import read_json
-from models import architecture
-from models.checkpoint import CONFIG, FLOATS, INDEX, SINGLE
+from suture.core import arguments
+from suture.core.command import Parser, given, run
+from suture.core.errors import UserError
+from suture.core.reader import read_json
+from suture.models import architecture
+from suture.models.checkpoint import CONFIG, FLOATS, INDEX, SINGLE
 
 PRESETS = Path(__file__).parent / "presets"
 SHARD_BYTES = 2_050_000_000  # cuts Qwen-7B into the shards that were published
@@ -85,7 +85,7 @@ def write(config: dict, out: Path, dtype: str, seed: int | None, shard_bytes: in
     size = itemsize * sum(draw.elements for draw in draws)
     out.mkdir(parents=True, exist_ok=True)
     (out / MADE).write_text(
-        "random weights, made by models.random_checkpoint: these files may be replaced by others\n", encoding="utf-8"
+        "random weights, made by suture.models.random_checkpoint: these files may be replaced by others\n", encoding="utf-8"
     )
     for stale in (CONFIG, INDEX, SINGLE, *_shards_in(out)):
         (out / stale).unlink(missing_ok=True)

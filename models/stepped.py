@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from transformers import logging as transformers_logging
 from transformers.cache_utils import DynamicCache
 
-from contracts.errors import UserError
-from models.dimensions import Dimensions
-from models.packed import PACKINGS
+from suture.core.errors import UserError
+from suture.models.dimensions import Dimensions
+from suture.models.packed import PACKINGS
 
 transformers_logging.set_verbosity_error()
 
@@ -42,7 +42,7 @@ class Stepped:
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor, past: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """One step, as models.qwen.Qwen.forward: int64 [B,S], [B,S], [B,P+S] and caches [B,kv_heads,P,D] to logits
+        """One step, as suture.models.qwen.Qwen.forward: int64 [B,S], [B,S], [B,P+S] and caches [B,kv_heads,P,D] to logits
         [B,S,vocab] and caches [B,kv_heads,P+S,D]."""
         cache = DynamicCache(list(zip(past[0::2], past[1::2])))
         mask = self.mask(attention_mask, input_ids.shape[1])

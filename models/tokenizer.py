@@ -14,8 +14,8 @@ from typing import Literal
 
 import tiktoken
 
-from contracts.errors import UserError
-from models.library_tokenizer import READ, LibraryTokenizer, can_read
+from suture.core.errors import UserError
+from suture.models.library_tokenizer import READ, LibraryTokenizer, can_read
 
 VOCABULARY = "qwen.tiktoken"
 PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from transformers import WhisperForConditionalGeneration
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from models import stepped
-from models.dimensions import Dimensions
+from suture.models import stepped
+from suture.models.dimensions import Dimensions
 
 ARCHITECTURES = ("WhisperForConditionalGeneration",)
 PREFIX = "model."
@@ -46,7 +46,7 @@ class Whisper(nn.Module):
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor, past: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """One step, as models.qwen.Qwen.forward. `past`: the caches of self-attention [B,H,P,D], then those of
+        """One step, as suture.models.qwen.Qwen.forward. `past`: the caches of self-attention [B,H,P,D], then those of
         cross-attention [B,H,encoder_slots,D], which Encoder makes; only the former are returned."""
         own, cross = past[: len(past) // 2], past[len(past) // 2 :]  # as many as layers are traced
         caches = [DynamicCache(list(zip(each[0::2], each[1::2]))) for each in (own, cross)]

@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from contracts.layout import made_up
-from contracts.signature import Signature
-from runtime.engine import to_numpy
+from suture.core.cpm_inputs import made_up
+from suture.core.signature import Signature
+from suture.runtime.engine import to_numpy
 
 # tokens [B,S], positions [B,S], mask [B,P+S], pasts [B,kv_heads,P,head_dim], alpha [B], cross-attention's caches by name
 # where there are any -> logits, presents
@@ -100,7 +100,7 @@ class RowDecoder(Decoder, Protocol):
 
 
 class Session(Protocol):
-    """A batch in a runtime that computes in memory bound to it: runtime.bound.BoundSession, runtime.engine.Session."""
+    """A batch in a runtime that computes in memory bound to it: suture.runtime.io_binding.BoundSession, suture.runtime.engine.Session."""
 
     caches: dict[str, torch.Tensor]  # by input [B,kv_heads,L,head_dim]; a step writes its tokens' keys and values
     crossed: dict[str, torch.Tensor]  # the same for those that no step changes

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from contracts.signature import Cache, Signature
-from runtime.decoders import OfSignature, StaticDecoder, made_up_constants
-from runtime.engine import Engine, Session, read_description
+from suture.core.signature import Cache, Signature
+from suture.runtime.decoders import OfSignature, StaticDecoder, made_up_constants
+from suture.runtime.engine import Engine, Session, read_description
 
 
 @dataclass(frozen=True)
 class EngineModel(OfSignature):
-    """An engine as a validate.runners.Model."""
+    """An engine as a suture.validate.runners.Model."""
 
     name: str
     signature: Signature
@@ -34,7 +34,7 @@ class EngineModel(OfSignature):
         return max(batch for batch, _ in shapes), max(width for _, width in shapes)
 
     def decoder(self, batch: int, noise: bool = True) -> StaticDecoder:
-        """With `noise`, as runtime.graphs.Graph.decoder."""
+        """With `noise`, as suture.runtime.graphs.Graph.decoder."""
         session = Session(self.engine, batch)
         made = StaticDecoder(session, self.signature, noise)
         if noise:

@@ -16,15 +16,15 @@ import onnxruntime as ort
 import torch
 from onnx import TensorProto
 
-from contracts.errors import UserError
-from contracts.manifest import result
-from contracts.signature import QUANTIZED, Signature, find_signature
-from contracts.tensors import tensor_bytes
-from contracts.twin import float32_twin, has_bfloat16
-from contracts.weights import ORT_ROOT_OPTION, load_graph, weights_root
-from runtime.bound import BoundSession, CopyingSession
-from runtime.decoders import GrowingDecoder, OfSignature, RowDecoder, StaticDecoder, made_up_constants
-from runtime.layerwise import LayerwiseSession, is_large, with_fewer_slots, with_products_by_rows
+from suture.core.errors import UserError
+from suture.core.manifest import result
+from suture.core.shadow_copy import float32_twin, has_bfloat16
+from suture.core.signature import QUANTIZED, Signature, find_signature
+from suture.core.tensors import tensor_bytes
+from suture.core.weights import ORT_ROOT_OPTION, load_graph, weights_root
+from suture.runtime.decoders import GrowingDecoder, OfSignature, RowDecoder, StaticDecoder, made_up_constants
+from suture.runtime.io_binding import BoundSession, CopyingSession
+from suture.runtime.layerwise import LayerwiseSession, is_large, with_fewer_slots, with_products_by_rows
 
 APART = ["MatMulAddFusion"]  # takes the residual sum after a product of one row for a bias; quantised ones then stay unfused
 ARRAYS = {  # of caches; a bfloat16 graph runs as its float32 twin

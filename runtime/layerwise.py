@@ -15,10 +15,10 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from contracts.layout import set_places
-from contracts.signature import find_signature
-from contracts.tensors import external, references, tensor_bytes
-from contracts.weights import ORT_ROOT_OPTION
+from suture.core.cpm_inputs import set_places
+from suture.core.signature import find_signature
+from suture.core.tensors import external, references, tensor_bytes
+from suture.core.weights import ORT_ROOT_OPTION
 
 LARGE = 4_000_000_000  # bytes of weights from which a graph runs this way
 MOST_WEIGHTS = 256_000_000  # bytes of weights in one part; a product with a larger one is taken by rows
@@ -41,7 +41,7 @@ class Part:
 
 
 class LayerwiseSession:
-    """The part of onnxruntime.InferenceSession that runtime.graphs uses."""
+    """The part of onnxruntime.InferenceSession that suture.runtime.graphs uses."""
 
     def __init__(self, model: onnx.ModelProto, root: Path):
         self.model = model

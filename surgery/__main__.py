@@ -11,18 +11,19 @@ from pathlib import Path
 import onnx
 from rich.console import Console
 
-from contracts.command import FOUND_DIFFERENCE, Parser, run
-from contracts.manifest import MANIFEST, remove_results, result
-from contracts.stage import Stage
-from contracts.tensors import references
-from contracts.weights import load_graph, weight_files, weights_root
-from surgery import files, picture, verify
-from surgery.graph import Graph
-from surgery.options import add_options, refuse_without_effect
-from surgery.quantize import options as quantising
-from surgery.runner import Pass, lower, make_plan, operate
-from surgery.steps import NO_ALPHAS
-from surgery.weights import drop_unused, new_file, settle
+from suture.core.command import FOUND_DIFFERENCE, Parser, run
+from suture.core.manifest import MANIFEST, remove_results, result
+from suture.core.stage import Stage
+from suture.core.tensors import references
+from suture.core.weights import load_graph, weight_files, weights_root
+from suture.surgery.graph import Graph, files
+from suture.surgery.graph.weights import drop_unused, new_file, settle
+from suture.surgery.options import add_options, refuse_without_effect
+from suture.surgery.quantize import options as quantising
+from suture.surgery.reports import picture
+from suture.surgery.runner import Pass, lower, make_plan, operate
+from suture.surgery.verification import verify
+from suture.surgery.verification.steps import NO_ALPHAS
 
 OPTIONS = ("cache", "capacity", "logits", "merge", "attention", "onnxruntime", "skip", "own", "verify", "bisect", "past", "named",
            *quantising.OPTIONS)  # fmt: skip
@@ -68,7 +69,7 @@ def surgery(options: argparse.Namespace) -> int:
     read = [options.model, *weight_files(source, weights_root(options.model))]
     read += [Path(argument.partition("@")[0]) for argument in options.own]
     if request and request.calibrated:
-        from surgery.quantize.calibration import files_read  # only here: torch takes 0.2 GB and seconds
+        from suture.surgery.quantize.calibration import files_read  # only here: torch takes 0.2 GB and seconds
 
         read += files_read(request, options.model)
     stage = Stage("surgery", options.out, read, {name: getattr(options, name) for name in OPTIONS})
@@ -85,8 +86,8 @@ def surgery(options: argparse.Namespace) -> int:
             def quantising_pass(graph: Graph) -> Pass | None:
                 if request is None:
                     return None
-                from surgery.quantize.calibration import read_windows  # only here: torch takes 0.2 GB and seconds
-                from surgery.quantize.run import quantise
+                from suture.surgery.quantize.calibration import read_windows  # only here: torch takes 0.2 GB and seconds
+                from suture.surgery.quantize.run import quantise
 
                 _keep_float(graph, partial, options.out)
                 graph.weights_file = new_file(partial, "quantised")
@@ -111,7 +112,7 @@ def surgery(options: argparse.Namespace) -> int:
                         if verifier
                         else []
                     )
-                    graphs.append(lower(portable, plan.for_onnxruntime, report, *checks, form="for onnxruntime"))
+                    graphs.append(lower(portable, plan.ort_contrib, report, *checks, form="for onnxruntime"))
                 added = set().union(*(each.added for each in graphs))
             except verify.Difference as found:  # here, where the weights that passes added still are
                 _leave(found if not options.bisect else verify.narrow(found, plan, partial), options)

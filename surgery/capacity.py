@@ -1,4 +1,4 @@
-"""python -m surgery.capacity DIR|MODEL.onnx --capacity N --out DIR: a finished graph with another number of cache slots.
+"""python -m suture.surgery.capacity DIR|MODEL.onnx --capacity N --out DIR: a finished graph with another number of cache slots.
 
 In a portable graph the capacity is written in the caches' shapes and nowhere else; the lowered graph is made from it anew.
 """
@@ -10,18 +10,17 @@ from pathlib import Path
 
 import onnx_graphsurgeon as gs
 
-from contracts import arguments
-from contracts.command import Parser, run
-from contracts.errors import UserError
-from contracts.layout import PLACED
-from contracts.manifest import read_manifest
-from contracts.stage import Stage
-from contracts.weights import load_graph, place_weights, weight_files, weights_root
-from surgery import files
-from surgery.graph import Graph
-from surgery.positions import known_positions
-from surgery.report import Report
-from surgery.runner import lower, make_plan
+from suture.core import arguments
+from suture.core.command import Parser, run
+from suture.core.cpm_inputs import PLACED
+from suture.core.errors import UserError
+from suture.core.manifest import read_manifest
+from suture.core.stage import Stage
+from suture.core.weights import load_graph, place_weights, weight_files, weights_root
+from suture.surgery.graph import Graph, files
+from suture.surgery.masks.position_ids import known_positions
+from suture.surgery.reports.report import Report
+from suture.surgery.runner import lower, make_plan
 
 
 def main(line: list[str] | None = None) -> None:
@@ -60,8 +59,8 @@ def change_capacity(options: Namespace) -> None:
         resize(portable, options.capacity)
         report.count("portable", portable)
         forms = {"model.trt.onnx": lower(portable, plan.lowering, report)}
-        if plan.for_onnxruntime:
-            forms["model.ort.onnx"] = lower(portable, plan.for_onnxruntime, report, form="for onnxruntime")
+        if plan.ort_contrib:
+            forms["model.ort.onnx"] = lower(portable, plan.ort_contrib, report, form="for onnxruntime")
         stage.extra["weights_root"] = place_weights(source, path, partial, options.out)
         files.write(portable, partial / "model.onnx")
         for name, graph in forms.items():

@@ -1,10 +1,10 @@
-"""What surgery's command line takes. Imports nothing heavy: pipeline.py reads it for --help."""
+"""What surgery's command line takes. Imports nothing heavy: suture/pipeline.py reads it for --help."""
 
 import argparse
 
-from contracts import arguments
-from contracts.command import given
-from surgery.quantize import options as quantising
+from suture.core import arguments
+from suture.core.command import given
+from suture.surgery.quantize import options as quantising
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

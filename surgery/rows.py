@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 
 import onnx_graphsurgeon as gs
 
-from surgery.files import infer_shapes, sort, to_model
-from surgery.graph import Graph, static_dim
-from surgery.sizes import Sizes
+from suture.surgery.graph import Graph, static_dim
+from suture.surgery.graph.files import infer_shapes, sort, to_model
+from suture.surgery.shapes.shape_values import Sizes
 
 STEPS = ((2, 1013, 1511), (3, 1019, 1523))  # batch, tokens, past
 

@@ -8,13 +8,12 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-from contracts.errors import UserError
-from surgery import files
-from surgery.contrib import CONTRIB
-from surgery.for_onnxruntime import FOR_ONNXRUNTIME
-from surgery.graph import Graph
-from surgery.lowering import LOWERING, attention_mask, neighbouring_weights
-from surgery.passes import (
+from suture.core.errors import UserError
+from suture.surgery.graph import Graph, files
+from suture.surgery.passes.import_contrib import IMPORT_CONTRIB
+from suture.surgery.passes.lowering import LOWERING, attention_mask, neighbouring_weights
+from suture.surgery.passes.ort_contrib import ORT_CONTRIB
+from suture.surgery.passes.portable import (
     PORTABLE,
     duplicates,
     interface,
@@ -24,7 +23,7 @@ from surgery.passes import (
     packed_heads,
     static_cache,
 )
-from surgery.report import PassReport, Report, Verdict
+from suture.surgery.reports.report import PassReport, Report, Verdict
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Plan:
 
     portable: tuple[Pass, ...]
     lowering: tuple[Pass, ...]
-    for_onnxruntime: tuple[Pass, ...] = ()
+    ort_contrib: tuple[Pass, ...] = ()
 
 
 def make_plan(
@@ -62,9 +61,12 @@ def make_plan(
     joining = _pass(neighbouring_weights, partial(neighbouring_weights.run, only=joined))
     merging = [*[merged, _pass(packed_heads)] * bool(merge), *[joining] * (joined is not None)]
     ends = [_pass(duplicates), *merging, _pass(interface), _pass(node_names)]
-    fusing, forms = [_pass(module) for module in (*CONTRIB, *PORTABLE)], {attention_mask: {"lengths": attention == "lengths"}}
+    fusing, forms = (
+        [_pass(module) for module in (*IMPORT_CONTRIB, *PORTABLE)],
+        {attention_mask: {"lengths": attention == "lengths"}},
+    )
     lowering = [_pass(module, partial(module.run, **forms.get(module, {}))) for module in LOWERING]
-    own_operators = [_pass(module) for module in FOR_ONNXRUNTIME] if onnxruntime else []
+    own_operators = [_pass(module) for module in ORT_CONTRIB] if onnxruntime else []
     names = {each.name for each in (*fusing, static, last, merged, *ends, *lowering, *own_operators)}
     for name in skip:
         if name not in names:
@@ -83,7 +85,7 @@ def make_plan(
 
 
 def load_pass(path: Path) -> Pass:
-    """A user's own pass: a Python file with a docstring and `run(graph: surgery.graph.Graph) -> int`."""
+    """A user's own pass: a Python file with a docstring and `run(graph: suture.surgery.graph.Graph) -> int`."""
     if not path.is_file() or path.suffix != ".py":
         raise UserError(f"--pass {path}", "no such Python file", "name a file with run(graph) -> int in it")
     spec = importlib.util.spec_from_file_location(path.stem, path)

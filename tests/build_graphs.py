@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from build import flavour
-from build.__main__ import with_roles
-from build.profiles import make_profiles
-from contracts.signature import find_signature
+from suture.build import flavour
+from suture.build.__main__ import with_roles
+from suture.build.profiles import make_profiles
+from suture.core.signature import find_signature
 
 HIDDEN, HEADS, HEAD_DIM, FFN, VOCABULARY, CAPACITY = 128, 4, 32, 256, 512, 64
 DTYPES = {"float16": TensorProto.FLOAT16, "float32": TensorProto.FLOAT, "bfloat16": TensorProto.BFLOAT16}

@@ -12,10 +12,10 @@ from decoder_graphs import decoder
 from exporting import CONFIG, export, traced
 from filelock import FileLock
 
-import export.__main__ as export_stage
-import surgery.__main__ as surgery_stage
-from models.random_checkpoint import write
-from runtime.graphs import Graph
+from suture.export import __main__ as export_stage
+from suture.models.random_checkpoint import write
+from suture.runtime.graphs import Graph
+from suture.surgery import __main__ as surgery_stage
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime.graphs import Graph, graph_of
+from suture.runtime.graphs import Graph, graph_of
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, VOCAB, CAPACITY, POSITIONS = 2, 32, 4, 2, 8, 64, 96, 128
 DTYPES = {

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from contracts.signature import Signature, find_signature
-from contracts.weights import ORT_ROOT_OPTION
+from suture.core.signature import Signature, find_signature
+from suture.core.weights import ORT_ROOT_OPTION
 
 # tokens that each of three rows adds, step after step
 SCHEDULE = ([7, 3, 5], [1, 4, 2], [1, 1, 1], [1, 0, 1], [3, 1, 1])

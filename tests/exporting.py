@@ -10,9 +10,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 import torch
 
-import export.__main__ as stage
-from contracts.weights import ORT_ROOT_OPTION, weights_root
-from models import load_model, open_checkpoint
+from suture.core.weights import ORT_ROOT_OPTION, weights_root
+from suture.export import __main__ as stage
+from suture.models import load_model, open_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = 5  # one more than are traced

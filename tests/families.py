@@ -14,10 +14,10 @@ import transformers
 from filelock import FileLock
 from safetensors.torch import save_file
 
-import export.__main__ as export
-import surgery.__main__ as surgery
-from models import architecture, random_checkpoint
-from validate.__main__ import validate_pipeline
+from suture.export import __main__ as export
+from suture.models import architecture, random_checkpoint
+from suture.surgery import __main__ as surgery
+from suture.validate.__main__ import validate_pipeline
 
 ROOT = Path(__file__).parents[1]
 CAPACITY = 64
@@ -208,7 +208,7 @@ def worst(found: list[dict]) -> dict[str, str]:
 def build(folder: Path, *options: str) -> dict:
     """Builds the engine of what surgery wrote into `folder`; engine.json."""
     out = folder.parent / "build"
-    command = [sys.executable, "-m", "build", folder / "model.trt.onnx", "--out", out, *options]
+    command = [sys.executable, "-m", "suture.build", folder / "model.trt.onnx", "--out", out, *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads((out / "engine.json").read_text())

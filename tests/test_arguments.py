@@ -10,7 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SURGERY, BUILD, VALIDATE = ["surgery", "m.onnx", "--out", "o"], ["build", "m.onnx", "--out", "o"], ["validate", "o"]
 GENERATE, PIPELINE = ["generate", "o", "--prompt", "a"], ["pipeline", "--model", "tiny-qwen", "--out", "o"]
-CAPACITY, MADE = ["surgery.capacity", "o", "--out", "p"], ["models.random_checkpoint", "--preset", "qwen-7b", "--out", "o"]
+CAPACITY, MADE = (
+    ["suture.surgery.capacity", "o", "--out", "p"],
+    ["suture.models.random_checkpoint", "--preset", "qwen-7b", "--out", "o"],
+)
 VALUES = {  # by command and option: what it refuses
     (*SURGERY, "--capacity"): ["0", "-1", "1.5", str(2**63), "nan", "", "many", "9" * 5000],
     (*SURGERY, "--past"): ["(", "*", "[", "a{99999999999}"],
@@ -77,7 +80,9 @@ def refusal(monkeypatch, capsys, command: list[str]) -> str:
     """The one line that a command ends with at once, and status 2."""
     module, *arguments = command
     monkeypatch.setattr(sys, "argv", [module, *arguments])
-    start = partial(runpy.run_path, str(ROOT / "pipeline.py")) if module == "pipeline" else partial(runpy.run_module, module)
+    start = (
+        partial(runpy.run_path, str(ROOT / "suture/pipeline.py")) if module == "pipeline" else partial(runpy.run_module, module)
+    )
     with pytest.raises(SystemExit) as ended:
         start(run_name="__main__")
     assert ended.value.code == 2

@@ -12,9 +12,9 @@ import torch
 
 from benchmarks import gpu_steps
 from benchmarks.processes import measure
-from models import open_checkpoint
-from models.random_checkpoint import write
-from runtime import bound
+from suture.models import open_checkpoint
+from suture.models.random_checkpoint import write
+from suture.runtime import io_binding as bound
 
 pytestmark = pytest.mark.benchmarks
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +52,7 @@ def graphs(tiny_export, tmp_path_factory) -> Path:
     shutil.copy(ROOT / "models" / "tiny-qwen" / "config.json", folder / "checkpoint")
     shutil.copy(tiny_export / "model.safetensors", folder / "checkpoint")
     (folder / "export").symlink_to(tiny_export)
-    python("-m", "surgery", tiny_export / "model.onnx", "--capacity", 32, "--onnxruntime", "--out", folder / "surgery")
+    python("-m", "suture.surgery", tiny_export / "model.onnx", "--capacity", 32, "--onnxruntime", "--out", folder / "surgery")
     return folder
 
 
@@ -89,7 +89,7 @@ def test_gpu_decode(decoded):
 
 def test_gpu_decode_of_compiled_torch(config, tmp_path):
     """Compiled for the CPU: the caches, the marks of steps and the comparison are those of the GPU."""
-    python("-m", "models.random_checkpoint", "--config", config, "--dtype", "float32", "--out", tmp_path / "checkpoint")
+    python("-m", "suture.models.random_checkpoint", "--config", config, "--dtype", "float32", "--out", tmp_path / "checkpoint")
     line = ["-m", "benchmarks.gpu_decode", "--device", "cpu", "--checkpoint", tmp_path / "checkpoint", "--graphs", tmp_path]
     line += ["--common", "decode 1x6", "--cells", "decode 1x6", "--repeats", 2, "--out", tmp_path / "results.json"]
     python(*line, "--runs", "compiled-reduce-overhead")
@@ -100,7 +100,7 @@ def test_gpu_decode_of_compiled_torch(config, tmp_path):
 
 
 def test_gpu_decode_of_last_logits(graphs):
-    python("-m", "surgery", graphs / "export" / "model.onnx", "--capacity", 32, "--onnxruntime", "--logits", "last",
+    python("-m", "suture.surgery", graphs / "export" / "model.onnx", "--capacity", 32, "--onnxruntime", "--logits", "last",
            "--out", graphs / "last" / "surgery")  # fmt: skip
     (graphs / "last" / "export").symlink_to(graphs / "export")
     out, runs = graphs / "last.json", ["surgered-onnxruntime-cuda-graph", "exported", "eager"]
@@ -124,7 +124,17 @@ def test_gpu_tables(decoded, tmp_path):
 
 def test_gpu_decode_of_quantised_weights(graphs):
     for name in ("int8", "int4"):
-        python("-m", "surgery", graphs / "export" / "model.onnx", "--capacity", 32, "--out", graphs / name, "--quantize", name)
+        python(
+            "-m",
+            "suture.surgery",
+            graphs / "export" / "model.onnx",
+            "--capacity",
+            32,
+            "--out",
+            graphs / name,
+            "--quantize",
+            name,
+        )
     out, runs = graphs / "quantised.json", ["surgered", "int8-cuda-graph", "int4-cuda-graph"]
     done = decode(graphs, graphs / "checkpoint", "--runs", *runs, "--out", out)
     assert done.returncode == 0, done.stderr
@@ -309,7 +319,7 @@ def test_quantise_large(config, tmp_path):
 
 
 def test_random_checkpoint_is_remade_from_its_seed(config, tmp_path):
-    arguments = ["-m", "models.random_checkpoint", "--config", config, "--dtype", "float32", "--layers", 2]
+    arguments = ["-m", "suture.models.random_checkpoint", "--config", config, "--dtype", "float32", "--layers", 2]
     python(*arguments, "--out", tmp_path / "one")
     write(json.loads(config.read_text()) | {"num_hidden_layers": 2}, tmp_path / "two", "float32", seed=0, shard_bytes=10_000)
     one, two = open_checkpoint(tmp_path / "one"), open_checkpoint(tmp_path / "two")
@@ -326,7 +336,7 @@ def test_random_checkpoint_has_the_published_layout(tmp_path):
     index = ROOT.parent / "shared" / "qwen-7b" / "model.safetensors.index.json"
     if not index.exists():
         pytest.skip("the published index is not here")
-    python("-m", "models.random_checkpoint", "--preset", "qwen-7b", "--empty", "--out", tmp_path)
+    python("-m", "suture.models.random_checkpoint", "--preset", "qwen-7b", "--empty", "--out", tmp_path)
     published = json.loads(index.read_text())
     ours = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert ours["weight_map"] == published["weight_map"]

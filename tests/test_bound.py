@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from fake_cuda import CudaSession, fake_cuda
 
-from runtime import graphs
-from runtime.decoders import StaticDecoder
-from runtime.graphs import Graph, captured_session, open_graph
+from suture.runtime import graphs
+from suture.runtime.decoders import StaticDecoder
+from suture.runtime.graphs import Graph, captured_session, open_graph
 
 ROWS = 3
 INPUTS = {"input_ids", "position_ids", "write_indices", "ntk_alpha"}

@@ -13,11 +13,11 @@ import pytest
 from decoder_graphs import decoder_graph
 from onnx import helper
 
-import validate.levels
-from contracts.manifest import read_manifest
-from validate.__main__ import validate_pipeline
-from validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED
-from validate.network.parse import NO_TENSORRT
+from suture.core.manifest import read_manifest
+from suture.core.network.parse import NO_TENSORRT
+from suture.validate import levels as validate_levels
+from suture.validate.__main__ import validate_pipeline
+from suture.validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LOWERED, PORTABLE, EXPORTED = "surgery/model.trt.onnx", "surgery/model.onnx", "export/model.onnx"
@@ -167,7 +167,7 @@ def test_a_machine_without_tensorrt_has_not_run_it(pipeline, monkeypatch):
     def absent(*_):
         raise NO_TENSORRT
 
-    monkeypatch.setattr(validate.levels, "open_network", absent)
+    monkeypatch.setattr(validate_levels, "open_network", absent)
     assert validate_pipeline(pipeline, options()) == 0
     level = report_of(pipeline)["levels"][2]
     assert level["status"] == NOT_RUN

@@ -12,21 +12,21 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from build import flavour
-from build.kernels import read_kernels
-from build.precisions import supported
-from build.process import build
-from build.profiles import make_profiles
-from build.progress import Fraction
-from build.worker import Job
-from contracts.errors import UserError
-from contracts.signature import find_signature
+from suture.build import flavour
+from suture.build.kernels import read_kernels
+from suture.build.precisions import supported
+from suture.build.process import build
+from suture.build.profiles import make_profiles
+from suture.build.progress import Fraction
+from suture.build.worker import Job
+from suture.core.errors import UserError
+from suture.core.signature import find_signature
 
 ROOT = Path(__file__).parents[1]
 
 
 def run_build(model: Path, out: Path, *options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "build", str(model), "--out", str(out), "--compute-capability", "8.9", *options]
+    command = [sys.executable, "-m", "suture.build", str(model), "--out", str(out), "--compute-capability", "8.9", *options]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 

@@ -4,8 +4,8 @@ import build_graphs
 import numpy as np
 import pytest
 
-from build.cost import add_cost, describe_graph, kernels_a_layer, over_floor
-from contracts.signature import find_signature
+from suture.build.cost import add_cost, describe_graph, kernels_a_layer, over_floor
+from suture.core.signature import find_signature
 
 
 def kernel(name: str, inputs=(), constants=(), outputs=(), nodes=()) -> dict:
@@ -42,7 +42,7 @@ def test_bytes_of_kernels():
 
 
 @pytest.mark.parametrize(
-    ("name", "tensor", "where", "bound", "way_out"),
+    ("name", "tensor", "where", "bound", "remedy"),
     [
         ("past_key_values.0.key", CACHE, "inputs", {"0.down.weight"}, "lower the graph"),
         ("0.down.weight", [128, 256], "inputs", {"0.down.weight"}, "take --weights constant"),
@@ -50,10 +50,10 @@ def test_bytes_of_kernels():
         ("dconst", [128, 256], "constants", set(), "run surgery --merge"),
     ],
 )
-def test_copies_of_weights_and_caches_are_findings(name, tensor, where, bound, way_out):
+def test_copies_of_weights_and_caches_are_findings(name, tensor, where, bound, remedy):
     moved = kernel("__myl_TranMove_myl0_1", **{where: [(name, tensor)]}, outputs=[("elsewhere", tensor[::-1])])
     profile, (finding,) = cost(moved, bound=bound)
-    assert (finding.severity, way_out in finding.way_out) == ("warning", True)
+    assert (finding.severity, remedy in finding.remedy) == ("warning", True)
     assert f"of {name}" in finding.what
     assert profile["copied_bytes"] == 2 * 2 * abs(int(np.prod(tensor)))
 

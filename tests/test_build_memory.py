@@ -12,12 +12,12 @@ import onnx
 import pytest
 from test_build import saved
 
-import build.__main__ as build_main
-from build.memory import estimate, refuse_what_cannot_fit
-from build.profiles import make_profiles
-from contracts.errors import UserError
-from contracts.signature import find_signature
-from surgery.__main__ import main as surgery_main
+from suture.build import __main__ as build_main
+from suture.build.memory import estimate, refuse_what_cannot_fit
+from suture.build.profiles import make_profiles
+from suture.core.errors import UserError
+from suture.core.signature import find_signature
+from suture.surgery.__main__ import main as surgery_main
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,13 +62,13 @@ def test_memory_at_run_time():
 
 def test_what_cannot_fit_is_refused_with_the_numbers(tmp_path, monkeypatch):
     needed = memory(build_graphs.decoder(), constant=15_440_000_000, bound=0)
-    monkeypatch.setattr("build.memory.available_memory", lambda: 24_000_000_000)
-    monkeypatch.setattr("build.memory.shutil.disk_usage", lambda folder: argparse.Namespace(free=16_000_000_000))
+    monkeypatch.setattr("suture.build.memory.available_memory", lambda: 24_000_000_000)
+    monkeypatch.setattr("suture.build.memory.shutil.disk_usage", lambda folder: argparse.Namespace(free=16_000_000_000))
     refuse_what_cannot_fit(tmp_path / "m.onnx", tmp_path / "not" / "yet", needed, as_inputs=False)
-    monkeypatch.setattr("build.memory.shutil.disk_usage", lambda folder: argparse.Namespace(free=9_000_000_000))
+    monkeypatch.setattr("suture.build.memory.shutil.disk_usage", lambda folder: argparse.Namespace(free=9_000_000_000))
     with pytest.raises(UserError, match=r"the engine needs about 15.4 GB, and 9.0 GB are free"):
         refuse_what_cannot_fit(tmp_path / "m.onnx", tmp_path / "not" / "yet", needed, as_inputs=False)
-    monkeypatch.setattr("build.memory.available_memory", lambda: 15_000_000_000)
+    monkeypatch.setattr("suture.build.memory.available_memory", lambda: 15_000_000_000)
     with pytest.raises(
         UserError, match=r"needs about 15.8 GB of memory, and 15.0 GB are free; free memory, or take --weights input"
     ):
@@ -117,7 +117,7 @@ def test_weights_are_held_once(skipped, tmp_path):
     """TensorRT joins gate and up itself where surgery does not, and cuts them where they are split along their last axis."""
     skip = [word for name in skipped for word in ("--skip", name)]
     assert surgery_main([str(gated_layers(tmp_path)), "--out", str(tmp_path / "surgery"), *skip]) == 0
-    command = [sys.executable, "-m", "build", tmp_path / "surgery" / "model.trt.onnx", "--out", tmp_path / "build"]
+    command = [sys.executable, "-m", "suture.build", tmp_path / "surgery" / "model.trt.onnx", "--out", tmp_path / "build"]
     subprocess.run([*command, "--compute-capability", "8.9"], cwd=ROOT, check=True, capture_output=True)
     engine = json.loads((tmp_path / "build" / "engine.json").read_text())
     weights = 9 * 2 * 1024 * 16384

@@ -14,13 +14,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from test_build import ROOT, job, run_build, saved
 
-from build import flavour
-from build.audit import audit_graph
-from build.process import build
-from build.profiles import make_profiles
-from contracts.command import INTERRUPTED
-from contracts.errors import UserError
-from contracts.signature import find_signature
+from suture.build import flavour
+from suture.build.audit import audit_graph
+from suture.build.process import build
+from suture.build.profiles import make_profiles
+from suture.core.command import INTERRUPTED
+from suture.core.errors import UserError
+from suture.core.signature import find_signature
 
 
 def fails_with(proto: onnx.ModelProto, folder: Path, *options: str) -> str:
@@ -159,7 +159,7 @@ def test_no_space_left(tmp_path):
 
 def test_interrupted_build_leaves_nothing(tmp_path):
     model = saved(build_graphs.decoder(layers=48), tmp_path)
-    command = [sys.executable, "-m", "build", str(model), "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "suture.build", str(model), "--out", str(tmp_path / "out")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
     while "building" not in process.stdout.readline():

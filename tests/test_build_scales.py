@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer, QuantFormat
 from test_build import run_build
 
-from build.audit import audit_scales
+from suture.build.audit import audit_scales
 
 
 @pytest.fixture

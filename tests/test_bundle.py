@@ -14,13 +14,13 @@ import pytest
 import torch
 from fake_engine import Context, FakeEngine
 
-from build import flavour
-from contracts.errors import UserError
-from runtime.graphs import open_graph
-from validate.__main__ import bundle_pipeline
-from validate.bundle import read_results, write_bundle
-from validate.compare import DIFFERENT, PASSED, compare
-from validate.scenarios import make_scenarios, random_tokens
+from suture.build import flavour
+from suture.core.errors import UserError
+from suture.runtime.graphs import open_graph
+from suture.validate.__main__ import bundle_pipeline
+from suture.validate.bundle import read_results, write_bundle
+from suture.validate.compare import DIFFERENT, PASSED, compare
+from suture.validate.scenarios import make_scenarios, random_tokens
 
 ROOT = Path(__file__).parents[1]
 
@@ -89,7 +89,7 @@ def test_results_become_level_4(pipeline, run_py, capsys):
     assert [scenario.name for scenario in comparison.scenarios][-1] == "to the last slot"
     assert {output.output for output in comparison.scenarios[0].outputs} == {"logits", "present.0.key", "present.0.value"}
     assert results.notes[0].startswith("Ran on a stand-in with tensorrt_rtx")
-    command = [sys.executable, "-m", "validate", pipeline, "--import", pipeline / "bundle" / "results.npz"]
+    command = [sys.executable, "-m", "suture.validate", pipeline, "--import", pipeline / "bundle" / "results.npz"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr + done.stdout
     levels = json.loads((pipeline / "validate" / "report.json").read_text())["levels"]

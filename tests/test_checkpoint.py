@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from contracts.errors import UserError
-from models import checkpoint_folder, load_model, meta_model, open_checkpoint
-from models.qwen import build
+from suture.core.errors import UserError
+from suture.models import checkpoint_folder, load_model, meta_model, open_checkpoint
+from suture.models.qwen import build
 
 CONFIG = {
     "model_type": "qwen", "architectures": ["QWenLMHeadModel"], "vocab_size": 40, "hidden_size": 16,

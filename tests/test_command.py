@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from contracts.command import DONE, FAULT, FOUND_DIFFERENCE, INTERRUPTED, UNUSABLE_INPUT, run
-from contracts.errors import UserError
+from suture.core.command import DONE, FAULT, FOUND_DIFFERENCE, INTERRUPTED, UNUSABLE_INPUT, run
+from suture.core.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -85,7 +85,7 @@ def test_a_fault_is_told_where_its_traceback_cannot_be_kept(tmp_path, monkeypatc
 
 WORK = """
 import sys
-from contracts.command import run
+from suture.core.command import run
 def main():
     print("caf\\u00e9 \\udcff" * 20000)
     print("more", flush=True)
@@ -107,7 +107,7 @@ def test_the_work_is_done_and_has_its_status_wherever_its_output_goes(redirectio
 
 
 def test_a_full_disk_behind_standard_output_is_one_line(tmp_path):
-    done = shell("> /dev/full", "from contracts.command import run\nrun('stage', lambda: print('result'))", tmp_path / "out")
+    done = shell("> /dev/full", "from suture.core.command import run\nrun('stage', lambda: print('result'))", tmp_path / "out")
     assert done.returncode == UNUSABLE_INPUT
     assert done.stderr.decode().startswith("stage: standard output: no space left on device")
     assert done.stderr.count(b"\n") == 1
@@ -116,14 +116,14 @@ def test_a_full_disk_behind_standard_output_is_one_line(tmp_path):
 @pytest.mark.parametrize("environment", [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
                                          {"PYTHONIOENCODING": "latin-1"}])  # fmt: skip
 def test_output_is_utf8_whatever_the_locale(environment, tmp_path):
-    work = "from contracts.command import run\nrun('stage', lambda: print('caf\\u00e9 \\u2194 \\udcff'))"
+    work = "from suture.core.command import run\nrun('stage', lambda: print('caf\\u00e9 \\u2194 \\udcff'))"
     done = shell("", work, tmp_path / "out", environment)
     assert done.returncode == DONE, done.stderr
     assert done.stdout == "café ↔ \\udcff\n".encode()
 
 
 def test_a_name_that_is_no_utf8_is_one_line(tmp_path):
-    command = [sys.executable, "-m", "surgery", "model.onnx", "--out", os.fsencode(tmp_path) + b"/\xff"]
+    command = [sys.executable, "-m", "suture.surgery", "model.onnx", "--out", os.fsencode(tmp_path) + b"/\xff"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True)
     assert done.returncode == UNUSABLE_INPUT
     assert done.stderr.count(b"\n") == 1
@@ -135,7 +135,7 @@ def test_an_import_that_fails_is_a_fault_and_no_difference(module, tmp_path):
     """By itself, Python ends with 1 there. The pipeline runs its stages like this."""
     (tmp_path / "broken_stage.py").write_text(module)
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "TMPDIR": str(tmp_path)}
-    command = [sys.executable, "-P", "-m", "contracts.command", "broken_stage"]
+    command = [sys.executable, "-P", "-m", "suture.core.command", "broken_stage"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == FAULT
     assert done.stderr.count("\n") == 1

@@ -7,10 +7,10 @@ import torch
 from transformers import CpmAntConfig
 from transformers.models.cpmant.modeling_cpmant import CpmAntSegmentPositionEmbedding
 
-from contracts.errors import UserError
-from contracts.layout import MOST_SEGMENTS
-from models import architecture, load_model, open_checkpoint
-from models.cpm import bucket_table
+from suture.core.cpm_inputs import MOST_SEGMENTS
+from suture.core.errors import UserError
+from suture.models import architecture, load_model, open_checkpoint
+from suture.models.cpm import bucket_table
 from tests.families import FAMILIES, checkpoint, reference
 
 PREFIX = FAMILIES["cpmant"].config["prompt_length"]

@@ -14,21 +14,21 @@ from fake_engine import FakeEngine
 from onnx.external_data_helper import load_external_data_for_model
 from test_export_repeat import differences, plain_ir
 
-import surgery.__main__ as surgery
-from contracts.layout import LAYOUT, MOST_SEGMENTS, made_up
-from contracts.signature import find_signature
-from contracts.weights import load_graph, weights_root
-from export.trace import TRACED_LAYERS, trace
-from models import architecture, load_model, open_checkpoint
-from runtime.engine import Engine
-from runtime.engine_decoder import EngineModel, signature_of
-from runtime.graphs import open_graph
-from surgery.capacity import main as change_capacity
+from suture.core.cpm_inputs import LAYOUT, MOST_SEGMENTS, made_up
+from suture.core.signature import find_signature
+from suture.core.weights import load_graph, weights_root
+from suture.export.trace import TRACED_LAYERS, trace
+from suture.models import architecture, load_model, open_checkpoint
+from suture.runtime.engine import Engine
+from suture.runtime.engine_decoder import EngineModel, signature_of
+from suture.runtime.graphs import open_graph
+from suture.surgery import __main__ as surgery
+from suture.surgery.capacity import main as change_capacity
+from suture.validate.bundle import _expected
+from suture.validate.compare import PASSED, compare
+from suture.validate.scenarios import make_scenarios, random_tokens
 from tests.families import CAPACITY, FAMILIES, checkpoint, operated
 from tests.test_models import levels
-from validate.bundle import _expected
-from validate.compare import PASSED, compare
-from validate.scenarios import make_scenarios, random_tokens
 
 ROOT = Path(__file__).parents[1]
 
@@ -77,7 +77,7 @@ def test_half_precision_agrees_and_builds(name, dtype, shared, tmp_path):
     """In bfloat16 a constant such as CPM-Bee's 1.05 would be far off."""
     out = operated(name, dtype, shared)
     assert [level["status"] for level in levels(out)[:3]] == [PASSED] * 3
-    command = [sys.executable, "-m", "build", str(out / "surgery" / "model.trt.onnx"), "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "suture.build", str(out / "surgery" / "model.trt.onnx"), "--out", str(tmp_path)]
     subprocess.run([*command, "--compute-capability", "8.9"], cwd=ROOT, check=True, capture_output=True)
     description = json.loads((tmp_path / "engine.json").read_text())
     assert description["signature"]["bidirectional"]

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from contracts.errors import UserError
-from generate.batch import Batch, Sequence
-from generate.command import Generator
-from generate.options import parse
-from generate.prompts import Prompt
-from generate.sampling import Sampler, Sampling
-from generate.speed import Speed
-from generate.text import TextStream
-from runtime.graphs import open_graph
+from suture.core.errors import UserError
+from suture.generate.batch import Batch, Sequence
+from suture.generate.command import Generator
+from suture.generate.options import parse
+from suture.generate.prompts import Prompt
+from suture.generate.sampling import Sampler, Sampling
+from suture.generate.speed import Speed
+from suture.generate.text import TextStream
+from suture.runtime.graphs import open_graph
 from tests.families import CAPACITY, FAMILIES, checkpoint, operated, reference
 
 PREFIX = FAMILIES["cpmant"].config["prompt_length"]

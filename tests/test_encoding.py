@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("contracts", "export", "surgery", "build", "validate", "models", "runtime", "generate")
-FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))] + [ROOT / "pipeline.py"]
+PACKAGES = ("core", "suture", "export", "surgery", "build", "validate", "models", "runtime", "generate")
+FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))] + [ROOT / "suture/pipeline.py"]
 
 
 def unspecified(source: str) -> list[int]:

@@ -12,13 +12,13 @@ import pytest
 import torch
 from fake_engine import FakeEngine
 
-from contracts.signature import find_signature
-from runtime import engine as engines
-from runtime.engine import Engine, Session, choose_profile, read_weight, takes, why_not
-from runtime.engine_decoder import EngineModel, signature_of
-from runtime.graphs import graph_of
-from validate.compare import DIFFERENT, PASSED, compare
-from validate.scenarios import make_scenarios, random_tokens
+from suture.core.signature import find_signature
+from suture.runtime import engine as engines
+from suture.runtime.engine import Engine, Session, choose_profile, read_weight, takes, why_not
+from suture.runtime.engine_decoder import EngineModel, signature_of
+from suture.runtime.graphs import graph_of
+from suture.validate.compare import DIFFERENT, PASSED, compare
+from suture.validate.scenarios import make_scenarios, random_tokens
 
 ROOT = Path(__file__).parents[1]
 
@@ -153,7 +153,7 @@ def test_the_runner_knows_what_build_writes(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "build",
+        "suture.build",
         tmp_path / "model.trt.onnx",
         "--out",
         tmp_path / "out",

@@ -10,12 +10,12 @@ import pytest
 import torch
 from exporting import CONFIG, both, export, overwritten, session, sum_of_bytes
 
-import export.weights as export_weights
-from contracts.errors import UserError
-from contracts.manifest import read_manifest
-from contracts.weights import check_references, weights_root
-from models import load_model, open_checkpoint
-from models.random_checkpoint import write
+from suture.core.errors import UserError
+from suture.core.manifest import read_manifest
+from suture.core.weights import check_references, weights_root
+from suture.export import weights as export_weights
+from suture.models import load_model, open_checkpoint
+from suture.models.random_checkpoint import write
 
 
 @pytest.mark.parametrize(

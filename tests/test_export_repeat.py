@@ -9,10 +9,10 @@ import pytest
 import torch
 from exporting import CONFIG, LAYERS
 
-from export.repeat import LayersDiffer, repeat
-from export.shallow import without_middle
-from export.trace import SCOPES, TRACED_LAYERS, trace
-from models import architecture
+from suture.export.repeat import LayersDiffer, repeat
+from suture.export.shallow import without_middle
+from suture.export.trace import SCOPES, TRACED_LAYERS, trace
+from suture.models import architecture
 
 
 def test_repeated_layers_are_the_whole_trace(exported, tmp_path):

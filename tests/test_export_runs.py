@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from exporting import ROOT, export, traced
 
-import export.__main__ as stage
-import export.weights as export_weights
-from contracts.errors import UserError
+from suture.core.errors import UserError
+from suture.export import __main__ as stage
+from suture.export import weights as export_weights
 
 
 def without_second_shard(folder: Path) -> None:
@@ -41,7 +41,7 @@ def test_the_command_says_so_in_one_line(checkpoint, tmp_path):
     other = tmp_path / "checkpoint"
     shutil.copytree(checkpoint, other)
     without_second_shard(other)
-    line = [sys.executable, "-m", "export", "--checkpoint", str(other), "--out", str(tmp_path / "out")]
+    line = [sys.executable, "-m", "suture.export", "--checkpoint", str(other), "--out", str(tmp_path / "out")]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("export: ")

@@ -9,11 +9,11 @@ import pytest
 from decoder_graphs import decoder_graph
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
-from contracts.errors import UserError
-from contracts.reader import read_bytes, read_json
-from contracts.tensors import every_tensor, references
-from contracts.weights import load_graph, weight_files, weights_root
-from surgery.__main__ import main
+from suture.core.errors import UserError
+from suture.core.reader import read_bytes, read_json
+from suture.core.tensors import every_tensor, references
+from suture.core.weights import load_graph, weight_files, weights_root
+from suture.surgery.__main__ import main
 from tests.decoding import decode, largest_error
 
 LENGTH = 16  # bytes of the tensors below: float32 [4]

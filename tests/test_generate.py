@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from fake_engine import FakeEngine
 
-from contracts.signature import ntk_alpha
-from generate.batch import CAPACITY, LENGTH, STOP, Batch, Sequence
-from generate.command import in_order
-from generate.sampling import Sampler, Sampling
-from generate.speed import Speed, _figure
-from generate.text import TextStream
-from models.tokenizer import open_tokenizer
-from runtime import graphs
-from runtime.engine import Engine
-from runtime.engine_decoder import EngineModel, signature_of
-from runtime.graphs import Graph, graph_of, open_to_generate
+from suture.core.signature import ntk_alpha
+from suture.generate.batch import CAPACITY, LENGTH, STOP, Batch, Sequence
+from suture.generate.command import in_order
+from suture.generate.sampling import Sampler, Sampling
+from suture.generate.speed import Speed, _figure
+from suture.generate.text import TextStream
+from suture.models.tokenizer import open_tokenizer
+from suture.runtime import graphs
+from suture.runtime.engine import Engine
+from suture.runtime.engine_decoder import EngineModel, signature_of
+from suture.runtime.graphs import Graph, graph_of, open_to_generate
 from tests.golden.make_text import CHECKPOINT, GOLDEN, NEW_TOKENS
 
 ROOT = Path(__file__).parents[1]

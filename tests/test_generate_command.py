@@ -11,13 +11,13 @@ import pytest
 from safetensors.numpy import load_file
 from test_generate import CASES, PROMPTS, ROOT, TOKENIZER, answers_alone
 
-from contracts.errors import UserError
-from generate.__main__ import main
-from generate.batch import LENGTH, Sequence
-from generate.command import Generator, _check_results
-from generate.options import parse
-from generate.prompts import said
-from generate.text import TextStream
+from suture.core.errors import UserError
+from suture.generate.__main__ import main
+from suture.generate.batch import LENGTH, Sequence
+from suture.generate.command import Generator, _check_results
+from suture.generate.options import parse
+from suture.generate.prompts import said
+from suture.generate.text import TextStream
 from tests.golden.make_text import NEW_TOKENS
 
 
@@ -79,7 +79,7 @@ def test_a_file_of_prompts_gives_json_lines_in_its_order(tiny_out, tiny_portable
     asked = [{"prompt": case["prompt"], "name": f"case {index}"} for index, case in enumerate(CASES)]
     asked += [{"messages": [{"role": "user", "content": "hello"}]}]
     (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, asked)) + "\n\n")
-    command = [sys.executable, "-m", "generate", tiny_out, "--prompts", tmp_path / "asked.jsonl", "--batch", "2",
+    command = [sys.executable, "-m", "suture.generate", tiny_out, "--prompts", tmp_path / "asked.jsonl", "--batch", "2",
                "--max-tokens", str(NEW_TOKENS), "--out", tmp_path / "said.jsonl", "--runtime", "cpu"]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -97,7 +97,7 @@ def test_a_file_of_prompts_gives_json_lines_in_its_order(tiny_out, tiny_portable
 
 def test_a_conversation_through_pipes(tiny_out, tiny_portable):
     """Bytes that are no UTF-8 come in, and the reader leaves before the end: no traceback."""
-    command = [sys.executable, "-m", "generate", tiny_out, "--chat", "--max-tokens", "4", "--runtime", "cpu"]
+    command = [sys.executable, "-m", "suture.generate", tiny_out, "--chat", "--max-tokens", "4", "--runtime", "cpu"]
     running = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     running.stdin.write(b"caf\xe9\n")
     running.stdin.flush()

@@ -13,10 +13,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-from contracts.errors import UserError
-from generate.command import Generator
-from generate.options import parse
-from generate.speech import read_audio
+from suture.core.errors import UserError
+from suture.generate.command import Generator
+from suture.generate.options import parse
+from suture.generate.speech import read_audio
 
 ROOT = Path(__file__).parents[1]
 RATE = 16000

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from contracts.errors import UserError
-from generate.prompts import Prompt
-from generate.sampling import Sampler, Sampling
-from generate.text import UNFINISHED, TextStream
-from models import checkpoint_folder
-from models.library_tokenizer import LibraryTokenizer
-from models.tokenizer import SYSTEM, open_tokenizer
+from suture.core.errors import UserError
+from suture.generate.prompts import Prompt
+from suture.generate.sampling import Sampler, Sampling
+from suture.generate.text import UNFINISHED, TextStream
+from suture.models import checkpoint_folder
+from suture.models.library_tokenizer import LibraryTokenizer
+from suture.models.tokenizer import SYSTEM, open_tokenizer
 
 ALPHABET = "ab-\n é→漢🇨👩\u200d"
 TEMPLATE = (

@@ -11,9 +11,9 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from contracts.signature import find_signature
-from contracts.weights import load_graph, references
-from models import load_model, open_checkpoint
+from suture.core.signature import find_signature
+from suture.core.weights import load_graph, references
+from suture.models import load_model, open_checkpoint
 from tests.golden.make import CHECKPOINT, GOLDEN, KEPT, greedy
 
 ROOT = Path(__file__).parents[1]

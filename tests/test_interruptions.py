@@ -12,7 +12,7 @@ import pytest
 from decoder_graphs import decoder_graph
 from test_pipeline import running_still, wait_for
 
-from contracts.manifest import PARTIAL, read_manifest
+from suture.core.manifest import PARTIAL, read_manifest
 
 ROOT = Path(__file__).parents[1]
 DIES = """
@@ -83,7 +83,7 @@ def test_results_of_before_are_not_taken_for_those_of_a_killed_run(tmp_path):
 def test_a_killed_build_takes_the_builder_with_it(tmp_path):
     """Else it would hold its memory, and write, beside the next run's."""
     onnx.save(build_graphs.decoder(layers=48), tmp_path / "model.trt.onnx")
-    command = [sys.executable, "-m", "build", tmp_path / "model.trt.onnx", "--out", tmp_path / "out"]
+    command = [sys.executable, "-m", "suture.build", tmp_path / "model.trt.onnx", "--out", tmp_path / "out"]
     running = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, text=True)
     while "building" not in running.stdout.readline():
         assert running.poll() is None

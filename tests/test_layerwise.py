@@ -10,21 +10,21 @@ import pytest
 import torch
 from decoder_graphs import decoder_graph
 
-from contracts.weights import load_graph, references, tensor_bytes
-from models import checkpoint_folder
-from runtime import layerwise
-from runtime.graphs import open_graph
-from runtime.layerwise import split, with_products_by_rows
-from surgery.__main__ import main
+from suture.core.network.parse import LARGE
+from suture.core.weights import load_graph, references, tensor_bytes
+from suture.models import checkpoint_folder
+from suture.runtime import layerwise
+from suture.runtime.graphs import open_graph
+from suture.runtime.layerwise import split, with_products_by_rows
+from suture.runtime.network_decoder import open_network
+from suture.surgery.__main__ import main
+from suture.validate import reference
+from suture.validate.compare import compare
+from suture.validate.encoder import compare_encoders, in_onnxruntime, make_features
+from suture.validate.levels import compare_graphs
+from suture.validate.reference import open_reference
+from suture.validate.scenarios import make_scenarios, random_tokens
 from tests import families
-from validate import reference
-from validate.compare import compare
-from validate.encoder import compare_encoders, in_onnxruntime, make_features
-from validate.levels import compare_graphs
-from validate.network.decoder import open_network
-from validate.network.parse import LARGE
-from validate.reference import open_reference
-from validate.scenarios import make_scenarios, random_tokens
 
 
 @pytest.fixture

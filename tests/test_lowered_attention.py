@@ -10,12 +10,12 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from surgery import files
-from surgery.runner import make_plan, operate
-from validate.network.compare import difference
-from validate.network.evaluate import Evaluator
-from validate.network.parse import describe
-from validate.network.runner import to_numpy
+from suture.core.network.compare import difference
+from suture.core.network.evaluate import Evaluator
+from suture.core.network.parse import describe
+from suture.core.network.runner import to_numpy
+from suture.surgery.graph import files
+from suture.surgery.runner import make_plan, operate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[1]
@@ -158,7 +158,7 @@ def test_graphs_without_a_cache(case, tmp_path):
 def test_a_causal_graph_without_a_cache_is_built(tmp_path):
     _, lowered, _ = operate(files.read(CASES / "causal_no_cache_op23.onnx"), make_plan("static", 32, "all"))
     files.write(lowered, tmp_path / "model.trt.onnx")
-    command = [sys.executable, "-m", "build", tmp_path / "model.trt.onnx", "--out", tmp_path / "build"]
+    command = [sys.executable, "-m", "suture.build", tmp_path / "model.trt.onnx", "--out", tmp_path / "build"]
     built = subprocess.run([*command, "--compute-capability", "8.9"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
 

@@ -11,11 +11,11 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from surgery import files, verify
-from surgery.graph import consumers, onnx_type, producer
-from surgery.lowering import joint_rotary, split_products
-from surgery.passes import packed_heads, query_scale
-from surgery.runner import make_plan, operate
+from suture.surgery.graph import consumers, files, onnx_type, producer
+from suture.surgery.passes.lowering import joint_rotary, split_products
+from suture.surgery.passes.portable import packed_heads, query_scale
+from suture.surgery.runner import make_plan, operate
+from suture.surgery.verification import verify
 from tests.decoding import decode, largest_error
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +25,7 @@ LAYERS = 4
 @pytest.fixture(scope="module")
 def operated(tiny_export, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("surgery")
-    command = [sys.executable, "-m", "surgery", tiny_export / "model.onnx", "--out", out, "--capacity", "64"]
+    command = [sys.executable, "-m", "suture.surgery", tiny_export / "model.onnx", "--out", out, "--capacity", "64"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return out
 
@@ -99,7 +99,7 @@ def test_attention_of_few_heads_may_be_taken_apart(heads, tmp_path, monkeypatch)
     assert [f"{heads} query heads" in note for note in report.notes] == [True] * (2 if heads < 4 else 0)
     if heads < 4:
         files.write(lowered, tmp_path / "model.trt.onnx")
-        command = [sys.executable, "-m", "build", tmp_path / "model.trt.onnx", "--out", tmp_path / "build"]
+        command = [sys.executable, "-m", "suture.build", tmp_path / "model.trt.onnx", "--out", tmp_path / "build"]
         built = subprocess.run([*command, "--compute-capability", "8.9"], cwd=ROOT, capture_output=True, text=True, check=False)
         assert built.returncode == 0, built.stderr
         for node in lowered.nodes("TRT_Attention"):

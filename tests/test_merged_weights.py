@@ -13,12 +13,12 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from contracts.manifest import read_manifest
-from contracts.weights import ORT_ROOT_OPTION, references
-from surgery import files
-from surgery.__main__ import main
-from surgery.runner import make_plan, operate
-from surgery.weights import settle
+from suture.core.manifest import read_manifest
+from suture.core.weights import ORT_ROOT_OPTION, references
+from suture.surgery.__main__ import main
+from suture.surgery.graph import files
+from suture.surgery.graph.weights import settle
+from suture.surgery.runner import make_plan, operate
 from tests.decoding import decode, largest_error
 from tests.graphs import weightless
 from tests.graphs.retype import retyped
@@ -257,7 +257,7 @@ def test_memory_does_not_grow_with_merged_weights(tmp_path):
             file.truncate(4 * features * outputs)
     onnx.save(model, tmp_path / "model.onnx")
     code = (
-        "import re; from surgery.__main__ import main\n"
+        "import re; from suture.surgery.__main__ import main\n"
         f"assert main([{str(tmp_path / 'model.onnx')!r}, '--out', {str(tmp_path / 'out')!r}, '--merge', 'qkv']) == 0\n"
         "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
     )

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.models import COMMAND, COVERS, DETAILS, LEVELS, RESULTS, TESTS, documents, read, table
 from benchmarks.readme import README, put
-from contracts.errors import UserError
+from suture.core.errors import UserError
 from tests.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]

@@ -11,16 +11,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-import export.__main__ as export
-import surgery.__main__ as surgery
-from contracts.errors import UserError
-from contracts.signature import find_signature
-from contracts.weights import load_graph
-from export.interface import decoder_interface
-from export.shallow import KEPT, without_middle
-from export.trace import TRACED_LAYERS, trace
-from models import architecture, load_model, open_checkpoint, random_checkpoint
-from models.random_checkpoint import read_config
+from suture.core.errors import UserError
+from suture.core.signature import find_signature
+from suture.core.weights import load_graph
+from suture.export import __main__ as export
+from suture.export.interface import decoder_interface
+from suture.export.shallow import KEPT, without_middle
+from suture.export.trace import TRACED_LAYERS, trace
+from suture.models import architecture, load_model, open_checkpoint, random_checkpoint
+from suture.models.random_checkpoint import read_config
+from suture.surgery import __main__ as surgery
+from suture.validate.compare import DIFFERENT, PASSED
+from suture.validate.encoder import compare_encoder
+from suture.validate.levels import find_pipeline
 from tests.families import (
     CAPABILITIES,
     DECOMPOSED,
@@ -37,9 +40,6 @@ from tests.families import (
     worst,
 )
 from tests.test_export_repeat import plain_ir
-from validate.compare import DIFFERENT, PASSED
-from validate.encoder import compare_encoder
-from validate.levels import find_pipeline
 
 
 def stepped(model, ids, mask, bounds):

@@ -11,17 +11,17 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from contracts.errors import UserError
-from contracts.weights import load_graph
-from runtime.graphs import open_session
-from validate.network.audit import audit
-from validate.network.compare import Outcome, compare, default_tolerance
-from validate.network.description import Layer
-from validate.network.evaluate import EvaluationError, Evaluator
-from validate.network.inputs import make_feeds
-from validate.network.parse import describe, parse
-from validate.network.quantization import quantize
-from validate.network.runner import to_numpy
+from suture.core.errors import UserError
+from suture.core.network.audit import audit
+from suture.core.network.compare import Outcome, compare, default_tolerance
+from suture.core.network.description import Layer
+from suture.core.network.evaluate import EvaluationError, Evaluator
+from suture.core.network.inputs import make_feeds
+from suture.core.network.parse import describe, parse
+from suture.core.network.quantization import quantize
+from suture.core.network.runner import to_numpy
+from suture.core.weights import load_graph
+from suture.runtime.graphs import open_session
 
 ROOT = Path(__file__).parents[1]
 DIALECTS = ROOT.parent / "shared" / "dialects"

@@ -12,15 +12,15 @@ from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.comparator import Comparator, RunResults, SimpleCompareFunc
 from test_network import DIALECTS, ROOT, network_of, parsed, save
 
-from contracts.errors import UserError
-from runtime.graphs import open_graph, open_session
-from validate.compare import compare as compare_decoders
-from validate.network.command import check_network
-from validate.network.decoder import open_network
-from validate.network.evaluate import Evaluator
-from validate.network.inputs import make_feeds
-from validate.network.runner import NetworkRunner
-from validate.scenarios import make_scenarios, random_tokens
+from suture.core.errors import UserError
+from suture.core.network.evaluate import Evaluator
+from suture.core.network.inputs import make_feeds
+from suture.core.network.runner import NetworkRunner
+from suture.runtime.graphs import open_graph, open_session
+from suture.runtime.network_decoder import open_network
+from suture.validate.check import check_network
+from suture.validate.compare import compare as compare_decoders
+from suture.validate.scenarios import make_scenarios, random_tokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -92,7 +92,7 @@ def test_given_inputs_are_used(tmp_path, capsys):
 def test_a_parser_that_dies_gives_one_line(tmp_path):
     model = parsed("(float x) => (float y) { y = Attention(x, x, x) }")
     path = save(model, tmp_path, "deadly")
-    command = [sys.executable, "-m", "validate", "--network", str(path)]
+    command = [sys.executable, "-m", "suture.validate", "--network", str(path)]
     died = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"COLUMNS": "300"})
     assert died.returncode == 2
     assert died.stderr.count("\n") == 1

@@ -7,21 +7,21 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from contracts.errors import UserError
-from contracts.weights import load_graph
-from runtime.graphs import open_graph
-from surgery import files
-from surgery.runner import make_plan, operate
+from suture.core.errors import UserError
+from suture.core.network.audit import audit
+from suture.core.network.compare import compare as compare_network
+from suture.core.network.evaluate import Evaluator
+from suture.core.network.inputs import make_feeds
+from suture.core.network.parse import parse
+from suture.core.weights import load_graph
+from suture.runtime.graphs import open_graph
+from suture.runtime.network_decoder import open_network
+from suture.surgery.graph import files
+from suture.surgery.runner import make_plan, operate
+from suture.validate.compare import compare
+from suture.validate.scenarios import make_scenarios, random_tokens
 from tests.graphs import weightless
 from tests.graphs.retype import retyped
-from validate.compare import compare
-from validate.network.audit import audit
-from validate.network.compare import compare as compare_network
-from validate.network.decoder import open_network
-from validate.network.evaluate import Evaluator
-from validate.network.inputs import make_feeds
-from validate.network.parse import parse
-from validate.scenarios import make_scenarios, random_tokens
 
 CAPACITY = 48  # slots: room for a prompt in three chunks
 WITHIN = {"float32": 1e-5, "float16": 1e-2}  # of the largest value

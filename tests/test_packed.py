@@ -13,20 +13,20 @@ from onnx import TensorProto, numpy_helper
 from packed_checkpoints import write_packed_checkpoint
 from safetensors.torch import load_file, save_file
 
-from contracts.errors import UserError
-from contracts.weights import load_graph
-from export.__main__ import export
-from models import checkpoint_folder, load_model, meta_model, open_checkpoint
-from runtime.graphs import open_graph
-from surgery.__main__ import main
+from suture.core.errors import UserError
+from suture.core.network.compare import compare as compare_network
+from suture.core.network.evaluate import Evaluator
+from suture.core.network.inputs import make_feeds
+from suture.core.network.parse import parse
+from suture.core.weights import load_graph
+from suture.export.__main__ import export
+from suture.models import checkpoint_folder, load_model, meta_model, open_checkpoint
+from suture.runtime.graphs import open_graph
+from suture.surgery.__main__ import main
+from suture.validate.compare import compare
+from suture.validate.reference import open_reference
+from suture.validate.scenarios import make_scenarios, random_tokens
 from tests.families import checkpoint as family_checkpoint
-from validate.compare import compare
-from validate.network.compare import compare as compare_network
-from validate.network.evaluate import Evaluator
-from validate.network.inputs import make_feeds
-from validate.network.parse import parse
-from validate.reference import open_reference
-from validate.scenarios import make_scenarios, random_tokens
 
 KINDS = {
     "awq": dict(method="awq"),

@@ -1,6 +1,6 @@
 """What takes long says so where there is no terminal: a line as it begins, and one for each quarter."""
 
-from contracts.progress import counted, shown
+from suture.core.progress import counted, shown
 
 
 def test_counted_items_are_told_by_quarters(capsys):

@@ -11,14 +11,14 @@ import torch
 from onnx import numpy_helper
 from test_surgery import refusal
 
-from contracts.weights import ORT_ROOT_OPTION, load_graph, weights_root
-from models import checkpoint_folder
-from models.tokenizer import open_tokenizer
-from runtime.graphs import graph_of, open_graph
-from surgery.__main__ import main
-from validate.levels import Pipeline, token_level
-from validate.network.inputs import make_feeds
-from validate.report import make_report, render
+from suture.core.network.inputs import make_feeds
+from suture.core.weights import ORT_ROOT_OPTION, load_graph, weights_root
+from suture.models import checkpoint_folder
+from suture.models.tokenizer import open_tokenizer
+from suture.runtime.graphs import graph_of, open_graph
+from suture.surgery.__main__ import main
+from suture.validate.levels import Pipeline, token_level
+from suture.validate.report import make_report, render
 
 LAYERS, CAPACITY = 4, 64  # conftest.quantised
 PRODUCTS = 5 * LAYERS + 1

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-import build.__main__ as build_main
-from build.precisions import supported
-from contracts.errors import UserError
-from contracts.weights import load_graph
-from export.__main__ import export
-from models import checkpoint_folder
-from surgery.__main__ import main
+from suture.build import __main__ as build_main
+from suture.build.precisions import supported
+from suture.core.errors import UserError
+from suture.core.weights import load_graph
+from suture.export.__main__ import export
+from suture.models import checkpoint_folder
+from suture.surgery.__main__ import main
 
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9")
 PRODUCTS = 4  # of one layer; gate and up are one kernel

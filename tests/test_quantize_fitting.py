@@ -6,17 +6,17 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from runtime.graphs import graph_of
-from surgery import files
-from surgery.quantize.balance import find_groups
-from surgery.quantize.feedback import Feedback
-from surgery.quantize.formats import FORMATS, FP8, INT4, INT8
-from surgery.quantize.inputs import Inputs
-from surgery.quantize.linears import find_linears
-from surgery.quantize.observe import observe
-from surgery.quantize.rounding import block_scales, dequantised, quantise, round_to
-from surgery.quantize.slabs import balanced_slabs
-from surgery.runner import apply, make_plan
+from suture.runtime.graphs import graph_of
+from suture.surgery.graph import files
+from suture.surgery.quantize.balance import find_groups
+from suture.surgery.quantize.feedback import Feedback
+from suture.surgery.quantize.formats import FORMATS, FP8, INT4, INT8
+from suture.surgery.quantize.inputs import Inputs
+from suture.surgery.quantize.linears import find_linears
+from suture.surgery.quantize.observe import observe
+from suture.surgery.quantize.rounding import block_scales, dequantised, quantise, round_to
+from suture.surgery.quantize.slabs import balanced_slabs
+from suture.surgery.runner import apply, make_plan
 from tests.graphs import weightless
 
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from contracts.errors import UserError
-from contracts.weights import load_graph, weights_root
-from runtime.graphs import from_ort, open_graph, open_session, to_ort
-from surgery.quantize.formats import FP8, INT4, INT8
-from surgery.quantize.rounding import quantise
-from validate.network.compare import compare, default_tolerance
-from validate.network.evaluate import Evaluator
-from validate.network.inputs import make_feeds
-from validate.network.parse import parse
-from validate.network.runner import to_numpy
+from suture.core.errors import UserError
+from suture.core.network.compare import compare, default_tolerance
+from suture.core.network.evaluate import Evaluator
+from suture.core.network.inputs import make_feeds
+from suture.core.network.parse import parse
+from suture.core.network.runner import to_numpy
+from suture.core.weights import load_graph, weights_root
+from suture.runtime.graphs import from_ort, open_graph, open_session, to_ort
+from suture.surgery.quantize.formats import FP8, INT4, INT8
+from suture.surgery.quantize.rounding import quantise
 
 WEIGHT_ONLY = ("int8", "int4", "int4-awq")
 ROUNDED = ("int8-smoothquant", "fp8")

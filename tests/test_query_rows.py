@@ -7,8 +7,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from surgery import files
-from surgery.runner import make_plan, operate
+from suture.surgery.graph import files
+from suture.surgery.runner import make_plan, operate
 from tests.graphs import grouped_rows
 from tests.graphs.grouped_rows import CAUSAL, LAST
 

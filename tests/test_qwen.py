@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from contracts.signature import ntk_alpha
-from models import Dimensions, checkpoint_folder, load_model, meta_model, open_checkpoint
-from models.qwen import build
-from models.tokenizer import open_tokenizer
+from suture.core.signature import ntk_alpha
+from suture.models import Dimensions, checkpoint_folder, load_model, meta_model, open_checkpoint
+from suture.models.qwen import build
+from suture.models.tokenizer import open_tokenizer
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "qwen-7b"
 REFERENCE = SHARED / "reference" / "tiny"

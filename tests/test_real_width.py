@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 
-from models.random_checkpoint import PRESETS, presets, read_config, write
-from runtime import layerwise
+from suture.models.random_checkpoint import PRESETS, presets, read_config, write
+from suture.runtime import layerwise
+from suture.validate import reference
+from suture.validate.compare import PASSED
 from tests.families import build, export_and_operate, levels, surgered, worst
-from validate import reference
-from validate.compare import PASSED
 
 CAPABILITY = "8.9"
 

@@ -11,14 +11,14 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from contracts import command
-from contracts.manifest import read_manifest
-from contracts.signature import find_signature
-from contracts.weights import load_graph, references, weights_root
-from runtime.graphs import open_graph
-from surgery.__main__ import main
-from validate.compare import compare
-from validate.scenarios import make_scenarios, random_tokens
+from suture.core import command
+from suture.core.manifest import read_manifest
+from suture.core.signature import find_signature
+from suture.core.weights import load_graph, references, weights_root
+from suture.runtime.graphs import open_graph
+from suture.surgery.__main__ import main
+from suture.validate.compare import compare
+from suture.validate.scenarios import make_scenarios, random_tokens
 
 LAYERS, CAPACITY = 4, 336  # the model's trained length is 256: dynamic NTK is at work in the last slots
 

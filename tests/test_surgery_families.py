@@ -15,9 +15,9 @@ from filelock import FileLock
 from onnx import TensorProto
 from onnx.numpy_helper import to_array
 
-from contracts.twin import DTYPE_ATTRIBUTES, float32_twin
-from surgery import files
-from surgery.runner import make_plan, operate
+from suture.core.shadow_copy import DTYPE_ATTRIBUTES, float32_twin
+from suture.surgery.graph import files
+from suture.surgery.runner import make_plan, operate
 from tests.decoding import decode, largest_error
 from tests.graphs import weightless
 

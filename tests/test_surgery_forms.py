@@ -5,9 +5,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from contracts.errors import UserError
-from contracts.signature import find_signature
-from surgery.__main__ import main
+from suture.core.errors import UserError
+from suture.core.signature import find_signature
+from suture.surgery.__main__ import main
 from tests.decoding import decode, largest_error
 from tests.graphs import weightless
 from tests.test_surgery_families import FUSED, counts, llama, operated

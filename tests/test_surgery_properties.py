@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from contracts.errors import UserError
+from suture.core.errors import UserError
 from tests.decoding import Steps, decode, largest_error
 from tests.graphs import weightless
 from tests.test_surgery_families import operated

@@ -7,14 +7,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from contracts.errors import UserError
-from contracts.signature import find_signature
-from contracts.weights import load_graph
-from surgery import capacity
-from surgery.__main__ import main
+from suture.core.errors import UserError
+from suture.core.signature import find_signature
+from suture.core.weights import load_graph
+from suture.surgery import capacity
+from suture.surgery.__main__ import main
 from tests.decoding import decode, largest_error
 from tests.graphs import weightless
-from tests.test_contrib_graphs import at_full_accuracy, whole
+from tests.test_import_contrib_graphs import at_full_accuracy, whole
 from tests.test_surgery_families import FUSED, counts, llama, operated
 
 QWEN = "torch213_torchscript_qwen2_op17_float32"

@@ -14,18 +14,21 @@ from decoder_graphs import decoder_graph
 from onnx import TensorProto, numpy_helper
 from test_surgery_verify import own_pass, saved, state
 
-from contracts.errors import UserError
-from contracts.signature import find_signature
-from contracts.weights import load_graph
-from runtime.graphs import open_graph
-from surgery import capacity, files, picture, verify
-from surgery.__main__ import main
-from surgery.runner import make_plan, operate
-from surgery.steps import STEPS
+from suture.core.errors import UserError
+from suture.core.signature import find_signature
+from suture.core.weights import load_graph
+from suture.runtime.graphs import open_graph
+from suture.surgery import capacity
+from suture.surgery.__main__ import main
+from suture.surgery.graph import files
+from suture.surgery.reports import picture
+from suture.surgery.runner import make_plan, operate
+from suture.surgery.verification import verify
+from suture.surgery.verification.steps import STEPS
+from suture.validate.compare import compare
+from suture.validate.scenarios import make_scenarios, random_tokens
 from tests.decoding import decode, largest_error
 from tests.graphs import weightless
-from validate.compare import compare
-from validate.scenarios import make_scenarios, random_tokens
 
 ROOT = Path(__file__).parents[1]
 
@@ -183,7 +186,7 @@ def test_memory_does_not_grow_with_the_weights(tmp_path):
         file.truncate(4 << 30)
     path = saved(model, tmp_path)
     code = (
-        "import re; from surgery.__main__ import main\n"
+        "import re; from suture.surgery.__main__ import main\n"
         f"assert main([{str(path)!r}, '--out', {str(tmp_path / 'out')!r}]) == 0\n"
         "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"  # ru_maxrss has the parent's, too
     )

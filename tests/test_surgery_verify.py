@@ -11,14 +11,15 @@ import pytest
 from decoder_graphs import decoder_graph
 from onnx import TensorProto, helper, numpy_helper
 
-from contracts import command
-from contracts.errors import UserError
-from contracts.signature import find_signature
-from contracts.weights import load_graph
-from surgery import files, verify
-from surgery.__main__ import main
-from surgery.runner import make_plan
-from surgery.steps import STEPS, Runner, Unrunnable
+from suture.core import command
+from suture.core.errors import UserError
+from suture.core.signature import find_signature
+from suture.core.weights import load_graph
+from suture.surgery.__main__ import main
+from suture.surgery.graph import files
+from suture.surgery.runner import make_plan
+from suture.surgery.verification import verify
+from suture.surgery.verification.steps import STEPS, Runner, Unrunnable
 
 ROOT = Path(__file__).parents[1]
 WRONG = '''"""Another epsilon for the third norm."""

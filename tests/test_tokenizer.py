@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contracts.errors import UserError
-from models import checkpoint_folder
-from models.tokenizer import SPECIALS, open_tokenizer
+from suture.core.errors import UserError
+from suture.models import checkpoint_folder
+from suture.models.tokenizer import SPECIALS, open_tokenizer
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "qwen-7b"
 needs_real = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real qwen.tiktoken is not at {SHARED}")

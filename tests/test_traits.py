@@ -8,13 +8,12 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from contracts.signature import find_signature
-from contracts.traits import ACCOUNTED, OTHERS, traits, unaccounted
-from surgery import files
-from surgery.contrib import CONTRIB
-from surgery.graph import Graph
-from surgery.lowering import LOWERING
-from surgery.passes import PORTABLE, attention, constants, flat_tokens, last_token_logits, rms_norm, swish
+from suture.core.signature import find_signature
+from suture.core.traits import ACCOUNTED, OTHERS, traits, unaccounted
+from suture.surgery.graph import Graph, files
+from suture.surgery.passes.import_contrib import IMPORT_CONTRIB
+from suture.surgery.passes.lowering import LOWERING
+from suture.surgery.passes.portable import PORTABLE, attention, constants, flat_tokens, last_token_logits, rms_norm, swish
 
 ROOT = Path(__file__).parents[1]
 FINDERS = ("nodes", "producer", "consumers", "only_consumer", "through", "contrib_nodes")
@@ -31,7 +30,7 @@ def graph_of(text: str, weights: dict[str, np.ndarray] | None = None) -> Graph:
 def named_operators() -> set[str]:
     """Every operator by whose name a pass looks for a node."""
     names = set()
-    for module in (*CONTRIB, *PORTABLE, *LOWERING, last_token_logits):
+    for module in (*IMPORT_CONTRIB, *PORTABLE, *LOWERING, last_token_logits):
         for call in ast.walk(ast.parse(Path(module.__file__).read_text())):
             function = call.func if isinstance(call, ast.Call) else None
             if getattr(function, "id", getattr(function, "attr", "")) in FINDERS:

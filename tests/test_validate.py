@@ -9,15 +9,15 @@ import pytest
 from decoder_graphs import CAPACITY, VOCAB, decoder, decoder_graph
 from onnx import TensorProto
 
-from contracts.errors import UserError
-from contracts.twin import float32_twin
-from runtime.decoders import GrowingDecoder, positions_of
-from runtime.graphs import Graph, graph_of, open_graph
-from validate.compare import DIFFERENT, NOT_RUN, PASSED, TOLERANCES, compare
-from validate.level import Level
-from validate.levels import compare_graphs
-from validate.network.decoder import open_network
-from validate.scenarios import make_scenarios, random_tokens
+from suture.core.errors import UserError
+from suture.core.shadow_copy import float32_twin
+from suture.runtime.decoders import GrowingDecoder, positions_of
+from suture.runtime.graphs import Graph, graph_of, open_graph
+from suture.runtime.network_decoder import open_network
+from suture.validate.compare import DIFFERENT, NOT_RUN, PASSED, TOLERANCES, compare
+from suture.validate.level import Level
+from suture.validate.levels import compare_graphs
+from suture.validate.scenarios import make_scenarios, random_tokens
 
 ROOT = Path(__file__).parents[1]
 FAULTS = {

@@ -16,12 +16,12 @@ from onnx import TensorProto
 from polygraphy.comparator import RunResults, SimpleCompareFunc
 from test_validate_tokens import TEXT, Letters
 
-from contracts.errors import UserError
-from validate.__main__ import main, validate_pipeline
-from validate.compare import DIFFERENT, NOT_RUN, PASSED, SAVED_BYTES
-from validate.level import Level
-from validate.report import make_report, render, verdict, write_report
-from validate.tokens import compare_tokens
+from suture.core.errors import UserError
+from suture.validate.__main__ import main, validate_pipeline
+from suture.validate.compare import DIFFERENT, NOT_RUN, PASSED, SAVED_BYTES
+from suture.validate.level import Level
+from suture.validate.report import make_report, render, verdict, write_report
+from suture.validate.tokens import compare_tokens
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,7 +45,7 @@ def options(**given) -> argparse.Namespace:
 
 
 def test_a_level_is_told_as_it_begins_and_ends_where_there_is_no_terminal(pipeline):
-    command = [sys.executable, "-m", "validate", str(pipeline)]
+    command = [sys.executable, "-m", "suture.validate", str(pipeline)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
         first = [next(running.stdout) for _ in range(3)]
         assert not (pipeline / "validate" / "report.json").exists()  # the lines come while it works
@@ -127,7 +127,7 @@ def test_nothing_run_is_not_passed(pipeline):
 def test_two_graphs_on_the_command_line(tmp_path):
     reference = write(tmp_path / "reference", decoder_graph(static=False))
     candidate = write(tmp_path / "candidate", decoder_graph(static=True, nan=np.nan))
-    command = [sys.executable, "-m", "validate", reference, candidate, "--out", tmp_path / "out"]
+    command = [sys.executable, "-m", "suture.validate", reference, candidate, "--out", tmp_path / "out"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 1, found.stderr
     assert "not a number" in found.stdout

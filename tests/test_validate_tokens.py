@@ -8,8 +8,8 @@ import pytest
 from decoder_graphs import CAPACITY, VOCAB, decoder, decoder_graph
 from onnx import TensorProto
 
-from runtime.graphs import graph_of
-from validate.tokens import LIMITS, compare_tokens
+from suture.runtime.graphs import graph_of
+from suture.validate.tokens import LIMITS, compare_tokens
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,20 +10,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from contracts.command import Parser, given, run
-from contracts.errors import UserError
-from contracts.manifest import MANIFEST, read_manifest
-from contracts.stage import Stage
-from contracts.weights import load_graph, weight_files, weights_root
-from runtime.graphs import open_graph
-from validate.bundle import write_bundle
-from validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED
-from validate.level import Level
-from validate.levels import compare_graphs, find_pipeline, run_levels, scenarios_for
-from validate.network.command import check_network
-from validate.options import add_options
-from validate.progress import Progress
-from validate.report import exit_status, make_report, verdict, write_report
+from suture.core.command import Parser, given, run
+from suture.core.errors import UserError
+from suture.core.manifest import MANIFEST, read_manifest
+from suture.core.stage import Stage
+from suture.core.weights import load_graph, weight_files, weights_root
+from suture.runtime.graphs import open_graph
+from suture.validate.bundle import write_bundle
+from suture.validate.check import check_network
+from suture.validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED
+from suture.validate.level import Level
+from suture.validate.levels import compare_graphs, find_pipeline, run_levels, scenarios_for
+from suture.validate.options import add_options
+from suture.validate.progress import Progress
+from suture.validate.report import exit_status, make_report, verdict, write_report
 
 COLORS = {PASSED: "green", DIFFERENT: "bold red", FAILED: "bold red", NOT_RUN: "dim"}
 console = Console()

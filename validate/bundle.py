@@ -18,22 +18,22 @@ from pathlib import Path
 
 import numpy as np
 
-import runtime.engine
-from contracts.errors import UserError
-from contracts.identity import Contents
-from contracts.signature import Signature, find_signature
-from contracts.stage import Stage
-from contracts.tensors import references
-from contracts.weights import load_graph, weight_files, weights_root
-from runtime.decoders import Decoder, OfSignature, StaticDecoder
-from runtime.engine import read_description, takes, to_numpy
-from runtime.engine_decoder import signature_of
-from runtime.graphs import Graph, open_graph
-from validate.compare import default_tolerance
-from validate.runners import valid_logits
-from validate.scenarios import Scenario
+from suture.core.errors import UserError
+from suture.core.identity import Contents
+from suture.core.signature import Signature, find_signature
+from suture.core.stage import Stage
+from suture.core.tensors import references
+from suture.core.weights import load_graph, weight_files, weights_root
+from suture.runtime import engine as runtime_engine
+from suture.runtime.decoders import Decoder, OfSignature, StaticDecoder
+from suture.runtime.engine import read_description, takes, to_numpy
+from suture.runtime.engine_decoder import signature_of
+from suture.runtime.graphs import Graph, open_graph
+from suture.validate.compare import default_tolerance
+from suture.validate.runners import valid_logits
+from suture.validate.scenarios import Scenario
 
-SENT = {"run.py": Path(__file__).with_name("bundle_run.py"), "engine.py": Path(runtime.engine.__file__)}
+SENT = {"run.py": Path(__file__).with_name("bundle_run.py"), "engine.py": Path(runtime_engine.__file__)}
 MOST_BYTES = 500_000_000  # of one scenario's logits and caches
 FEED = ("tokens", "counts", "alpha")
 
@@ -86,7 +86,7 @@ def identity(portable: Path, lowered: Path) -> str:
 
 @dataclass(frozen=True)
 class Results(OfSignature):
-    """What run.py brought back, as a validate.runners.Model: it replays the logits and caches of known steps."""
+    """What run.py brought back, as a suture.validate.runners.Model: it replays the logits and caches of known steps."""
 
     name: str
     signature: Signature

@@ -14,19 +14,19 @@ import onnx
 import torch
 from onnx import TensorProto
 
-from contracts.errors import UserError
-from contracts.signature import FEATURES
-from contracts.weights import load_graph, weights_root
-from models import open_checkpoint
-from runtime.graphs import open_session
-from validate.compare import DIFFERENT, PASSED, TOLERANCES, Comparison, OutputError, ScenarioResult
-from validate.level import Broken
-from validate.network.compare import difference
-from validate.network.dtypes import TORCH
-from validate.network.evaluate import Evaluator, UnknownLayer
-from validate.network.parse import NoTensorRT, parse
-from validate.network.runner import to_numpy
-from validate.reference import DTYPES, load_reference
+from suture.core.errors import UserError
+from suture.core.network.compare import difference
+from suture.core.network.dtypes import TORCH
+from suture.core.network.evaluate import Evaluator, UnknownLayer
+from suture.core.network.parse import NoTensorRT, parse
+from suture.core.network.runner import to_numpy
+from suture.core.signature import FEATURES
+from suture.core.weights import load_graph, weights_root
+from suture.models import open_checkpoint
+from suture.runtime.graphs import open_session
+from suture.validate.compare import DIFFERENT, PASSED, TOLERANCES, Comparison, OutputError, ScenarioResult
+from suture.validate.level import Broken
+from suture.validate.reference import DTYPES, load_reference
 
 ROWS = 2
 TWINS = {TensorProto.BFLOAT16: TOLERANCES[TensorProto.FLOAT]}  # both sides compute bfloat16 as float32, with the same weights

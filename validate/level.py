@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from validate.compare import FAILED, NOT_RUN, Comparison
-from validate.tokens import TokenResult
+from suture.validate.compare import FAILED, NOT_RUN, Comparison
+from suture.validate.tokens import TokenResult
 
 TITLES = {
     1: "PyTorch ↔ exported graph",

@@ -13,26 +13,26 @@ from pathlib import Path
 
 from onnx import TensorProto
 
-from contracts.errors import UserError
-from contracts.manifest import read_manifest, recorded_file
-from models import open_checkpoint
-from models.tokenizer import Tokenizer, open_tokenizer, tokenizer_files
-from runtime.engine import read_description, takes, why_not
-from runtime.engine_decoder import open_engine
-from runtime.graphs import Graph, open_graph
-from validate.bundle import Results, read_results
-from validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED, TOLERANCES, Comparison, ScenarioResult, compare
-from validate.encoder import EncoderFiles, compare_encoder
-from validate.level import TITLES, Broken, Level, failed, not_run
-from validate.network.compare import ROUNDED
-from validate.network.decoder import open_network
-from validate.network.evaluate import UnknownLayer
-from validate.network.parse import NoTensorRT
-from validate.progress import Progress
-from validate.reference import open_reference
-from validate.runners import Model
-from validate.scenarios import Scenario, make_scenarios, random_tokens, text_tokens
-from validate.tokens import compare_tokens, quantisation_cost
+from suture.core.errors import UserError
+from suture.core.manifest import read_manifest, recorded_file
+from suture.core.network.compare import ROUNDED
+from suture.core.network.evaluate import UnknownLayer
+from suture.core.network.parse import NoTensorRT
+from suture.models import open_checkpoint
+from suture.models.tokenizer import Tokenizer, open_tokenizer, tokenizer_files
+from suture.runtime.engine import read_description, takes, why_not
+from suture.runtime.engine_decoder import open_engine
+from suture.runtime.graphs import Graph, open_graph
+from suture.runtime.network_decoder import open_network
+from suture.validate.bundle import Results, read_results
+from suture.validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED, TOLERANCES, Comparison, ScenarioResult, compare
+from suture.validate.encoder import EncoderFiles, compare_encoder
+from suture.validate.level import TITLES, Broken, Level, failed, not_run
+from suture.validate.progress import Progress
+from suture.validate.reference import open_reference
+from suture.validate.runners import Model
+from suture.validate.scenarios import Scenario, make_scenarios, random_tokens, text_tokens
+from suture.validate.tokens import compare_tokens, quantisation_cost
 
 TWIN_NOTE = "In onnxruntime, bfloat16 graphs ran as float32 twins with the same weights: its CPU has no bfloat16"
 
@@ -81,7 +81,7 @@ def find_pipeline(folder: Path, text: Path | None, results: Path | None = None) 
     """Raises UserError where there is no exported graph, or `text` is no file."""
     exported = recorded_file(folder / "export", "model.onnx")
     if exported is None:
-        raise UserError(folder, "has no export/model.onnx", "name the --out folder of pipeline.py, or two .onnx files")
+        raise UserError(folder, "has no export/model.onnx", "name the --out folder of suture/pipeline.py, or two .onnx files")
     if text is not None and not text.is_file():
         raise UserError(text, "no such file", "name a text file with --text")
     recorded = (read_manifest(folder / "export") or {}).get("options", {}).get("checkpoint")

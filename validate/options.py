@@ -1,9 +1,9 @@
-"""What validate's command line takes on a pipeline's folder. Imports nothing heavy: pipeline.py reads it for --help."""
+"""What validate's command line takes on a pipeline's folder. Imports nothing heavy: suture/pipeline.py reads it for --help."""
 
 import argparse
 from pathlib import Path
 
-from contracts import arguments
+from suture.core import arguments
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

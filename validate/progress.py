@@ -6,7 +6,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.markup import escape
 
-from validate.level import Level
+from suture.validate.level import Level
 
 
 class Progress:

@@ -8,10 +8,10 @@ import torch
 from onnx import TensorProto
 from torch import nn
 
-from contracts.layout import LAYOUT, made_up
-from models import Checkpoint, load_model, meta_model, open_checkpoint
-from runtime.decoders import Decoder, GrowingDecoder, encoder_caches
-from runtime.layerwise import LARGE
+from suture.core.cpm_inputs import LAYOUT, made_up
+from suture.models import Checkpoint, load_model, meta_model, open_checkpoint
+from suture.runtime.decoders import Decoder, GrowingDecoder, encoder_caches
+from suture.runtime.layerwise import LARGE
 
 DTYPES = {
     TensorProto.FLOAT: torch.float32,

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
-from contracts.command import DONE, FOUND_DIFFERENCE
-from contracts.errors import UserError
-from contracts.manifest import peak_memory, read_manifest, result
-from contracts.reader import read_json
-from validate import plots
-from validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED
-from validate.level import Level
+from suture.core.command import DONE, FOUND_DIFFERENCE
+from suture.core.errors import UserError
+from suture.core.manifest import peak_memory, read_manifest, result
+from suture.core.reader import read_json
+from suture.validate import plots
+from suture.validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED
+from suture.validate.level import Level
 
 STAGES = ("export", "surgery", "build")
 BAR_FLOOR = 1e-9  # a difference this small, or none, has no bar

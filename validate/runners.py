@@ -8,14 +8,14 @@ import numpy as np
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
-from contracts.signature import LOGITS, present_name
-from runtime.decoders import Decoder
+from suture.core.signature import LOGITS, present_name
+from suture.runtime.decoders import Decoder
 
 FP8_MANTISSA = 3  # bits of e4m3
 
 
 class Model(Protocol):
-    """What can be stepped: runtime.graphs.Graph, validate.reference.Reference."""
+    """What can be stepped: suture.runtime.graphs.Graph, suture.validate.reference.Reference."""
 
     name: str
     dtype: int  # onnx.TensorProto type that it computes in

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from contracts.signature import ntk_alpha
+from suture.core.signature import ntk_alpha
 
 PADDING = 0  # any token: what padding computes is never looked at
 
@@ -14,7 +14,7 @@ PADDING = 0  # any token: what padding computes is never looked at
 class Scenario:
     name: str
     what: str
-    steps: list[dict[str, np.ndarray]] = field(repr=False)  # feeds of validate.runners.DecoderRunner
+    steps: list[dict[str, np.ndarray]] = field(repr=False)  # feeds of suture.validate.runners.DecoderRunner
     last_only: bool = False  # look at the logits of each step's last tokens only
 
     @property

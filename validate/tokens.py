@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from onnx import TensorProto
 
-from contracts.signature import ntk_alpha
-from contracts.tensors import tensor_bytes
-from contracts.weights import load_graph
-from models.tokenizer import Tokenizer
-from runtime.graphs import open_graph
-from validate.runners import Model, valid_logits
+from suture.core.signature import ntk_alpha
+from suture.core.tensors import tensor_bytes
+from suture.core.weights import load_graph
+from suture.models.tokenizer import Tokenizer
+from suture.runtime.graphs import open_graph
+from suture.validate.runners import Model, valid_logits
 
 CHUNK = 128  # tokens of a window read in one step
 NEW_TOKENS = 32

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from models.tokenizer import PATTERN, SPECIALS, VOCABULARY, open_tokenizer
+from suture.models.tokenizer import PATTERN, SPECIALS, VOCABULARY, open_tokenizer
 
 RANKS = 2048
 # Encodings and html/entities.py are tables, pydoc_data is one file of generated help.

@@ -31,11 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from corpus import prepare
 
-from contracts import arguments
-from contracts.signature import ntk_alpha
-from models import load_model, open_checkpoint
-from models.qwen import Qwen, build
-from models.tokenizer import VOCABULARY, Tokenizer, open_tokenizer
+from suture.core import arguments
+from suture.core.signature import ntk_alpha
+from suture.models import load_model, open_checkpoint
+from suture.models.qwen import Qwen, build
+from suture.models.tokenizer import VOCABULARY, Tokenizer, open_tokenizer
 
 HERE = Path(__file__).resolve().parent
 LONG = 4  # times seq_length

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 import torch
 
-from surgery.graph import Graph, NoMatch, need, only_consumer, operands, producer, static_dim
-from surgery.quantize.feedback import Feedback
-from surgery.quantize.formats import Format
-from surgery.quantize.inputs import Inputs
-from surgery.quantize.linears import Linear
-from surgery.quantize.search import search
-from surgery.quantize.writing import scaled_vector
+from suture.surgery.graph import Graph, NoMatch, need, only_consumer, operands, producer, static_dim
+from suture.surgery.quantize.feedback import Feedback
+from suture.surgery.quantize.formats import Format
+from suture.surgery.quantize.inputs import Inputs
+from suture.surgery.quantize.linears import Linear
+from suture.surgery.quantize.search import search
+from suture.surgery.quantize.writing import scaled_vector
 
 NORMS = ("RMSNormalization", "LayerNormalization")
 Divide = Callable[[torch.Tensor], torch.Tensor]

@@ -13,13 +13,13 @@ from dataclasses import replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from contracts.errors import UserError
-from contracts.progress import counted
-from contracts.signature import Cache
-from surgery.graph import Graph, onnx_type, producer
-from surgery.quantize.formats import FP8, Values
-from surgery.quantize.observe import observe
-from surgery.quantize.writing import activation_scale
+from suture.core.errors import UserError
+from suture.core.progress import counted
+from suture.core.signature import Cache
+from suture.surgery.graph import Graph, onnx_type, producer
+from suture.surgery.quantize.formats import FP8, Values
+from suture.surgery.quantize.observe import observe
+from suture.surgery.quantize.writing import activation_scale
 
 
 def quantise_caches(graph: Graph, values: Values, windows: np.ndarray) -> int:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from contracts.errors import UserError
-from contracts.manifest import read_manifest
-from models.tokenizer import open_tokenizer, tokenizer_files
-from surgery.quantize.options import Request
+from suture.core.errors import UserError
+from suture.core.manifest import read_manifest
+from suture.models.tokenizer import open_tokenizer, tokenizer_files
+from suture.surgery.quantize.options import Request
 
 DEFAULT = Path(__file__).with_name("calibration.txt")  # prose and code, from CPython's documentation and library
 WINDOWS = 64

@@ -8,9 +8,9 @@ one Cholesky factor and no inverse. Only neighbouring inputs are set off against
 
 import torch
 
-from surgery.quantize.formats import Values
-from surgery.quantize.inputs import Inputs
-from surgery.quantize.rounding import round_to
+from suture.surgery.quantize.formats import Values
+from suture.surgery.quantize.inputs import Inputs
+from suture.surgery.quantize.rounding import round_to
 
 DAMPING = 0.01  # λ, of the mean of Σ x²: as GPTQ's
 CHUNK = 64  # inputs whose errors are passed on one by one, before those after them get the sum

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from surgery.quantize.formats import Format
+from suture.surgery.quantize.formats import Format
 
 SAMPLES = 1024  # tokens kept as they are
 NEIGHBOURS = 512  # inputs that are known by how they go together; what is kept of each is one row of so many

@@ -13,12 +13,12 @@ import onnxruntime as ort
 from onnx import helper
 from onnx.external_data_helper import ExternalDataInfo
 
-from contracts.signature import ntk_alpha
-from contracts.twin import float32_twin, has_bfloat16
-from contracts.weights import ORT_ROOT_OPTION
-from surgery.files import IR_VERSION, sort
-from surgery.graph import Graph, is_weight_file, onnx_type
-from surgery.weights import under_one_root
+from suture.core.shadow_copy import float32_twin, has_bfloat16
+from suture.core.signature import ntk_alpha
+from suture.core.weights import ORT_ROOT_OPTION
+from suture.surgery.graph import Graph, is_weight_file, onnx_type
+from suture.surgery.graph.files import IR_VERSION, sort
+from suture.surgery.graph.weights import under_one_root
 
 SEGMENT = 1 << 26  # bytes of weights; more where one product has more
 

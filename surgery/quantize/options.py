@@ -4,9 +4,9 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from contracts.command import given
-from contracts.errors import UserError
-from surgery.quantize.formats import BLOCKS, CACHES, FORMATS, HEADS, TABLES
+from suture.core.command import given
+from suture.core.errors import UserError
+from suture.surgery.quantize.formats import BLOCKS, CACHES, FORMATS, HEADS, TABLES
 
 OPTIONS = ("quantize", "kv_cache", "calibration", "tokenizer", "group_size", "exclude", "lm_head", "embedding")
 

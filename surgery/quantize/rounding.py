@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from onnx import TensorProto
 
-from surgery.quantize.formats import FP8, Values
+from suture.surgery.quantize.formats import FP8, Values
 
 FLOATS = {TensorProto.FLOAT: torch.float32, TensorProto.FLOAT16: torch.float16, TensorProto.BFLOAT16: torch.bfloat16}
 CLIPS = 1 - torch.arange(0, 11) * 0.05  # shares of the largest weight that a clipping search tries

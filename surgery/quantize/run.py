@@ -8,19 +8,18 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import torch
 
-from contracts.errors import UserError
-from contracts.progress import counted
-from contracts.signature import QUANTIZED
-from surgery import files
-from surgery.graph import Graph
-from surgery.quantize.balance import Group, balance, find_groups
-from surgery.quantize.caches import quantise_caches
-from surgery.quantize.formats import CACHES, FORMATS, HEADS, TABLES, Format
-from surgery.quantize.inputs import Inputs
-from surgery.quantize.linears import Linear, excluded, find_linears, find_tables
-from surgery.quantize.observe import observe
-from surgery.quantize.options import Request
-from surgery.quantize.writing import has_room, round_linear, write_linear, write_rounding, write_table
+from suture.core.errors import UserError
+from suture.core.progress import counted
+from suture.core.signature import QUANTIZED
+from suture.surgery.graph import Graph, files
+from suture.surgery.quantize.balance import Group, balance, find_groups
+from suture.surgery.quantize.caches import quantise_caches
+from suture.surgery.quantize.formats import CACHES, FORMATS, HEADS, TABLES, Format
+from suture.surgery.quantize.inputs import Inputs
+from suture.surgery.quantize.linears import Linear, excluded, find_linears, find_tables
+from suture.surgery.quantize.observe import observe
+from suture.surgery.quantize.options import Request
+from suture.surgery.quantize.writing import has_room, round_linear, write_linear, write_rounding, write_table
 
 
 def quantise(graph: Graph, request: Request, windows: np.ndarray | None) -> int:

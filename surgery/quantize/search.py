@@ -8,13 +8,13 @@ AWQ: Lin et al. 2023 (arXiv 2306.00978). SmoothQuant: Xiao et al. 2022 (arXiv 22
 
 import torch
 
-from surgery.graph import Graph
-from surgery.quantize.formats import Format
-from surgery.quantize.inputs import Inputs
-from surgery.quantize.linears import Linear
-from surgery.quantize.rounding import dequantised, quantise, round_to, scales_of
-from surgery.quantize.slabs import ROWS, slabs
-from surgery.quantize.writing import block_for
+from suture.surgery.graph import Graph
+from suture.surgery.quantize.formats import Format
+from suture.surgery.quantize.inputs import Inputs
+from suture.surgery.quantize.linears import Linear
+from suture.surgery.quantize.rounding import dequantised, quantise, round_to, scales_of
+from suture.surgery.quantize.slabs import ROWS, slabs
+from suture.surgery.quantize.writing import block_for
 
 ALPHAS = torch.linspace(0, 1, 11)
 OUTPUTS = 1024  # of a product, spread evenly: what the search looks at

@@ -8,10 +8,10 @@ import onnx_graphsurgeon as gs
 import torch
 from onnx.external_data_helper import ExternalDataInfo
 
-from surgery.graph import Graph, is_weight_file, onnx_type
-from surgery.quantize.linears import Linear
-from surgery.quantize.rounding import from_numpy
-from surgery.weights import read_array
+from suture.surgery.graph import Graph, is_weight_file, onnx_type
+from suture.surgery.graph.weights import read_array
+from suture.surgery.quantize.linears import Linear
+from suture.surgery.quantize.rounding import from_numpy
 
 SLAB = 1 << 18  # weights that are rounded at once: few enough to stay in a core's cache
 ROWS = 1 << 21  # where each input is a step of its own: enough that a step is worth its call

@@ -15,12 +15,12 @@ import torch
 from onnx import TensorProto
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from surgery.graph import Graph, NoMatch, need, onnx_type
-from surgery.quantize.formats import BLOCKS, Format, Values
-from surgery.quantize.linears import Linear
-from surgery.quantize.rounding import block_scales, from_numpy, packed, quantise, scales_of, to_bytes
-from surgery.quantize.slabs import balanced_slabs, slabs
-from surgery.weights import add_weight, read_array
+from suture.surgery.graph import Graph, NoMatch, need, onnx_type
+from suture.surgery.graph.weights import add_weight, read_array
+from suture.surgery.quantize.formats import BLOCKS, Format, Values
+from suture.surgery.quantize.linears import Linear
+from suture.surgery.quantize.rounding import block_scales, from_numpy, packed, quantise, scales_of, to_bytes
+from suture.surgery.quantize.slabs import balanced_slabs, slabs
 
 
 def write_linear(graph: Graph, linear: Linear, form: Format, group_size: int, x: gs.Tensor) -> None:

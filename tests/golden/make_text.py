@@ -13,9 +13,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from contracts.signature import ntk_alpha
-from models import load_model, open_checkpoint
-from models.tokenizer import open_tokenizer
+from suture.core.signature import ntk_alpha
+from suture.models import load_model, open_checkpoint
+from suture.models.tokenizer import open_tokenizer
 
 CHECKPOINT = ROOT / "models" / "tiny-qwen"
 GOLDEN = Path(__file__).with_name("tiny-qwen-text.json")

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 import weightless  # noqa: E402
 
-from contracts.head_sizes import write_head_sizes  # noqa: E402
+from suture.core.head_sizes import write_head_sizes  # noqa: E402
 
 SMALL = {
     "vocab_size": 192, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 160,

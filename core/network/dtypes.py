@@ -1,0 +1,123 @@
+"""TensorRT's dtypes in torch, and constants from the ONNX file as torch tensors.
+
+torch has no 4-bit dtypes: INT4 travels as int8, FP4 (e2m1) as float16, which holds its values exactly.
+"""
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from suture.core.errors import UserError
+from suture.core.network.description import Constant, Packed, Reference
+from suture.core.weights import weights_root
+
+TORCH = {
+    "FLOAT": torch.float32,
+    "HALF": torch.float16,
+    "BF16": torch.bfloat16,
+    "INT64": torch.int64,
+    "INT32": torch.int32,
+    "INT8": torch.int8,
+    "UINT8": torch.uint8,
+    "BOOL": torch.bool,
+    "FP8": torch.float8_e4m3fn,
+    "E8M0": torch.float8_e8m0fnu,
+    "INT4": torch.int8,
+    "FP4": torch.float16,
+}
+NARROW = (torch.float16, torch.bfloat16)
+ONNX = {
+    "BF16": onnx.TensorProto.BFLOAT16,
+    "FP8": onnx.TensorProto.FLOAT8E4M3FN,
+    "E8M0": onnx.TensorProto.FLOAT8E8M0,
+    "INT4": onnx.TensorProto.INT4,
+    "FP4": onnx.TensorProto.FLOAT4E2M1,
+}
+NARROW_IN_NUMPY = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e8m0fnu)  # what numpy has no dtype for
+PACKED = ("int4", "uint4", "float4_e2m1fn")  # two to a byte
+
+
+def widen(tensor: torch.Tensor) -> torch.Tensor:
+    """16-bit floats as float32, in which one operation and one rounding give what a 16-bit operation gives."""
+    return tensor.float() if tensor.dtype in NARROW else tensor
+
+
+def to_torch(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    """An array as a tensor of `dtype`; ml_dtypes' arrays (bfloat16, fp8, int4, fp4) among them."""
+    if array.dtype.kind != "V" and array.dtype.name in np.sctypeDict:
+        return torch.from_numpy(np.require(array, requirements="C")).reshape(array.shape).to(dtype)
+    if array.dtype.name in ("int4", "uint4"):
+        return torch.from_numpy(array.astype(np.int8)).to(dtype)
+    if array.dtype.name == "float4_e2m1fn":
+        return torch.from_numpy(array.astype(np.float16)).to(dtype)
+    bits = torch.from_numpy(np.ascontiguousarray(array).view(f"i{array.dtype.itemsize}"))
+    return bits.view(dtype).reshape(array.shape)
+
+
+class Constants:
+    """The constants of a network, those that stayed in the ONNX file by name."""
+
+    def __init__(self, model: Path, graph: onnx.ModelProto):
+        self.model, self.root = model, weights_root(model)
+        self.tensors = dict(_constants(graph.graph))
+
+    def mapped(self, constant: Constant) -> bool:
+        """Whether a constant's bytes lie outside the ONNX file."""
+        tensor = self.tensors.get(constant.name) if isinstance(constant, Reference) else None
+        return tensor is not None and tensor.data_location == onnx.TensorProto.EXTERNAL
+
+    def load(self, constant: Constant, dtype: str, check: bool) -> torch.Tensor:
+        """A constant layer's value. Raises UserError where the ONNX file does not have it, or, if asked to `check`, has
+        another than TensorRT."""
+        if isinstance(constant, np.ndarray):
+            return to_torch(constant, TORCH[dtype])
+        if isinstance(constant, Packed):
+            return to_torch(unpack(constant), TORCH[dtype])
+        tensor, raw = self._raw(constant)
+        if check and constant.checksum is not None and zlib.crc32(raw) != constant.checksum:
+            raise UserError(self.model, f"TensorRT holds other values of {constant.name} than the file", "report it")
+        numpy_dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        packed = numpy_dtype.name in PACKED
+        array = _unpacked(tensor.data_type, tensor.dims, raw.tobytes()) if packed else raw.view(numpy_dtype)
+        return to_torch(array, TORCH[dtype]).reshape(constant.shape)
+
+    def _raw(self, constant: Reference) -> tuple[onnx.TensorProto, np.ndarray]:
+        """The file's tensor and its bytes, those outside the file mapped."""
+        tensor = self.tensors.get(constant.name)
+        if tensor is None:
+            raise UserError(
+                self.model,
+                f"the {constant.dtype} constant {constant.name} of the parsed network is no tensor of the file",
+                "store it as an initializer",
+            )
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            data = tensor.raw_data or onnx.numpy_helper.to_array(tensor).tobytes()
+            return tensor, np.frombuffer(bytearray(data), np.uint8)
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        offset, path = int(entries.get("offset", 0)), self.root / entries["location"]
+        length = int(entries.get("length", 0)) or path.stat().st_size - offset
+        return tensor, np.memmap(path, np.uint8, "c", offset, (length,))  # copy on write: torch wants writable memory
+
+
+def unpack(packed: Packed) -> np.ndarray:
+    return _unpacked(ONNX[packed.dtype], packed.shape, packed.data)
+
+
+def _unpacked(data_type: int, shape, data: bytes) -> np.ndarray:
+    array = onnx.numpy_helper.to_array(onnx.TensorProto(data_type=data_type, dims=shape, raw_data=data))
+    return array.copy()  # torch wants memory that it could write
+
+
+def _constants(graph: onnx.GraphProto):
+    """Initializers and outputs of Constant nodes, those of subgraphs too."""
+    for tensor in graph.initializer:
+        yield tensor.name, tensor
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value":
+                yield node.output[0], attribute.t
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _constants(attribute.g)

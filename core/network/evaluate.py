@@ -1,0 +1,219 @@
+"""Evaluates a parsed network: each layer in torch, each output checked against what the network declares."""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+
+import numpy as np
+import torch
+
+from suture.core.errors import UserError
+from suture.core.network import arithmetic, attention, elementwise, quantization, shapes
+from suture.core.network.description import Layer, Network
+from suture.core.network.dtypes import TORCH, Constants, to_torch
+from suture.core.weights import load_graph
+
+LAYERS: dict[str, Callable] = {
+    "ACTIVATION": elementwise.activation,
+    "CAST": elementwise.cast,
+    "ELEMENTWISE": elementwise.elementwise,
+    "IDENTITY": elementwise.identity,
+    "PARAMETRIC_RELU": elementwise.parametric_relu,
+    "SELECT": elementwise.select,
+    "UNARY": elementwise.unary,
+    "CONCATENATION": shapes.concatenation,
+    "FILL": shapes.fill,
+    "GATHER": shapes.gather,
+    "NON_ZERO": shapes.non_zero,
+    "ONE_HOT": shapes.one_hot,
+    "SCATTER": shapes.scatter,
+    "SHAPE": shapes.shape,
+    "SHUFFLE": shapes.shuffle,
+    "SLICE": shapes.slice_,
+    "SQUEEZE": shapes.squeeze,
+    "UNSQUEEZE": shapes.unsqueeze,
+    "CONVOLUTION": arithmetic.convolution,
+    "CUMULATIVE": arithmetic.cumulative,
+    "EINSUM": arithmetic.einsum,
+    "MATRIX_MULTIPLY": arithmetic.matrix_multiply,
+    "NORMALIZATION": arithmetic.normalization,
+    "REDUCE": arithmetic.reduce,
+    "SOFTMAX": arithmetic.softmax,
+    "TOPK": arithmetic.top_k,
+    "DEQUANTIZE": quantization.dequantize,
+    "QUANTIZE": quantization.quantize,
+    "KV_CACHE_UPDATE": attention.kv_cache_update,
+    "ROTARY_EMBEDDING": attention.rotary_embedding,
+}
+STRUCTURE = ("CONSTANT", "ATTENTION_INPUT", "ATTENTION_OUTPUT", "CONDITION", "CONDITIONAL_INPUT", "CONDITIONAL_OUTPUT")
+
+
+class EvaluationError(UserError):
+    """The network cannot be evaluated: a layer of an unknown type, one that fails, or one that yields something else
+    than the network declares. Names the layer and its ONNX node."""
+
+
+class UnknownLayer(EvaluationError):
+    """This evaluator does not know a type of layer, which says nothing of the graph."""
+
+
+class Evaluator:
+    """Runs a network on inputs.
+
+    evaluate = Evaluator(parse(model))
+    outputs = evaluate({"input_ids": ids, ...})                  # {name: torch tensor}
+    everything = evaluate(inputs, keep=network.tensors)          # intermediates too
+
+    Constants are checked once against what TensorRT holds. Those outside the ONNX file are mapped when a layer reads them
+    and let go after it, so that a model of any size runs; on a CUDA device all of them are copied there once.
+    """
+
+    def __init__(self, network: Network, device: str | None = None):
+        unknown = Counter(layer.type for layer in network.layers if layer.type not in (*LAYERS, *STRUCTURE))
+        if unknown:
+            first = next(layer for layer in network.layers if layer.type in unknown)
+            raise UnknownLayer(
+                network.model,
+                f"no evaluation of layer type {', '.join(sorted(unknown))} (first: {first})",
+                "check that part on a GPU",
+            )
+        self.network = network
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.producers = network.producers()
+        self.conditions = {
+            layer.attributes["conditional"]: layer.inputs[0] for layer in network.layers if layer.type == "CONDITION"
+        }
+        self.attentions = _attentions(network)
+        self.file = Constants(network.model, load_graph(network.model))
+        self.constants = self._constants()
+
+    def __call__(self, feeds: Mapping[str, np.ndarray | torch.Tensor], keep: Collection[str] = ()) -> dict[str, torch.Tensor]:
+        """The network's outputs, and the tensors named in `keep` that were computed on the way to them."""
+        values = self._inputs(feeds)
+        wanted = {*self.network.outputs, *keep}
+        uses = Counter(name for layer in self.network.layers for name in self._sources(layer))
+        pending = list(reversed(self.network.outputs))  # layers are not in topological order
+        while pending:
+            name = pending[-1]
+            if name in values:
+                pending.pop()
+                continue
+            layer = self.producers[name]
+            needed = self._needed(layer, values)
+            missing = [source for source in needed if source not in values]
+            if missing:
+                pending += reversed(missing)
+                continue
+            values.update(self._evaluated(layer, values))
+            for source in self._sources(layer):
+                uses[source] -= 1
+                if not uses[source] and source not in wanted:
+                    values.pop(source, None)
+        return {name: value for name, value in values.items() if name in wanted}
+
+    def _sources(self, layer: Layer) -> set[str]:
+        """All tensors that `layer` may read."""
+        sources = {name for name in layer.inputs if name is not None}
+        if layer.type == "ATTENTION_OUTPUT":
+            sources |= set(self.attentions[layer.inputs[0]].values())
+        elif layer.type == "CONDITIONAL_OUTPUT":
+            sources.add(self.conditions[layer.attributes["conditional"]])
+        return sources
+
+    def _needed(self, layer: Layer, values: dict) -> list[str]:
+        """What must be there before `layer` runs: of a conditional first the condition, then the branch it takes."""
+        if layer.type == "CONDITIONAL_OUTPUT":
+            condition = self.conditions[layer.attributes["conditional"]]
+            return [condition] if condition not in values else [layer.inputs[0 if values[condition].item() else 1]]
+        return sorted(self._sources(layer))
+
+    def _evaluated(self, layer: Layer, values: dict) -> dict[str, torch.Tensor]:
+        try:
+            result = self._result(layer, values)
+        except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise EvaluationError(
+                self.network.model, f"{layer} fails: {reason}", "look at what the parser made of that node"
+            ) from error
+        parts = result if isinstance(result, tuple) else (result,)
+        results = {name: part.to(self.device) for name, part in zip(layer.outputs, parts)}  # a FILL has no inputs' device
+        for name, value in results.items():
+            self._check(layer, name, value)
+        return results
+
+    def _result(self, layer: Layer, values: dict) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        if layer.type == "CONSTANT":
+            kept = self.constants.get(layer.outputs[0])
+            return self._constant(layer) if kept is None else kept
+        if layer.type == "CONDITIONAL_OUTPUT":
+            return values[self._needed(layer, values)[0]]  # the condition is there, so this is the branch taken
+        if layer.type in ("ATTENTION_INPUT", "CONDITIONAL_INPUT"):  # they open a scope; the work is at its end
+            return values[layer.inputs[0]]
+        if layer.type == "ATTENTION_OUTPUT":
+            sources = {role: values[name] for role, name in self.attentions[layer.inputs[0]].items()}
+            query, key, value, mask, lengths = (sources.get(role) for role in ATTENTION_ROLES)
+            return attention.attention(layer.attributes["attention"], query, key, value, mask, lengths)
+        inputs = [None if name is None else values[name] for name in layer.inputs]
+        return LAYERS[layer.type](layer, *inputs)
+
+    def _check(self, layer: Layer, name: str, value: torch.Tensor) -> None:
+        declared = self.network.tensors[name]
+        found = tuple(value.shape)
+        fits = len(found) == len(declared.shape) and all(d in (-1, f) for f, d in zip(found, declared.shape))
+        if not fits or value.dtype != TORCH[declared.dtype]:
+            raise EvaluationError(
+                self.network.model,
+                f"{layer} yields {value.dtype} {list(found)}, "
+                f"but the network declares {name} as {declared.dtype} {list(declared.shape)}",
+                "one of the two is wrong about this layer",
+            )
+
+    def _inputs(self, feeds: Mapping) -> dict[str, torch.Tensor]:
+        missing = [name for name in self.network.inputs if name not in feeds]
+        if missing:
+            raise UserError(self.network.model, f"no value given for {', '.join(missing)}", "give all inputs")
+        values = {}
+        for name in self.network.inputs:
+            declared, value = self.network.tensors[name], feeds[name]
+            tensor = value if isinstance(value, torch.Tensor) else to_torch(value, _dtype_of(value))
+            fits = len(tensor.shape) == len(declared.shape) and all(d in (-1, f) for f, d in zip(tensor.shape, declared.shape))
+            if not fits or tensor.dtype != TORCH[declared.dtype]:
+                raise UserError(
+                    self.network.model,
+                    f"input {name} is {declared.dtype} {list(declared.shape)}, "
+                    f"but given was {tensor.dtype} {list(tensor.shape)}",
+                    "give the input in that form",
+                )
+            values[name] = tensor.to(self.device)
+        return values
+
+    def _constants(self) -> dict[str, torch.Tensor]:
+        """All constants but those that are mapped anew at each use."""
+        kept = {}
+        for layer in self.network.layers:
+            if layer.type == "CONSTANT":
+                value = self._constant(layer, check=True)
+                if self.device.type != "cpu" or not self.file.mapped(layer.attributes["weights"]):
+                    kept[layer.outputs[0]] = value.to(self.device)
+        return kept
+
+    def _constant(self, layer: Layer, check: bool = False) -> torch.Tensor:
+        return self.file.load(layer.attributes["weights"], self.network.tensors[layer.outputs[0]].dtype, check)
+
+
+ATTENTION_ROLES = ("query", "key", "value", "mask", "key_value_lengths")
+
+
+def _attentions(network: Network) -> dict[str, dict[str, str]]:
+    """The sources of each attention by role, found by the tensor that joins its input layer to its output layer."""
+    found = {}
+    for layer in network.layers:
+        if layer.type == "ATTENTION_INPUT":
+            given = layer.attributes["attention"]
+            optional = {role: given[role] for role in ATTENTION_ROLES[3:] if given[role] is not None}
+            found[layer.outputs[0]] = dict(zip(ATTENTION_ROLES[:3], layer.inputs)) | optional
+    return found
+
+
+def _dtype_of(array: np.ndarray) -> torch.dtype:
+    names = {"float8_e4m3fn": torch.float8_e4m3fn, "bfloat16": torch.bfloat16, "int4": torch.int8}
+    return names.get(array.dtype.name) or torch.from_numpy(np.empty(0, array.dtype)).dtype

@@ -1,0 +1,264 @@
+"""The inputs and outputs of a language model's graph, by what they are for.
+
+Two signatures (shapes in the field's letters: B batch, S tokens of this step, P tokens before it, L capacity):
+
+    growing   input_ids [B,S]  position_ids [B,S]  attention_mask [B,P+S]  past [B,kv_heads,P,head_dim]
+    static    input_ids [B,S]  position_ids [B,S]  write_indices [B]       past [B,kv_heads,L,head_dim]
+
+Causal, but for models whose prompt sees itself in both directions (metadata suture.bidirectional): there a step's tokens see
+each other and all before. In the static form these take sequence_lengths [B], too: what a step is padded with must be hidden.
+
+Suture writes the names below. Graphs made elsewhere are read by `find_signature`, which goes by what names and shapes
+have in common across exporters.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+import onnx
+
+from suture.core.cpm_inputs import LAYOUT
+from suture.core.errors import UserError
+
+TOKENS = "input_ids"
+POSITIONS = "position_ids"
+MASK = "attention_mask"
+WRITE_INDICES = "write_indices"
+SEQUENCE_LENGTHS = "sequence_lengths"
+NTK_ALPHA = "ntk_alpha"
+LOGITS = "logits"
+QUANTISED = (onnx.TensorProto.INT8, onnx.TensorProto.FLOAT8E4M3FN)  # what a cache may be instead
+FEATURES = "input_features"  # of an encoder: log-mel spectrograms [B, mel bins, frames]
+CACHE_WORDS = r"past|cache|(^|[._])(key|value|k|v)s?([._\d]|$)"
+FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+ROLES = ("tokens", "positions", "mask", "write_indices", "logits")  # of inputs and outputs, where names do not say
+SIDES = {"encoder": "encoder.", "cross": "encoder.", "decoder": "decoder."}
+QUANTIZED = "suture.quantized"  # metadata of a quantised graph: the format, and the rest of the options that made it
+NTK_TRAINED_LENGTH = "suture.ntk_trained_length"  # metadata of a graph that takes ntk_alpha: the config's seq_length
+BIDIRECTIONAL = "suture.bidirectional"  # metadata of a graph in which a step's tokens see each other
+PREFIX = "suture.prefix"  # metadata: the tokens that begin every row, before the text
+LEARNED_POSITIONS = "suture.learned_positions"  # metadata of a graph with a table of positions: its rows
+
+
+def past_name(layer: int, role: str) -> str:
+    return f"past_key_values.{layer}.{role}"
+
+
+def present_name(layer: int, role: str) -> str:
+    return f"present.{layer}.{role}"
+
+
+def ntk_alpha(prompt_length: int, trained_length: int) -> float:
+    """The scale of the rotary base that a prompt of this many tokens gets, kept while decoding: 1, 3, 7, 15 ...
+
+    Dynamic NTK as in the original Qwen (modeling_qwen.py, get_ntk_alpha): 2^ceil(log2(length / trained) + 1) - 1.
+    """
+    return float(max(2 ** math.ceil(math.log2(max(prompt_length, 1) / trained_length) + 1) - 1, 1))
+
+
+@dataclass(frozen=True)
+class Cache:
+    """One cached tensor of one attention layer: `past` goes in, `present` comes out."""
+
+    layer: int
+    role: str  # "key" or "value", after the prefix "decoder." or "encoder." where a model has both
+    past: str
+    present: str | None  # None for an encoder's keys and values, which no step changes
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Names of a graph's inputs and outputs; None for what it does not have."""
+
+    tokens: str | None  # None only in graphs without caches, such as encoders
+    logits: str | None
+    positions: str | None
+    mask: str | None
+    write_indices: str | None
+    sequence_lengths: str | None
+    ntk_alpha: str | None
+    caches: tuple[Cache, ...]
+    kv_heads: int
+    head_dim: int
+    capacity: int | None  # slots of a static cache; None where the cache grows
+    dtype: int  # onnx.TensorProto type of the cache
+    ntk_trained_length: int | None
+    learned_positions: int | None = None  # rows of a table of positions: no sequence can be longer
+    encoder_caches: tuple[Cache, ...] = ()  # what a decoder's cross-attention reads; decoding does not change it
+    logits_dtype: int = onnx.TensorProto.UNDEFINED
+    last_only: bool = False  # logits [batch, 1, vocab], of each row's last valid token
+    bidirectional: bool = False  # a step's tokens see each other, so a prompt in chunks is another one
+    layout: tuple[str, ...] = ()  # inputs of suture.core.cpm_inputs
+    prefix: tuple[int, ...] = ()  # tokens that begin every row, before the text
+
+    @property
+    def inputs(self) -> set[str]:
+        """The names of all inputs whose meaning is known."""
+        named = (self.tokens, self.positions, self.mask, self.write_indices, self.sequence_lengths, self.ntk_alpha)
+        caches = (cache.past for cache in (*self.caches, *self.encoder_caches))
+        return {*filter(None, named), *self.layout, *caches}
+
+    @property
+    def static(self) -> bool:
+        return self.write_indices is not None
+
+    @property
+    def float_dtype(self) -> int:
+        """The type that the graph computes in: the cache's, or, where that is quantised, the logits'."""
+        return self.dtype if self.dtype in FLOATS else self.logits_dtype
+
+    @property
+    def layers(self) -> int:
+        return 1 + max(cache.layer for cache in self.caches)
+
+
+def find_signature(
+    model: onnx.ModelProto,
+    name: object = "graph",
+    past_pattern: str | None = None,
+    need_caches: bool = True,
+    given: dict[str, str] | None = None,
+) -> Signature:
+    """Reads the signature of a decoder graph with a KV cache. `past_pattern` (a regular expression) overrides what
+    counts as a cache input, `given` (by role: ROLES) which input or output is for what. Raises UserError naming what could
+    not be paired, and, with `need_caches`, for a graph without any cache (an encoder)."""
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    inputs = {value.name: value for value in model.graph.input if value.name not in initializers}
+    if past_pattern is None:
+        _refuse_other_caches(name, inputs)
+    outputs = {value.name: value for value in model.graph.output}
+    pasts = [n for n, value in inputs.items() if _is_cache(value, past_pattern)]
+    presents = [n for n, value in outputs.items() if _is_cache(value, None) and n != LOGITS]
+    if past_pattern is None and not any(re.search(CACHE_WORDS, past) for past in pasts) and not _grown(model, pasts, presents):
+        pasts, presents = [], []  # an encoder's picture has four dimensions too
+    if not pasts and (need_caches or past_pattern is not None):
+        raise UserError(name, "no cache inputs found", "name them with --past REGEX, or export with a KV cache")
+    caches, encoder_caches = _pair(name, model, pasts, presents)
+    shape = _shape(inputs[caches[0].past]) if caches else [0, 0, 0, 0]
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    writes = {node.input[2] for node in model.graph.node if node.op_type == "TensorScatter" and len(node.input) > 2}
+    in_place = writes or any(node.op_type == "GroupQueryAttention" for node in model.graph.node)
+    write_indices = _first(inputs, r"^write_ind|^cache_position$|^past_lengths?$", rank=1) if in_place and caches else None
+    write_indices = write_indices or next((written for written in inputs if caches and written in writes), None)
+    find = _required if caches else lambda name, values, pattern, what: _first(values, pattern)
+    given = _known(name, given or {}, inputs, outputs)
+    write_indices = given.get("write_indices", write_indices)
+    logits = given.get("logits") or find(name, outputs, r"logits|lm_head|output", "logits output")
+    sequence_lengths = _first(inputs, r"^sequence_lengths$", rank=1)
+    return Signature(
+        tokens=given.get("tokens") or find(name, inputs, r"input_ids|tokens|decoder_input", "token input"),
+        logits=logits,
+        positions=given.get("positions") or _first(inputs, r"pos(ition)?_?(ids?|s)$|^positions?$"),
+        mask=given.get("mask") or _first(inputs, r"^(?!.*(encoder|cross)).*mask"),
+        write_indices=write_indices,
+        sequence_lengths=sequence_lengths,
+        ntk_alpha=_first(inputs, r"^ntk_alpha$", rank=1),
+        caches=tuple(caches),
+        kv_heads=_static(shape[1]),
+        head_dim=_static(shape[3]),
+        capacity=_static(shape[2]) if write_indices else None,
+        dtype=inputs[caches[0].past].type.tensor_type.elem_type if caches else onnx.TensorProto.UNDEFINED,
+        ntk_trained_length=int(metadata[NTK_TRAINED_LENGTH]) if NTK_TRAINED_LENGTH in metadata else None,
+        learned_positions=int(metadata[LEARNED_POSITIONS]) if LEARNED_POSITIONS in metadata else None,
+        encoder_caches=tuple(encoder_caches),
+        logits_dtype=outputs[logits].type.tensor_type.elem_type if logits else onnx.TensorProto.UNDEFINED,
+        last_only=sequence_lengths is not None and _shape(outputs[logits])[1] == 1,
+        bidirectional=BIDIRECTIONAL in metadata,
+        layout=tuple(name for name in LAYOUT if name in inputs and BIDIRECTIONAL in metadata),
+        prefix=tuple(map(int, metadata[PREFIX].split())) if PREFIX in metadata else (),
+    )
+
+
+def _known(name: object, given: dict[str, str], inputs: dict, outputs: dict) -> dict[str, str]:
+    """What was given. Raises UserError for a role or a tensor that does not exist."""
+    for role, tensor in given.items():
+        if role not in ROLES:
+            raise UserError(f"{role}={tensor}", "no such role", f"choose from {', '.join(ROLES)}")
+        ends = outputs if role == "logits" else inputs
+        if tensor not in ends:
+            what = "output" if role == "logits" else "input"
+            raise UserError(name, f"has no {what} {tensor}", f"choose from {', '.join(ends)}")
+    return given
+
+
+def _refuse_other_caches(name: object, inputs: dict[str, onnx.ValueInfoProto]) -> None:
+    """Raises UserError for a cache that says so by its name and has other axes: layers stacked, or heads and rows merged."""
+    for past, value in inputs.items():
+        tensor = value.type.tensor_type
+        if re.search(r"past|cache", past) and tensor.elem_type in FLOATS and len(tensor.shape.dim) not in (0, 4):
+            wrong = f"the cache {past} has {len(tensor.shape.dim)} dimensions, not [batch, heads, slots, head size]"
+            raise UserError(name, wrong, "export with one such tensor for each layer's keys, and one for its values")
+
+
+def _is_cache(value: onnx.ValueInfoProto, pattern: str | None) -> bool:
+    tensor = value.type.tensor_type
+    kept = tensor.elem_type in (*FLOATS, *QUANTISED)
+    if pattern is not None:
+        return bool(re.search(pattern, value.name))
+    return kept and len(tensor.shape.dim) == 4 and not re.search(r"mask|bias", value.name)
+
+
+def _pair(name: object, model: onnx.ModelProto, pasts: list[str], presents: list[str]) -> tuple[list[Cache], list[Cache]]:
+    """Caches that grow with the outputs that they become, by name or, where names do not say, by what joins new slots to
+    them; and an encoder's, which need no output."""
+    fixed = [past for past in pasts if _place(past)[1].startswith("encoder.")]
+    growing = [past for past in pasts if past not in fixed]
+    by_place = {_place(present): present for present in presents}
+    encoder_caches = [Cache(*_place(past), past, by_place.get(_place(past))) for past in fixed]
+    presents = [present for present in presents if not _place(present)[1].startswith("encoder.")]
+    side = "decoder." if fixed else ""
+    places = [_place(past) for past in growing]
+    if len(set(places)) == len(growing) == len(presents) and all(place in by_place for place in places):
+        caches = [
+            Cache(layer, role if side in role else side + role, past, by_place[layer, role])
+            for past, (layer, role) in zip(growing, places)
+        ]
+        return sorted(caches, key=lambda cache: cache.layer), encoder_caches
+    grown = _grown(model, growing, presents)
+    if len(grown) == len(growing) == len(presents) and len(growing) % 2 == 0:
+        roles = [f"{side}key", f"{side}value"]
+        return [Cache(i // 2, roles[i % 2], past, grown[past]) for i, past in enumerate(growing)], encoder_caches
+    unpaired = [past for past in growing if _place(past) not in by_place and past not in grown]
+    unpaired = unpaired or [present for present in presents if present not in grown.values()] or presents
+    raise UserError(name, f"cache without its counterpart: {', '.join(unpaired)}", "name pairs alike, or use --past")
+
+
+def _grown(model: onnx.ModelProto, pasts: list[str], presents: list[str]) -> dict[str, str]:
+    """By cache input the output that a node which also reads the input computes, both as they are or transposed."""
+    turned = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Transpose"}
+    joins = [node for node in model.graph.node if node.op_type in ("Concat", "TensorScatter", "ScatterND", "ScatterElements")]
+    inputs_of = {node.output[0]: [turned.get(name, name) for name in node.input] for node in joins}
+    made = {present: inputs_of.get(present) or inputs_of.get(turned.get(present), ()) for present in presents}
+    return {past: present for present in presents for past in pasts if past in made[present]}
+
+
+def _place(name: str) -> tuple[int, str]:
+    """The layer and role that a cache tensor's name says: past_key_values.3.decoder.key, past_k_3, key_cache_3."""
+    numbers = re.findall(r"\d+", name)
+    roles = re.findall(r"(?:^|[._\W])(k|v)(?:ey|al|alue)?s?(?=[._\W\d]|$)", name)
+    role = "key" if roles and roles[-1] == "k" else "value"  # the last: past_key_values.3.value has both
+    side = next((side for word, side in SIDES.items() if word in name), "")
+    return (int(numbers[0]) if numbers else 0), side + role
+
+
+def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
+    return [dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim]
+
+
+def _static(dim: int | str) -> int:
+    return dim if isinstance(dim, int) else -1
+
+
+def _first(values: dict[str, onnx.ValueInfoProto], pattern: str, rank: int | None = None) -> str | None:
+    for name, value in values.items():
+        if re.search(pattern, name) and rank in (None, len(value.type.tensor_type.shape.dim)):
+            return name
+    return None
+
+
+def _required(name: object, values: dict[str, onnx.ValueInfoProto], pattern: str, what: str) -> str:
+    found = _first(values, pattern)
+    if found is None:
+        raise UserError(name, f"no {what} among {', '.join(values)}", "export a language model with logits")
+    return found

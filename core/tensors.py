@@ -1,0 +1,141 @@
+"""Every tensor of a model that may refer to a file, and where its bytes lie: the one list that readers and writers go by.
+
+ONNX lets any TensorProto name a file: initializers, dense and sparse, and attributes of any node, also in subgraphs, in
+functions, and in graphs that describe training. A location is checked here and nowhere else.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+import onnx
+from onnx import TensorProto
+
+from suture.core import reader
+from suture.core.errors import UserError
+
+STORED = {  # bytes an element, where numpy's differ
+    TensorProto.INT4: 0.5, TensorProto.UINT4: 0.5, TensorProto.FLOAT4E2M1: 0.5, TensorProto.INT2: 0.25, TensorProto.UINT2: 0.25,
+}  # fmt: skip
+UNSIZED = (TensorProto.UNDEFINED, TensorProto.STRING)  # an element has no number of bytes
+KEPT_INSIDE = "keep weights below the model's own folder"
+
+
+def every_tensor(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Each TensorProto in the model, wherever it stands."""
+    graphs = [model.graph, *(graph for each in model.training_info for graph in (each.initialization, each.algorithm))]
+    attributes = [attribute for function in model.functions for attribute in function.attribute_proto]
+    nodes = [node for function in model.functions for node in function.node]
+    while graphs or nodes or attributes:
+        for graph in graphs:
+            yield from graph.initializer
+            for sparse in graph.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+            nodes += graph.node
+        attributes += [attribute for node in nodes for attribute in node.attribute]
+        graphs, nodes = [], []
+        for attribute in attributes:
+            dense, sparse = [*attribute.tensors], [*attribute.sparse_tensors]
+            if attribute.HasField("t"):
+                dense.append(attribute.t)
+            if attribute.HasField("sparse_tensor"):
+                sparse.append(attribute.sparse_tensor)
+            yield from dense
+            for each in sparse:
+                yield from (each.values, each.indices)
+            graphs += attribute.graphs
+            if attribute.HasField("g"):
+                graphs.append(attribute.g)
+        attributes = []
+
+
+def references(model: onnx.ModelProto) -> Iterator[tuple[TensorProto, dict[str, str]]]:
+    """Each tensor that lies outside the model's file, with location, offset and length."""
+    return external(every_tensor(model))
+
+
+def external(tensors: Iterable[TensorProto]) -> Iterator[tuple[TensorProto, dict[str, str]]]:
+    """Those of the tensors that lie outside the model's file, with location, offset and length."""
+    for tensor in tensors:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            yield tensor, {entry.key: entry.value for entry in tensor.external_data}
+
+
+def tensor_bytes(tensor: TensorProto) -> int:
+    """Bytes that a weight takes, whatever says where they are."""
+    return math.ceil(math.prod(tensor.dims) * stored_size(tensor.data_type))
+
+
+def stored_size(dtype: int) -> float:
+    """Bytes of an element of an onnx.TensorProto type."""
+    return STORED.get(dtype) or onnx.helper.tensor_dtype_to_np_dtype(dtype).itemsize
+
+
+def check_places(model: onnx.ModelProto, where: Path, root: Path, but: Collection[str] = ()) -> None:
+    """Raises UserError unless every tensor's bytes lie in a regular file below `root` that has them, or at one of the
+    locations `but`. `where`: the model's file, for errors."""
+    sizes: dict[str, int] = {}
+    for tensor, reference in references(model):
+        if reference.get("location") in but:
+            continue
+        needed = _needed(tensor, where)
+        offset, length = _numbers(tensor, reference, where)
+        location = reference["location"]
+        if location not in sizes:
+            sizes[location] = reader.status(inside(root, location, where), "put it back, or export again").st_size
+        if length is not None and length != needed:
+            wrong = f"{_name(tensor)} refers to {length:,} bytes, and its shape and type need {needed:,}"
+            raise UserError(where, wrong, "export it again")
+        if offset + needed > sizes[location]:
+            raise UserError(
+                root / location,
+                f"truncated: {sizes[location]} bytes, but {_name(tensor)} ends at {offset + needed}",
+                "copy or download the file again",
+            )
+
+
+def inside(root: Path, location: str, where: Path) -> Path:
+    """The file at `location` below `root`, symbolic links followed. Raises UserError where it lies elsewhere."""
+    parts = PurePosixPath(location)
+    if not location or "\0" in location or parts.is_absolute() or ".." in parts.parts:
+        raise UserError(where, f"weights at {location} lie outside {root}", KEPT_INSIDE)
+    try:
+        path, folder = (root / location).resolve(), root.resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle, a name that is too long
+        raise UserError(root / location, f"cannot be read ({error})", KEPT_INSIDE) from None
+    cache = hub_folder(folder)
+    if not path.is_relative_to(folder) and not (cache and path.is_relative_to(cache / "blobs")):
+        raise UserError(where, f"weights at {location} lie outside {root}", KEPT_INSIDE)
+    return path
+
+
+def hub_folder(folder: Path) -> Path | None:
+    """The models--OWNER--NAME folder of the Hugging Face cache that a resolved folder is a snapshot in: its files are links
+    into `blobs` there."""
+    for below, cache in zip([folder, *folder.parents], folder.parents):
+        if below.name == "snapshots" and cache.name.startswith("models--"):
+            return cache
+    return None
+
+
+def _needed(tensor: TensorProto, where: Path) -> int:
+    if tensor.data_type in UNSIZED or tensor.data_type not in TensorProto.DataType.values():
+        raise UserError(where, f"{_name(tensor)} has a type that cannot lie in another file", "export it again")
+    if any(size < 0 for size in tensor.dims):
+        raise UserError(where, f"{_name(tensor)} has a negative size", "export it again")
+    return tensor_bytes(tensor)
+
+
+def _numbers(tensor: TensorProto, reference: dict[str, str], where: Path) -> tuple[int, int | None]:
+    """Offset and, where there is one, length."""
+    if len(tensor.external_data) != len(reference) or "location" not in reference:
+        raise UserError(where, f"{_name(tensor)} does not say once where its bytes are", "export it again")
+    for key in ("offset", "length"):
+        value = reference.get(key, "0")
+        if not (value.isascii() and value.isdigit() and len(value) < 20):
+            raise UserError(where, f"{_name(tensor)} has {key} {value[:40]!r}, which is no size", "export it again")
+    return int(reference.get("offset", 0)), int(reference["length"]) if "length" in reference else None
+
+
+def _name(tensor: TensorProto) -> str:
+    return tensor.name or "a tensor without name"

@@ -1,0 +1,169 @@
+"""An ONNX file to a Graph at opset 24, and a Graph to an ONNX file. Weights stay where they are: only the graph moves."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import shape_inference, version_converter
+from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_dtype, get_onnx_tensor_shape
+from onnx_graphsurgeon.logger import G_LOGGER
+
+from suture.core.errors import UserError
+from suture.core.signature import find_signature
+from suture.core.weights import load_graph, weights_root
+from suture.surgery.graph import Graph
+from suture.surgery.shapes.foreign_shapes import declare_shapes
+
+OPSET = 24  # TensorScatter, Swish, Attention with nonpad_kv_seqlen
+LAST_OPSET_WITH_OTHER_MEANINGS = 17  # reductions take their axes as inputs from 18 on; later changes only add types
+IR_VERSION = 11
+PRODUCER = "suture.surgery"  # export is another
+FOREIGN = ("SimplifiedLayerNormalization",)  # onnxruntime's, in the standard's domain, where onnx does not know it
+
+G_LOGGER.severity = G_LOGGER.ERROR  # graph-surgeon warns of dtypes numpy lacks, which are never touched here
+
+
+def read(path: Path, past_pattern: str | None = None, given: dict[str, str] | None = None) -> Graph:
+    """Reads the graph of `path`, brought to opset 24, with inferred shapes and nodes named by module path."""
+    model = load_graph(path)
+    signature = find_signature(model, path, past_pattern, need_caches=False, given=given)
+    _name_by_module(model)
+    model = _upgrade(model, path)
+    declare_shapes(model)
+    return Graph(infer_shapes(model), signature, weights_root(path))
+
+
+def write(graph: Graph, path: Path) -> None:
+    """Writes the graph, nodes in topological order, with the metadata it came with."""
+    onnx.save(without_shapes(to_model(graph)), path)
+
+
+def without_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without the shapes inside it, which whoever reads it infers again."""
+    del model.graph.value_info[:]
+    return model
+
+
+def to_model(graph: Graph) -> onnx.ModelProto:
+    """The graph as a protobuf; its large weights are references."""
+    sort(graph)
+    model = gs.export_onnx(graph.gs)
+    model.producer_name = PRODUCER
+    model.ir_version = max(model.ir_version, IR_VERSION)
+    onnx.helper.set_model_props(model, graph.metadata)
+    seen = Counter()
+    for node in model.graph.node:  # onnxruntime takes no two names alike
+        seen[node.name] += 1
+        node.name += f"_{seen[node.name]}" if seen[node.name] > 1 else ""
+    return model
+
+
+def refresh(graph: Graph) -> None:
+    """Sorts the nodes and, unless all is known, infers types and shapes anew, after a pass has changed the graph."""
+    sort(graph)
+    if all(_known(tensor) for node in graph.gs.nodes for tensor in node.outputs):
+        return
+    inferred = infer_shapes(to_model(graph)).graph
+    tensors = {tensor.name: tensor for node in graph.gs.nodes for tensor in node.outputs}
+    for value in (*inferred.value_info, *inferred.output):
+        if value.name in tensors:
+            tensor = tensors[value.name]
+            tensor.dtype, tensor.shape = get_onnx_tensor_dtype(value), get_onnx_tensor_shape(value)
+
+
+def _known(tensor: gs.Variable) -> bool:
+    """Whether inference has nothing to add: it calls a size that it cannot follow unk__0 and so on."""
+    vague = tensor.dtype is None or tensor.shape is None
+    return not vague and not any(size is None or str(size).startswith("unk__") for size in tensor.shape)
+
+
+def reread(graph: Graph) -> Graph:
+    """The same graph again, with shapes inferred anew."""
+    fresh = Graph(infer_shapes(to_model(graph)), graph.signature, graph.root)
+    fresh.weights_file, fresh.added = graph.weights_file, graph.added
+    return fresh
+
+
+def remove_unused(graph: Graph) -> None:
+    """Removes the nodes that no output of the graph comes from."""
+    live: set[int] = set()
+    stack = [node for output in graph.gs.outputs for node in output.inputs]
+    while stack:
+        node = stack.pop()
+        if id(node) not in live:
+            live.add(id(node))
+            stack += _producers(node)
+    for node in graph.gs.nodes:
+        if id(node) not in live:
+            node.inputs.clear()
+            node.outputs.clear()
+    graph.gs.nodes = [node for node in graph.gs.nodes if id(node) in live]
+
+
+def sort(graph: Graph) -> None:
+    """Orders nodes topologically: each output's nodes, depth first. So the order follows from what the graph computes,
+    and not from what was done to it."""
+    ours = {id(node) for node in graph.gs.nodes}
+    ordered, begun, done = [], set(), set()
+    roots = [*(node for output in graph.gs.outputs for node in output.inputs), *graph.gs.nodes]
+    stack = [(root, False) for root in reversed(roots)]
+    while stack:
+        node, above_done = stack.pop()
+        if above_done:
+            done.add(id(node))
+            ordered.append(node)
+        elif id(node) in begun:
+            assert id(node) in done, "a pass made a cycle"
+        elif id(node) in ours:
+            begun.add(id(node))
+            stack.append((node, True))
+            stack += [(above, False) for above in reversed(_producers(node)) if id(above) not in done]
+    graph.gs.nodes = ordered
+
+
+def _producers(node: gs.Node) -> list[gs.Node]:
+    """The nodes that a node reads from, those that its subgraphs read from among them."""
+    readers = [node]
+    for reader in readers:
+        for value in reader.attrs.values():
+            if isinstance(value, gs.Graph):
+                readers += value.nodes
+    return [above for reader in readers for tensor in reader.inputs for above in tensor.inputs]
+
+
+def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """onnx's own inference, with the values of small integer tensors followed through shape arithmetic."""
+    return shape_inference.infer_shapes(model, data_prop=True)
+
+
+def _upgrade(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if opset > OPSET:
+        raise UserError(path, f"opset {opset}", f"export at opset {OPSET} or below")
+    if opset <= LAST_OPSET_WITH_OTHER_MEANINGS:
+        foreign = [node for node in model.graph.node if node.op_type in FOREIGN and not node.domain]
+        for node in foreign:
+            node.domain = "onnxruntime"
+        try:
+            model = version_converter.convert_version(model, OPSET)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(path, f"opset {opset} does not convert to {OPSET} ({reason})", "export anew") from None
+        for node in model.graph.node:
+            node.domain = node.domain.removeprefix("onnxruntime")
+        return model
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = OPSET
+    return model
+
+
+def _name_by_module(model: onnx.ModelProto) -> None:
+    """Puts the module path that torch's exporter records as metadata, which graph-surgeon drops, into node names."""
+    for node in model.graph.node:
+        scopes = next((e.value for e in node.metadata_props if e.key == "pkg.torch.onnx.name_scopes"), None)
+        if scopes is not None:
+            modules = [scope for scope in re.findall(r"'([^']*)'", scopes)[:-1] if re.fullmatch(r"[\w.]+", scope)]
+            node.name = "/".join([modules[-1] if modules else "", node.name or node.output[0]])

@@ -1,0 +1,76 @@
+"""Over a static cache: the slot of each token of a step, and biases between tokens and slots."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from suture.core.signature import SEQUENCE_LENGTHS
+from suture.surgery.graph import Graph
+
+HIDDEN = {"FLOAT16": -6e4, "BFLOAT16": -1e30, "FLOAT": -1e30}  # finite: a sum with a score stays finite
+
+
+def own_slots(graph: Graph, write_indices: gs.Tensor) -> gs.Variable:
+    """write_indices[b] + i, int64 [B, S]."""
+    tokens = graph.input(graph.signature.tokens)
+    steps = graph.new("Squeeze", [graph.new("Shape", [tokens], {"start": 1, "end": 2}, dtype=np.int64)], name="slots/steps")
+    step = graph.new("Range", [graph.int64(0), steps, graph.int64(1)], name="slots/step", dtype=np.int64)
+    first = graph.new("Unsqueeze", [write_indices, graph.int64([1])], name="slots/first", shape=["batch", 1])
+    return graph.new("Add", [first, step], name="slots/own", shape=["batch", "sequence"])
+
+
+def all_slots(graph: Graph, past: gs.Variable) -> gs.Variable:
+    """0, 1, 2, ... of the static cache `past`, whose shape alone says its capacity: int64 [L]."""
+    size = graph.new("Squeeze", [graph.new("Shape", [past], {"start": 2, "end": 3}, dtype=np.int64)], name="bias/capacity")
+    return graph.new("Range", [graph.int64(0), size, graph.int64(1)], name="bias/slots", dtype=np.int64)
+
+
+def sequence_lengths(graph: Graph) -> gs.Variable:
+    """The input that says how many of a step's tokens are valid, int64 [B]."""
+    if graph.signature.sequence_lengths is None:
+        graph.gs.inputs.append(gs.Variable(SEQUENCE_LENGTHS, np.int64, ["batch"]))
+        graph.signature = replace(graph.signature, sequence_lengths=SEQUENCE_LENGTHS)
+    return graph.input(graph.signature.sequence_lengths)
+
+
+def step_bias(graph: Graph, write_indices: gs.Tensor, slots: gs.Tensor, added: gs.Tensor, dtype: int) -> gs.Variable:
+    """What is added to scores [B, heads, S, L] where a step's tokens see each other and all before: `added`, and a large
+    negative number for slots from write_indices + sequence_lengths on."""
+    end = graph.new("Add", [write_indices, sequence_lengths(graph)], name="bias/valid_slots", shape=["batch"])
+    end = graph.new("Unsqueeze", [end, graph.int64([1, 2, 3])], name="bias/end")
+    visible = graph.new("Less", [slots, end], name="bias/visible", dtype=np.bool_)
+    hidden = graph.number(HIDDEN[onnx.TensorProto.DataType.Name(dtype)], dtype)
+    return graph.new("Where", [visible, added, hidden], name="bias/bias", dtype=dtype)
+
+
+def causal_bias(
+    graph: Graph,
+    write_indices: gs.Tensor,
+    past: gs.Variable,
+    dtype: int,
+    window: int | None = None,
+    slopes: tuple[float, ...] | None = None,
+) -> gs.Variable:
+    """What is added to scores [B, heads, S, capacity] over the static cache `past`, whose shape alone says its capacity:
+    `slopes[head] * (slot - own slot)` (ALiBi, Press et al. 2022; 0 without slopes) where a slot counts, a large negative
+    number where not: behind the own slot, or `window` or more slots before it."""
+    own = graph.new("Unsqueeze", [own_slots(graph, write_indices), graph.int64([1, 3])], name="bias/own")
+    slots = all_slots(graph, past)
+    visible = graph.new("LessOrEqual", [slots, own], name="bias/causal", dtype=np.bool_)
+    if window is not None:
+        before = graph.new("Sub", [own, graph.int64(window)], name="bias/before")
+        inside = graph.new("Greater", [slots, before], name="bias/inside", dtype=np.bool_)
+        visible = graph.new("And", [visible, inside], name="bias/visible", dtype=np.bool_)
+    hidden = graph.number(HIDDEN[onnx.TensorProto.DataType.Name(dtype)], dtype)
+    added: gs.Tensor = graph.number(0, dtype)
+    if slopes is not None:
+        distance = graph.new("Cast", [graph.new("Sub", [slots, own], name="bias/distance")], {"to": dtype}, dtype=dtype)
+        array = np.array(slopes, np.float32).reshape(1, -1, 1, 1)
+        weights = gs.Constant(graph.unique("slopes"), array)
+        if dtype != onnx.TensorProto.FLOAT:
+            weights = graph.new("Cast", [weights], {"to": dtype}, name="bias/slopes", dtype=dtype)
+        added = graph.new("Mul", [distance, weights], name="bias/alibi", dtype=dtype)
+    shape = ["batch", 1 if slopes is None else len(slopes), "sequence", past.shape[2]]
+    return graph.new("Where", [visible, added, hidden], name="bias/bias", dtype=dtype, shape=shape)

@@ -1,0 +1,74 @@
+"""Attention gets an explicit mask, made once for all layers, and its scale on the query alone.
+
+    Attention(query, keys, values, mask, nonpad_kv_seqlen, is_causal)
+        →  TRT_Attention(query * scale, keys, values, bias)
+    bias[b, 0, i, slot] = 0 where slot <= write_indices[b] + i, else a large negative number        [B, 1, S, L]
+
+That bias is the one over a static cache; attention_bias has the others: causal without a cache, other valid lengths, each
+with a mask or without. TensorRT's parser drops nonpad_kv_seqlen without a word and would attend over the whole cache; its
+is_causal counts from the cache's first slot and goes with no mask, and TRT_Attention has none. Its importer multiplies query
+and keys by sqrt(scale), which reads and writes the whole key cache at each step; TRT_Attention adds no scale. The mask is
+additive, since a boolean one that two layers share does not build for a short sequence.
+
+On request, the lengths form, which reads no slot beyond a row's last, and is silently wrong on some GPUs:
+
+        →  TRT_Attention(query * scale, keys, values, "", "", kv_lengths = nonpad_kv_seqlen, causal_kind = lower_right)
+"""
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from suture.surgery.graph import Graph, is_half, need, onnx_type, producer, rank, static_dim
+from suture.surgery.passes.lowering.attention_bias import Masks, bias
+
+KNOWN = ("Q", "K", "V", "attn_mask", "nonpad_kv_seqlen", "scale", "is_causal", "softmax_precision", "qk_matmul_output_mode")
+
+
+def run(graph: Graph, lengths: bool = False) -> int:
+    masks = Masks.of(graph)
+    return graph.match(lambda graph, node: _lower(graph, node, masks, lengths), graph.nodes("Attention"))
+
+
+def _lower(graph: Graph, attention: gs.Node, masks: Masks, lengths: bool) -> bool:
+    graph.need_known(attention, *KNOWN)
+    query, keys, values = attention.inputs[:3]
+    need(rank(query) == 4, f"its query has rank {rank(query)}")
+    precision = attention.attrs.get("softmax_precision", 0) or onnx_type(query)
+    need(precision == onnx_type(query) or not is_half(query), "its softmax has a precision of its own")
+    valid = attention.inputs[6] if len(attention.inputs) > 6 else None
+    if lengths and valid is not None:
+        need(attention.inputs[3].is_empty() and attention.attrs.get("is_causal"), "a mask applies beside the valid length")
+        inputs, attrs = [None, None, valid], {"causal_kind": "lower_right"}
+    else:
+        mask = bias(graph, attention, masks)
+        inputs, attrs = [mask] * (mask is not None), {}
+    query = scaled(graph, query, scale_of(attention))
+    graph.replace(attention.outputs[0], "TRT_Attention", [query, keys, values, *inputs], attrs)
+    return True
+
+
+def scale_of(attention: gs.Node) -> float:
+    scale = attention.attrs.get("scale")
+    if scale is None:
+        size = static_dim(attention.inputs[0], 3)
+        need(size, "neither its scale nor its head size is known")
+        scale = size**-0.5
+    return scale
+
+
+def scaled(graph: Graph, query: gs.Tensor, scale: float) -> gs.Tensor:
+    """query * scale, rounded once: half precision is multiplied in float32 where the scale is not a power of two.
+
+    Of a rotated query the scale is left in float32 for the pass query_scale, which puts it into the rotary tables.
+    """
+    dtype = onnx_type(query)
+    if is_half(query) and producer(query, "RotaryEmbedding") is not None:
+        number = graph.number(scale, onnx.TensorProto.FLOAT)
+        return graph.new("Mul", [query, graph.new("Cast", [number], {"to": dtype}, dtype=dtype)], shape=query.shape)
+    exact = scale > 0 and float(np.log2(scale)).is_integer()
+    if exact or not is_half(query):
+        return graph.new("Mul", [query, graph.number(scale, dtype)], shape=query.shape)
+    wide = graph.new("Cast", [query], {"to": onnx.TensorProto.FLOAT}, dtype=np.float32, shape=query.shape)
+    scaled = graph.new("Mul", [wide, graph.number(scale, onnx.TensorProto.FLOAT)], shape=query.shape)
+    return graph.new("Cast", [scaled], {"to": dtype}, dtype=dtype, shape=query.shape)

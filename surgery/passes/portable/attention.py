@@ -1,0 +1,331 @@
+"""Attention, written out, becomes one Attention with native heads.
+
+    softmax(scale * query @ key^T + mask) @ value          [B, heads, S, D] and [B, kv_heads, T, D]
+
+Matches the scale on the scores, or on query and key each; masks by Where or Add, before or after the scale; key^T as a
+Transpose of any layout; products over three dimensions, batch and heads merged; a float32 softmax between half-precision
+products, or before a value cast to float32; guards against NaN. A mask that Where applies stays boolean, one that Add
+applies stays a bias: what it means is for later passes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from suture.surgery.graph import (
+    Graph,
+    last_axis,
+    need,
+    only_consumer,
+    onnx_type,
+    op_of,
+    other_input,
+    producer,
+    rank,
+    static_dim,
+    through,
+)
+from suture.surgery.masks.mask_builders import HIDDEN
+from suture.surgery.rows import of_tokens
+
+BOOL = 9
+MASKED = -1e4  # what exporters put where a score must not count is at most this
+
+
+def run(graph: Graph) -> int:
+    products = [node.inputs[0] for node in graph.nodes("MatMul") if not isinstance(node.inputs[1], gs.Constant)]
+    steps = of_tokens(graph, products) if graph.nodes("Softmax") else set()
+    return graph.match(lambda graph, node: _fuse(graph, node, steps), graph.nodes("Softmax"))
+
+
+@dataclass
+class Scores:
+    """What lies between query @ key^T and the softmax."""
+
+    product: gs.Node
+    scale: float = 1.0
+    mask: gs.Tensor | None = None
+
+
+def _fuse(graph: Graph, softmax: gs.Node, steps: set[int]) -> bool:
+    context = _context(graph, softmax)
+    if context is None:
+        return False
+    need(last_axis(softmax.attrs.get("axis", -1), softmax.inputs[0]), "the softmax is not over the last axis")
+    scores = _scores(graph, softmax.inputs[0])
+    if scores is None:
+        return False
+    query, query_scale = _unscaled(graph, scores.product.inputs[0])
+    key_T, key_scale = _unscaled(graph, scores.product.inputs[1])
+    merged = rank(query) == 3
+    key = _untransposed(graph, _unmerged(key_T))
+    need(key is not None, "the second operand of query @ key^T is not a transposed key")
+    key, inner_scale = _unscaled(graph, _unmerged(key))
+    query, value = _unmerged(query), _unmerged(context.inputs[1])
+    widened = producer(value, "Cast") if onnx_type(value) != onnx_type(query) else None
+    if widened is not None and onnx_type(widened.inputs[0]) == onnx_type(query):
+        value = widened.inputs[0]
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        need(rank(tensor) == 4, f"the {name} has rank {rank(tensor)}, not [batch, heads, sequence, head_dim]")
+    need(onnx_type(query) == onnx_type(key) == onnx_type(value), "query, key and value differ in type")
+    mask, grouped = scores.mask, None
+    heads = _heads_in_rows(graph, query, key)
+    if heads is not None:
+        need(not merged, "query heads lie in the rows of a product of three dimensions")
+        grouped, query = query, heads
+        need(mask is None or static_dim(mask, -2) in (1, None), "heads of one group, in the query's rows, are masked apart")
+        need(mask is None or rank(mask) < 3 or static_dim(mask, -3) == 1, "query heads in rows are masked apart")
+    if mask is not None and onnx_type(mask) not in (onnx_type(query), BOOL):
+        mask = graph.new("Cast", [mask], {"to": onnx_type(query)}, dtype=onnx_type(query), shape=mask.shape)
+    if mask is not None:
+        mask = _over_rows(graph, mask, query, id(scores.product.inputs[0]) in steps or heads is not None)
+    scale = float(scores.scale * query_scale * key_scale * inner_scale)
+    need(scale > 0, f"the scale is {scale}")
+    inputs = [query, key, value] if mask is None else [query, key, value, mask]
+    result = context.outputs[0]
+    if grouped is not None:
+        result = _groups_apart(graph, result, grouped, [*query.shape[:3], value.shape[3]])
+    _put(graph, result, inputs, {"scale": scale}, merged)
+    return True
+
+
+def _heads_in_rows(graph: Graph, query: gs.Tensor, key: gs.Tensor) -> gs.Tensor | None:
+    """[B, heads, S, D], if the query is that with the heads of a group as its rows, [B, kv_heads, group, D].
+
+    Nothing is left for S then but 1: what a graph is that was traced with one token. Other steps it cannot run.
+    """
+    reshape = producer(query, "Reshape")
+    heads = reshape.inputs[0] if reshape is not None else None
+    if heads is None or rank(heads) != 4 or rank(key) != 4:
+        return None
+    (count, size), (kv_heads, group) = ([static_dim(heads, 1), static_dim(heads, 3)], [static_dim(query, i) for i in (1, 2)])
+    if None in (count, size, kv_heads, group) or static_dim(query, 3) != size or static_dim(key, 1) != kv_heads:
+        return None
+    one_batch = heads.shape[0] == query.shape[0] not in (None, "", -1)
+    return heads if group > 1 and count == kv_heads * group and one_batch else None
+
+
+def _groups_apart(graph: Graph, result: gs.Variable, grouped: gs.Tensor, shape: list) -> gs.Variable:
+    """What is to be the context [B, heads, S, D] of `shape`, so that `result`, [B, kv_heads, group, D], is the same numbers."""
+    joined = only_consumer(result, "Reshape")
+    if joined is not None and rank(joined.outputs[0]) == 4 and list(joined.outputs[0].shape[2:]) == list(shape[2:]):
+        return joined.outputs[0]
+    context = gs.Variable(graph.unique(f"{result.name}/heads"), onnx_type(result), shape)
+    _, kv_heads, group, _ = grouped.shape
+    graph.replace(result, "Reshape", [context, graph.int64([0, kv_heads, group, shape[3] or -1])])
+    return context
+
+
+def _put(graph: Graph, result: gs.Variable, inputs: list[gs.Tensor], attrs: dict, merged: bool) -> None:
+    """Attention in place of `result`, in whose type, and over whose dimensions, what follows expects it."""
+    query = inputs[0]
+    if onnx_type(result) == onnx_type(query) and not merged:
+        graph.replace(result, "Attention", inputs, attrs)
+        return
+    name = result.inputs[0].name
+    tensor = graph.new("Attention", inputs, attrs, name=name, shape=[*query.shape[:3], inputs[2].shape[3]])
+    if merged:
+        target = _sizes(graph, [-1], query, 2, [int(inputs[2].shape[3])])
+        if onnx_type(result) == onnx_type(query):
+            graph.replace(result, "Reshape", [tensor, target])
+            return
+        tensor = graph.new("Reshape", [tensor, target], shape=result.shape)
+    graph.replace(result, "Cast", [tensor], {"to": onnx_type(result)})
+
+
+def _over_rows(graph: Graph, mask: gs.Tensor, query: gs.Tensor, of_tokens: bool) -> gs.Tensor:
+    """A mask that is the same for all rows of the query, once for each: onnxruntime broadcasts it over batch and heads alone,
+    and TensorRT takes none of three dimensions. Rows that are not the step's tokens may have one in common, whatever the
+    mask's are called."""
+    need(rank(mask) is None or rank(mask) in (2, 3, 4), f"what is added to the scores has rank {rank(mask)}")
+    need(static_dim(mask, -1) != 1, "what is added to the scores is the same for all slots, which Attention does not take")
+    if rank(mask) == 3:
+        mask = graph.new("Unsqueeze", [mask, graph.int64([0])], shape=[1, *mask.shape])
+    known = static_dim(mask, -2), static_dim(query, 2)
+    if rank(mask) is None or known[0] == known[1] is not None or (known[0] != 1 and (of_tokens or known[1] is None)):
+        return mask
+    steps = graph.new("Shape", [query], {"start": 2, "end": 3}, dtype=np.int64, shape=[1])
+    parts = [graph.int64([1] * (rank(mask) - 2)), steps, graph.int64([1])][rank(mask) == 2 :]
+    target = graph.new("Concat", parts, {"axis": 0}, dtype=np.int64, shape=[rank(mask)])
+    return graph.new("Expand", [mask, target], shape=[*mask.shape[:-2], query.shape[2], mask.shape[-1]])
+
+
+def _unmerged(tensor: gs.Tensor) -> gs.Tensor:
+    """[B, heads, S, D], if the tensor is that with its first two axes merged; else the tensor."""
+    node = producer(tensor, "Reshape")
+    return node.inputs[0] if rank(tensor) == 3 and node is not None and _same_matrices(node.inputs[0], tensor) else tensor
+
+
+def _same_matrices(first: gs.Tensor, second: gs.Tensor) -> bool:
+    """Whether two ranks of one tensor differ in the axes before the last two alone."""
+    if rank(first) is None or rank(second) is None:
+        return False
+    sizes = list(first.shape[-2:])
+    return sizes == list(second.shape[-2:]) and all(size is not None and size != "" for size in sizes)
+
+
+def _context(graph: Graph, softmax: gs.Node) -> gs.Node | None:
+    """The product weights @ value that the softmax feeds, past casts and NaN guards."""
+    weights = softmax.outputs[0]
+    while True:
+        users = {id(node): node for node in weights.outputs}.values()
+        guard = next((node for node in users if op_of(node) == "IsNaN"), None)
+        if guard is not None:
+            where = only_consumer(guard.outputs[0], "Where")
+            if where is None or where.inputs[2] is not weights:
+                return None
+            weights = where.outputs[0]
+        elif (cast := only_consumer(weights, "Cast", "Identity")) is not None:
+            weights = cast.outputs[0]
+        elif (reshape := only_consumer(weights, "Reshape")) is not None and _same_matrices(weights, reshape.outputs[0]):
+            weights = reshape.outputs[0]
+        else:
+            product = only_consumer(weights, "MatMul")
+            return product if product is not None and product.inputs[0] is weights else None
+
+
+def _scores(graph: Graph, tensor: gs.Tensor) -> Scores | None:
+    """Walks up from the softmax to the product of query and key; None where there is no such product."""
+    scale, mask, heads = 1.0, None, None
+    while (node := producer(tensor)) is not None:
+        op = op_of(node)
+        if op == "MatMul":
+            return Scores(node, scale, mask)
+        if op in ("Cast", "Identity"):
+            tensor = node.inputs[0]
+        elif op in ("Mul", "Div") and (factor := _factor(graph, node)) is not None:
+            tensor, number = factor
+            scale *= number
+        elif op == "Reshape" and rank(node.inputs[0]) == 3 and _same_matrices(node.inputs[0], tensor):
+            heads, tensor = tensor, node.inputs[0]
+        elif op == "Max" and len(node.inputs) == 2 and _least(graph, node.inputs[1]):
+            tensor = node.inputs[0]  # clamps the mask's -inf
+        elif op == "Where" and _leads_to_product(graph, node.inputs[1]):
+            need(_least(graph, node.inputs[2]), "masked scores are set to something that still counts")
+            need(mask is None, "two masks apply")
+            mask, tensor = node.inputs[0], node.inputs[1]
+        elif op == "Where" and _leads_to_product(graph, node.inputs[2]):
+            need(_least(graph, node.inputs[1]), "masked scores are set to something that still counts")
+            need(mask is None, "two masks apply")
+            mask, tensor = graph.new("Not", [node.inputs[0]], shape=node.inputs[0].shape), node.inputs[2]
+        elif op == "Add":
+            leads = [_leads_to_product(graph, operand) for operand in node.inputs]
+            if sum(leads) != 1:
+                return None
+            tensor = node.inputs[leads.index(True)]
+            bias = _with_heads(graph, other_input(node, tensor), heads)
+            if scale != 1.0:
+                bias = graph.new("Mul", [bias, graph.number(scale, onnx_type(bias))], shape=bias.shape)
+            mask = bias if mask is None else _both(graph, mask, bias)
+        else:
+            return None
+    return None
+
+
+def _with_heads(graph: Graph, bias: gs.Tensor, heads: gs.Tensor | None) -> gs.Tensor:
+    """What is added to scores of three dimensions, over the four of `heads` [B, heads, S, T]."""
+    if heads is None or rank(bias) in (0, 1, 2):
+        return bias
+    need(rank(bias) == 3 and isinstance(heads.shape[1], int), "a bias is added whose heads are not known")
+    need(bias.shape[0] not in (None, 1), "a bias is added to the scores of all heads and rows at once")
+    return _split(graph, bias, heads)
+
+
+def _split(graph: Graph, merged: gs.Tensor, heads: gs.Tensor) -> gs.Variable:
+    """[B·heads, x, y] as [B, heads, x, y], with B and heads of `heads` [B, heads, ...]."""
+    target = _sizes(graph, [-1, heads.shape[1]], merged, 1, [])
+    return graph.new("Reshape", [merged, target], shape=[*heads.shape[:2], *merged.shape[1:]])
+
+
+def _sizes(graph: Graph, before: list[int], tensor: gs.Tensor, axis: int, after: list[int]) -> gs.Tensor:
+    """`before`, the sizes of `tensor` from `axis` up to those of its last axes that `after` replaces, and `after`: int64."""
+    end = rank(tensor) - len(after)
+    known = [static_dim(tensor, each) for each in range(axis, end)]
+    if None not in known:
+        return graph.int64([*before, *known, *after])
+    sizes = graph.new("Shape", [tensor], {"start": axis, "end": end}, dtype=np.int64, shape=[end - axis])
+    parts = [graph.int64(before), sizes, *([graph.int64(after)] if after else [])]
+    return graph.new("Concat", parts, {"axis": 0}, dtype=np.int64, shape=[len(before) + end - axis + len(after)])
+
+
+def _factor(graph: Graph, node: gs.Node) -> tuple[gs.Tensor, float] | None:
+    """What a Mul or Div by a constant scales, and by how much."""
+    first, second = node.inputs
+    if node.op == "Div":
+        number = graph.scalar(second)
+        return None if number is None else (first, 1 / number)
+    for tensor, constant in ((first, second), (second, first)):
+        if (number := graph.scalar(constant)) is not None:
+            return tensor, number
+    return None
+
+
+def _least(graph: Graph, tensor: gs.Tensor) -> bool:
+    """Whether a score set to this constant no longer counts."""
+    values = graph.constant(through(tensor, "Expand", "Cast"))
+    return values is not None and bool(np.all(values.astype(np.float64) <= MASKED))
+
+
+def _leads_to_product(graph: Graph, tensor: gs.Tensor) -> bool:
+    """Whether a walk up through what may lie on the scores' way ends at a MatMul of two activations."""
+    node = producer(tensor)
+    while node is not None:
+        op = op_of(node)
+        if op == "MatMul":
+            return not any(isinstance(operand, gs.Constant) for operand in node.inputs)
+        if op in ("Mul", "Div") and (factor := _factor(graph, node)) is not None:
+            node = producer(factor[0])
+        elif op in ("Cast", "Identity", "Max", "Reshape"):
+            node = producer(node.inputs[0])
+        elif op in ("Add", "Where"):
+            return any(_leads_to_product(graph, operand) for operand in node.inputs)
+        else:
+            return False
+    return False
+
+
+def _both(graph: Graph, first: gs.Tensor, second: gs.Tensor) -> gs.Tensor:
+    """The mask `first` applied over the bias `second`."""
+    need(onnx_type(second) != BOOL, "two boolean masks apply")
+    if onnx_type(first) == BOOL:
+        hidden = graph.number(HIDDEN[onnx.TensorProto.DataType.Name(onnx_type(second))], onnx_type(second))
+        return graph.new("Where", [first, second, hidden], dtype=onnx_type(second))
+    need(onnx_type(first) == onnx_type(second), "two masks of different types are added")
+    return graph.new("Add", [first, second])
+
+
+def _unscaled(graph: Graph, tensor: gs.Tensor) -> tuple[gs.Tensor, float]:
+    node = producer(tensor, "Mul", "Div")
+    factor = _factor(graph, node) if node is not None else None
+    return factor if factor is not None else (tensor, 1.0)
+
+
+def _untransposed(graph: Graph, key_T: gs.Tensor) -> gs.Tensor | None:
+    """key [B, heads, T, D], from its transpose [B, heads, D, T]."""
+    node = producer(key_T, "Transpose")
+    if node is not None:
+        perm = list(node.attrs.get("perm", []))
+        if perm == [0, 2, 1]:
+            return node.inputs[0]
+        if len(perm) != 4:
+            return None
+        swapped = [perm[0], perm[1], perm[3], perm[2]]
+        if swapped == [0, 1, 2, 3]:
+            return node.inputs[0]
+        return graph.new("Transpose", [node.inputs[0]], {"perm": swapped}, shape=_swapped(key_T))
+    reshape = producer(key_T, "Reshape")  # [B, heads, T, D] → [B·heads, T, D] → [B·heads, D, T] → [B, heads, D, T]
+    if reshape is None or not _same_matrices(reshape.inputs[0], key_T):
+        return None
+    transpose = producer(reshape.inputs[0], "Transpose")
+    if transpose is None or list(transpose.attrs.get("perm", [])) != [0, 2, 1]:
+        return None
+    key = _unmerged(transpose.inputs[0])
+    if rank(key) == 4:
+        return key
+    return _split(graph, key, key_T) if isinstance(key_T.shape[1], int) else None
+
+
+def _swapped(key_T: gs.Tensor) -> list | None:
+    return None if key_T.shape is None else [*key_T.shape[:2], key_T.shape[3], key_T.shape[2]]

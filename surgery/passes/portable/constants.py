@@ -1,0 +1,115 @@
+"""What follows from constants alone is a constant: Constant nodes, identities, casts to the same type, small arithmetic.
+
+Weights stay where they are: nothing is folded that reads or makes more than 65,536 elements.
+"""
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import onnxruntime as ort
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
+from suture.core.traits import traits
+from suture.surgery.graph import SMALL, Graph, need, onnx_type, operands, producer, rank
+from suture.surgery.graph.files import sort
+
+GROWING = ("ConstantOfShape", "Expand", "Range", "Tile")  # a small input does not mean a small output
+QUANTISED = ("DequantizeLinear",)  # of a weight that is to stay small
+RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
+
+
+def run(graph: Graph) -> int:
+    matches = graph.match(_inline, graph.nodes("Constant"))
+    matches += graph.match(_skip, graph.nodes("Identity", "Cast", "Dropout", "Concat", "Mul"))
+    return matches + _fold(graph)
+
+
+def _inline(graph: Graph, node: gs.Node) -> bool:
+    """A Constant node's value, as a constant tensor."""
+    name, value = next(iter(node.attrs.items()))
+    if name == "value":
+        values = value._values if isinstance(value, gs.Constant) else value
+    else:
+        values = np.array(value, np.float32 if name.startswith("value_float") else np.int64)
+    graph.redirect(node.outputs[0], gs.Constant(graph.unique(node.outputs[0].name), values))
+    return True
+
+
+def _skip(graph: Graph, node: gs.Node) -> bool:
+    """y = x: a copy, a cast to the same type, a Concat of one tensor, a product with 1."""
+    x, y = node.inputs[0], node.outputs[0]
+    if node.op == "Concat" and len(node.inputs) > 1:
+        return False
+    if node.op == "Mul":
+        x = next((x for one, x in operands(node) if graph.scalar(one) == 1 and (rank(one) or 0) <= (rank(x) or 0)), None)
+        if x is None:
+            return False
+    if len(node.outputs) > 1 and node.outputs[1].outputs:
+        return False
+    if node.op == "Dropout" and len(node.inputs) > 2:
+        need(graph.scalar(node.inputs[2]) == 0, "its training_mode is not known to be off")
+    if node.op == "Cast" and onnx_type(x) != node.attrs["to"]:
+        return False
+    if graph.is_output(y):
+        return _end_in(graph, x, y)
+    graph.redirect(y, x)
+    return True
+
+
+def _end_in(graph: Graph, x: gs.Tensor, y: gs.Variable) -> bool:
+    """Makes whatever computes x compute y, an output of the graph, itself."""
+    source = producer(x)
+    if source is None or graph.is_output(x):
+        return False
+    y.inputs.clear()
+    source.outputs = [y if tensor is x else tensor for tensor in source.outputs]
+    for node in list(x.outputs):
+        node.inputs = [y if tensor is x else tensor for tensor in node.inputs]
+    return True
+
+
+def _fold(graph: Graph) -> int:
+    """Runs every node whose inputs are small constants, all at once, and keeps what the rest of the graph reads."""
+    sort(graph)
+    known: set[int] = set()
+    folding: list[gs.Node] = []
+    for node in graph.gs.nodes:
+        if not _foldable(node) or not all(_small(graph, tensor) or id(tensor) in known for tensor in node.inputs):
+            continue
+        folding.append(node)
+        known |= {id(tensor) for tensor in node.outputs}
+    inside = {id(node) for node in folding}
+    outputs = [
+        tensor
+        for node in folding
+        for tensor in node.outputs
+        if graph.is_output(tensor) or any(id(consumer) not in inside for consumer in tensor.outputs)
+    ]
+    if not outputs:
+        return 0
+    part = gs.export_onnx(gs.Graph(folding, [], outputs, import_domains=graph.gs.import_domains), do_type_check=False)
+    for node in part.graph.node:
+        node.name = ""  # need not be unique here, and onnxruntime insists
+    part.ir_version = 10
+    session = ort.InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
+    for tensor, values in zip(outputs, session.run(None, {})):
+        if values.size <= SMALL and not graph.is_output(tensor):
+            proto = onnx.numpy_helper.from_array(values)
+            graph.redirect(tensor, gs.Constant(graph.unique(f"{tensor.name}_value"), LazyValues(proto)))
+    return len(folding)
+
+
+def _foldable(node: gs.Node) -> bool:
+    subgraphs = any(isinstance(value, gs.Graph) for value in node.attrs.values())
+    if node.domain or (trait := traits(node.op)) is None or not node.attrs.keys() <= trait.attributes.keys():
+        return False  # onnxruntime runs nothing else
+    return node.op not in (*GROWING, *QUANTISED, *RANDOM) and not subgraphs
+
+
+def _small(graph: Graph, tensor: gs.Tensor) -> bool:
+    external = (
+        isinstance(tensor, gs.Constant)
+        and isinstance(tensor._values, LazyValues)
+        and tensor._values.tensor.data_location == onnx.TensorProto.EXTERNAL
+    )
+    return tensor.is_empty() or (not external and graph.constant(tensor) is not None)

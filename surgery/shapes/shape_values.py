@@ -1,0 +1,247 @@
+"""Sizes of axes as sums and products of the inputs' sizes, followed through a graph and through its shape arithmetic.
+
+onnx's own inference forgets a symbol where it meets a Reshape, so that heads, batch and sequence are unknown one layer
+further on. This follows the operators that language models are made of, one node after the other.
+"""
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from suture.surgery.graph import Graph, last_axis, onnx_type, op_of, rank
+from suture.surgery.shapes.symbolic_dims import Axis, Entry, Sum, add, broadcast, combined, counts, multiply, quotient
+
+INT64 = 7
+MOST_ENTRIES = 16  # of a tensor that is taken for sizes
+FIRST_INPUT_ALONE = ("RMSNormalization", "LayerNormalization", "RotaryEmbedding", "Softmax", "CumSum", "Pow")
+ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Pow", "Where", "And", "Or", "Not", "Equal", "LessOrEqual", "Less", "Greater",
+               "GreaterOrEqual", "Max", "Min", "Cast", "Identity", "Neg", "Sqrt", "Reciprocal", "Erf", "Tanh", "Sigmoid",
+               "Swish", "Gelu", "Relu", "Cos", "Sin", "IsNaN", "Mod")  # fmt: skip
+
+
+class Sizes:
+    """What is known of every tensor's axes, and of the entries of small integer tensors. Nodes are learnt in topological
+    order."""
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.tensors: list[gs.Tensor] = []  # those that entries refer to
+        self.numbers: dict[int, int] = {}  # and their places in this list, by id
+        self.holders: dict[Sum, tuple[gs.Tensor, int]] = {}  # a tensor that holds a computed entry, and where
+        self.values: dict[int, list[Entry]] = {}
+        self.shapes: dict[int, list[Entry]] = {}
+        self.symbols: dict[str, Sum] = {}
+        self._learn_signature()
+        tokens = graph.signature.tokens
+        for tensor in sorted(graph.gs.inputs, key=lambda tensor: tensor.name != tokens):
+            for axis, size in enumerate(tensor.shape or []):
+                self._name(size, self.axis(tensor, axis))
+
+    def _learn_signature(self) -> None:
+        """What the signature says: all caches hold the same past, and each becomes longer by the step's tokens."""
+        signature, ends = self.graph.signature, {t.name: t for t in (*self.graph.gs.inputs, *self.graph.gs.outputs)}
+        if signature.static or not signature.caches:
+            return
+        tokens, first = ends[signature.tokens], ends[signature.caches[0].past]
+        batch, steps, past = self.axis(tokens, 0), self.axis(tokens, 1), self.axis(first, 2)
+        for cache in signature.caches:
+            for name, length in ((cache.past, past), (cache.present, add([past, steps]))):
+                if rank(ends[name]) == 4:
+                    self._name(ends[name].shape[2], length)
+                    self._name(ends[name].shape[0], batch)
+        if signature.mask is not None and rank(ends[signature.mask]) == 2:
+            self._name(ends[signature.mask].shape[0], batch)
+
+    def _name(self, symbol: object, size: Sum) -> None:
+        if isinstance(symbol, str) and symbol and not symbol.startswith("unk__"):
+            self.symbols.setdefault(symbol, size)
+
+    def axis(self, tensor: gs.Tensor, axis: int, index: int = 0, counts: bool = True) -> Sum:
+        number = self.numbers.setdefault(id(tensor), len(self.tensors))
+        if number == len(self.tensors):
+            self.tensors.append(tensor)
+        return Sum((((Axis(number, axis, index, counts),), 1),))
+
+    def shape(self, tensor: gs.Tensor) -> list[Entry] | None:
+        """The sizes of a tensor's axes; None if its rank is unknown."""
+        if id(tensor) in self.shapes:
+            return self.shapes[id(tensor)]
+        if rank(tensor) is None:
+            return None
+        return [self._declared(tensor, axis) for axis in range(rank(tensor))]
+
+    def _declared(self, tensor: gs.Tensor, axis: int) -> Entry:
+        size = tensor.shape[axis]
+        if isinstance(size, int | np.integer) and size >= 0:
+            return int(size)
+        return self.symbols.get(size) or self.axis(tensor, axis)
+
+    def name(self, entry: Entry) -> int | str | None:
+        """The entry as a dimension of a shape: a number or a symbol; None where it has no name."""
+        if isinstance(entry, int):
+            return int(entry)
+        terms = []
+        for axes, number in entry.terms:
+            names = [self.tensors[axis.source].shape[axis.axis] if axis.axis >= 0 else None for axis in axes]
+            if not all(isinstance(name, str) and name and not name.startswith("unk__") for name in names):
+                return None
+            terms.append("*".join([str(number)] * (number != 1 or not names) + names))
+        return " + ".join(sorted(terms))
+
+    # --- entries of small integer tensors ---------------------------------------------------------------------------
+
+    def entries(self, tensor: gs.Tensor) -> list[Entry] | None:
+        """What a tensor of rank 0 or 1 holds; None if it is neither, too long, or not of integers."""
+        if id(tensor) in self.values:
+            return self.values[id(tensor)]
+        if isinstance(tensor, gs.Constant):
+            values = self.graph.constant(tensor)
+            usable = values is not None and values.ndim < 2 and values.size <= MOST_ENTRIES and values.dtype.kind in "ib"
+            return values.reshape(-1).tolist() if usable else None
+        length = 1 if rank(tensor) == 0 else (self.shape(tensor)[0] if rank(tensor) == 1 else None)
+        if not isinstance(length, int) or length > MOST_ENTRIES or onnx_type(tensor) != INT64:
+            return None
+        return [self.axis(tensor, -1, index, counts=False) for index in range(length)]
+
+    def learn(self, node: gs.Node) -> None:
+        """Works out the shapes of a node's outputs, and their entries where they are small integer tensors."""
+        values = self._values(node)
+        if values is not None:
+            self.values[id(node.outputs[0])] = values
+            for index, entry in enumerate(values):
+                if isinstance(entry, Sum):
+                    self.holders.setdefault(entry, (node.outputs[0], index))
+        for tensor, shape in zip(node.outputs, self._shapes(node)):
+            if shape is not None and rank(tensor) in (None, len(shape)):
+                shape = [self.axis(tensor, axis) if size is None else size for axis, size in enumerate(shape)]
+                declared = self.shape(tensor)
+                self.shapes[id(tensor)] = [
+                    known if isinstance(known, int) else size for known, size in zip(declared or shape, shape)
+                ]
+
+    def _values(self, node: gs.Node) -> list[Entry] | None:
+        op = op_of(node)
+        if op == "Shape":
+            shape = self.shape(node.inputs[0])
+            return None if shape is None else shape[node.attrs.get("start", 0) : node.attrs.get("end")]
+        output = node.outputs[0]
+        if rank(output) not in (0, 1) or not node.inputs:
+            return None
+        inputs = [None if tensor.is_empty() else self.entries(tensor) for tensor in node.inputs]
+        first = inputs[0]
+        if first is None:
+            return None
+        if op in ("Squeeze", "Unsqueeze", "Reshape", "Identity") or (op == "Cast" and node.attrs["to"] == INT64):
+            return first
+        if None in inputs:
+            return None
+        if op == "Concat":
+            return [entry for entries in inputs for entry in entries]
+        if op == "ConstantOfShape":
+            fill = node.attrs.get("value")
+            fill = 0 if fill is None else np.asarray(fill.values).item()
+            plain = len(first) == 1 and isinstance(first[0], int) and first[0] <= MOST_ENTRIES and isinstance(fill, int)
+            return [fill] * first[0] if plain else None
+        if op == "Gather" and rank(node.inputs[0]) == 1:
+            inside = all(isinstance(i, int) and -len(first) <= i < len(first) for i in inputs[1])
+            return [first[i] for i in inputs[1]] if inside else None
+        if op == "Slice":
+            bounds = [entries[0] for entries in (*inputs[1:3], *inputs[4:5])]
+            return first[slice(*bounds)] if all(isinstance(bound, int) for bound in bounds) else None
+        if op in ("Add", "Sub", "Mul", "Div", "Equal", "Where"):
+            length = max(map(len, inputs))
+            if not all(len(entries) in (1, length) for entries in inputs):
+                return None
+            rows = zip(*(entries * (length // len(entries)) for entries in inputs))
+            found = [combined(op, row) for row in rows]
+            return None if None in found else found
+        return None
+
+    # --- shapes -----------------------------------------------------------------------------------------------------
+
+    def _shapes(self, node: gs.Node) -> list[list[Entry | None] | None]:
+        """The outputs' shapes, None where unknown."""
+        op = op_of(node)
+        if op == "Range":
+            start, end, step = (self.entries(tensor) for tensor in node.inputs)
+            from_zero = start == [0] and step == [1] and end is not None
+            return [end if from_zero and counts(end[0]) else None]
+        inputs = [None if tensor.is_empty() else self.shape(tensor) for tensor in node.inputs]
+        x = inputs[0] if inputs else None
+        if x is None:
+            return [None]
+        if op in FIRST_INPUT_ALONE and op != "Pow":
+            return [x]
+        if op in ELEMENTWISE:
+            return [None if None in inputs else broadcast(inputs)]
+        if op == "Expand":
+            target = self.entries(node.inputs[1])
+            return [None if target is None else broadcast([x, target])]
+        if op == "Reshape":
+            target = self.filled(node)
+            return [None if target is None else [None if size == -1 else size for size in target]]
+        if op == "Transpose":
+            return [[x[axis] for axis in node.attrs.get("perm", reversed(range(len(x))))]]
+        if op in ("Unsqueeze", "Squeeze"):
+            return [self._squeezed(node, x)]
+        if op == "MatMul":
+            y = inputs[1]
+            if y is None or len(x) < 2 or len(y) < 2:
+                return [None]
+            return [[*broadcast([x[:-2], y[:-2]]), x[-2], y[-1]]]
+        if op == "Gemm" and inputs[1] is not None:
+            return [[x[1 if node.attrs.get("transA") else 0], inputs[1][0 if node.attrs.get("transB") else 1]]]
+        if op == "Attention" and len(x) == 4:
+            return [None if inputs[2] is None else [*x[:3], inputs[2][3]]]
+        if op == "Concat" and None not in inputs:
+            axis = node.attrs["axis"] % len(x)
+            together = add([shape[axis] for shape in inputs])
+            return [[together if i == axis else size for i, size in enumerate(x)]]
+        if op in ("Split", "Slice", "ReduceMean", "Gather"):
+            return self._parts(node, x, inputs)
+        return [None]
+
+    def _squeezed(self, node: gs.Node, x: list[Entry]) -> list[Entry] | None:
+        axes = self.graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        if axes is None:
+            return None
+        if node.op == "Squeeze":
+            gone = {int(axis) % len(x) for axis in axes.reshape(-1)}
+            return [size for axis, size in enumerate(x) if axis not in gone]
+        total = len(x) + axes.size
+        new = {int(axis) % total for axis in axes.reshape(-1)}
+        rest = iter(x)
+        return [1 if axis in new else next(rest) for axis in range(total)]
+
+    def _parts(self, node: gs.Node, x: list[Entry], inputs: list) -> list[list[Entry | None] | None]:
+        """Axes that are neither split, sliced, reduced nor looked up stay."""
+        if node.op == "Gather":
+            axis = node.attrs.get("axis", 0) % len(x)
+            return [None if inputs[1] is None else [*x[:axis], *inputs[1], *x[axis + 1 :]]]
+        if node.op == "ReduceMean":
+            axes = self.graph.constant(node.inputs[1]) if len(node.inputs) > 1 else node.attrs.get("axes")
+            kept = axes is not None and node.attrs.get("keepdims", 1) and last_axis(axes, node.inputs[0])
+            return [[*x[:-1], 1] if kept else None]
+        if node.op == "Split":
+            changed = {node.attrs.get("axis", 0) % len(x)}
+        else:
+            axes = self.graph.constant(node.inputs[3]) if len(node.inputs) > 3 else np.arange(len(x))
+            if axes is None:
+                return [None]
+            changed = {int(axis) % len(x) for axis in axes.reshape(-1)}
+        return [[None if axis in changed else size for axis, size in enumerate(x)] for _ in node.outputs]
+
+    def filled(self, reshape: gs.Node) -> list[Entry] | None:
+        """The target of a Reshape with the sizes that 0 and -1 stand for, where they are known."""
+        x, target = self.shape(reshape.inputs[0]), self.entries(reshape.inputs[1])
+        if x is None or target is None or (0 in target and reshape.attrs.get("allowzero", 0)):
+            return target
+        target = [x[i] if size == 0 and isinstance(size, int) and i < len(x) else size for i, size in enumerate(target)]
+        if target.count(-1) != 1:
+            return target
+        left, others = list(x), [size for size in target if size != -1]
+        for size in list(others):  # a sum divides what it is a factor of
+            if size in left and not isinstance(size, int):
+                left.remove(size)
+                others.remove(size)
+        missing = quotient(multiply(left), multiply(others))
+        return target if missing is None else [missing if size == -1 else size for size in target]

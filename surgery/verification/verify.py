@@ -1,0 +1,239 @@
+"""Whether a pass changed what the graph computes: onnxruntime runs it before and after, on the same steps.
+
+Also compares with the graph as it was read, so that errors which each pass keeps small cannot add up unseen.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from suture.core.signature import LOGITS, Signature
+from suture.surgery.graph import Graph, files
+from suture.surgery.graph.weights import new_file, settle, under_one_root
+from suture.surgery.reports.report import Verdict
+from suture.surgery.runner import Pass, Plan, apply
+from suture.surgery.verification.steps import ALPHAS, LAST, STEPS, Runner, Step, Unrunnable
+
+TOLERANCE = {TensorProto.FLOAT16: 2e-2}  # of an output's largest value; a bfloat16 graph runs as its float32 twin
+FLOAT32_TOLERANCE = 1e-4
+
+
+@dataclass
+class State:
+    """The graph as one pass left it."""
+
+    model: onnx.ModelProto
+    signature: Signature
+    root: Path
+    alphas: tuple[float, ...] = ALPHAS
+    added: frozenset[str] = frozenset()  # as the graph's
+
+    @classmethod
+    def of(cls, graph: Graph, alphas: tuple[float, ...] = ALPHAS) -> "State":
+        model = files.without_shapes(files.to_model(graph))
+        return cls(model, graph.signature, graph.root, alphas, frozenset(graph.added))
+
+    @property
+    def head_dim(self) -> int | None:
+        """The caches' last size; None where neither the graph nor its signature says it."""
+        if not self.signature.caches or self.signature.head_dim > 0:
+            return self.signature.head_dim
+        cache = next(value for value in self.model.graph.input if value.name == self.signature.caches[0].past)
+        return cache.type.tensor_type.shape.dim[3].dim_value or None
+
+    @cached_property
+    def outputs(self) -> dict[Step, dict[str, np.ndarray]]:
+        """Of each step that fits. Raises Unrunnable."""
+        runner = self.runner()
+        steps = [step for step in STEPS if runner.fits(step) and self._takes(step)]
+        if not steps:
+            raise Unrunnable("its fixed sizes leave room for none of the steps")
+        return {step: runner.read(step) for step in steps}
+
+    def runner(self, extra: tuple[str, ...] = ()) -> Runner:
+        """The graph in onnxruntime, with these tensors as outputs, too. Raises Unrunnable."""
+        model = onnx.ModelProto.FromString(self.model.SerializeToString())
+        return Runner(model, self.signature, under_one_root(model, self.root, self.added), extra, self.alphas)
+
+    def _takes(self, step: Step) -> bool:
+        """GroupQueryAttention writes a row's tokens right after its valid ones, where Concat writes after padding; over a
+        static cache onnxruntime's takes several tokens a step for one row only."""
+        if not any(node.op_type == "GroupQueryAttention" for node in self.model.graph.node):
+            return True
+        return (step.new == 1 or len(step.counts) == 1) if self.signature.static else step.even
+
+
+class Difference(Exception):
+    """A pass changed an output by more than the tolerance."""
+
+    def __init__(self, name: str, reference: State, before: State, after: State, what: str, match: str = ""):
+        self.name, self.reference, self.before, self.after, self.what = name, reference, before, after, what
+        super().__init__(f"{name}{f', {match}' if match else ''}: {what}")
+
+
+class Verifier:
+    """Called with what each pass made; raises Difference. `alphas`: scales of dynamic NTK that rows have."""
+
+    def __init__(
+        self,
+        source: onnx.ModelProto,
+        signature: Signature,
+        root: Path,
+        alphas: tuple[float, ...] = ALPHAS,
+        added: Collection[str] = (),
+    ):
+        self.alphas = alphas
+        self.read = self.source = self.before = State(source, signature, root, alphas, frozenset(added))
+
+    def restart(self, graph: Graph) -> None:
+        """Compares what follows with this graph: what quantising changes is no pass's error."""
+        self.read = self.source = self.before = State.of(graph, self.alphas)
+
+    def __call__(self, name: str, graph: Graph) -> Verdict:
+        after = State.of(graph, self.alphas)
+        if self.read.head_dim is None and after.head_dim is not None:  # now there is a cache to run what was read with
+            self.read.signature = replace(self.read.signature, head_dim=after.head_dim)
+            self.source = self.before = self.read
+        try:
+            self.before.outputs  # noqa: B018
+        except Unrunnable as reason:
+            self.source = self.before = after
+            return Verdict(unverified=f"before it, {reason}")
+        try:
+            after.outputs  # noqa: B018
+        except Unrunnable as reason:
+            if "TRT_" in str(reason):
+                return Verdict(unverified=str(reason))
+            raise Difference(name, self.before, self.before, after, f"after it, {reason}") from None
+        error = compare(name, self.before, self.before, after)
+        if self.before is not self.source:
+            compare(name, self.source, self.before, after)
+        self.before = after
+        return Verdict(error)
+
+
+def compare(name: str, reference: State, before: State, after: State) -> float:
+    """The worst error of `after`, as part of the largest value that `reference` has. Raises Difference."""
+    worst, tolerance = 0.0, tolerance_of(reference)
+    steps = [step for step in reference.outputs if step in after.outputs]
+    if not steps:
+        raise Difference(name, reference, before, after, "after it, no step fits the graph's sizes that did before")
+    for step in steps:
+        expected, found = reference.outputs[step], after.outputs[step]
+        gone = expected.keys() - found.keys() - ({LOGITS} if LAST in found else set())
+        if gone:
+            raise Difference(name, reference, before, after, f"the output {min(gone)} is gone")
+        errors = {output: _error(values, found[output]) for output, values in expected.items() if output in found}
+        output = max(errors, key=errors.get)
+        if not errors[output] <= tolerance:
+            what = (
+                f"changes {output} by {errors[output]:.1e} of the largest value, more than {tolerance:.0e}, in the step "
+                f"'{step.name}'; {_where(before, after, step, tolerance)}"
+            )
+            raise Difference(name, reference, before, after, what)
+        worst = max(worst, errors[output])
+    return worst
+
+
+def narrow(found: Difference, plan: Plan, folder: Path) -> Difference:
+    """The same difference, down to the first match of the pass that makes it (by bisection over the number of matches).
+    Weights that the pass writes on the way go into files in `folder`."""
+    each = next((each for each in (*plan.portable, *plan.lowering, *plan.ort_contrib) if each.name == found.name), None)
+    if each is None:
+        return found
+    _, matched, _ = _limited(found.before, each, None, folder)
+    low, high = 0, len(matched)
+    if high == 0 or _differs(found, _limited(found.before, each, 0, folder)[0]) is not None:
+        return Difference(found.name, found.reference, found.before, found.after, found.what, "outside its matches")
+    while high - low > 1:
+        middle = (low + high) // 2
+        with TemporaryDirectory(dir=folder) as trial:
+            differs = _differs(found, _limited(found.before, each, middle, Path(trial))[0]) is not None
+        low, high = (low, middle) if differs else (middle, high)
+    before, _, changed = _limited(found.before, each, low, folder)
+    after, _, _ = _limited(found.before, each, high, folder)
+    what = _differs(found, after, before) or found.what
+    if low > 0 and changed == 0:  # a pass that does nothing unless it can do all
+        match = f"all {len(matched)} matches together"
+    else:
+        match = f"match {high} of {len(matched)}, at {matched[high - 1]}"
+    return Difference(found.name, found.reference, before, after, what, match)
+
+
+def save(found: Difference, source: Path, folder: Path, out: Path) -> str:
+    """Writes both graphs into `folder` (which becomes `out`). Returns their `weights_root`."""
+    models = [found.before.model, found.after.model]
+    root = settle(models, found.before.root, source, folder, out, found.before.added | found.after.added)
+    for name, model in zip(("before", "after"), models):
+        onnx.save(model, folder / f"{name}.onnx")
+    return root
+
+
+def tolerance_of(state: State) -> float:
+    types = {value.type.tensor_type.elem_type for value in (*state.model.graph.input, *state.model.graph.output)}
+    return max((TOLERANCE.get(each, 0.0) for each in types), default=0.0) or FLOAT32_TOLERANCE
+
+
+def _differs(found: Difference, after: State, before: State | None = None) -> str | None:
+    try:
+        compare(found.name, found.reference, before or found.before, after)
+    except Difference as difference:
+        return difference.what
+    except Unrunnable as reason:
+        return str(reason)
+    return None
+
+
+def _limited(before: State, each: Pass, limit: int | None, folder: Path) -> tuple[State, list[str], int]:
+    """What the pass makes of `before` if it stops after `limit` matches, the nodes it matched, and how often it says so."""
+    graph = Graph(files.infer_shapes(before.model), before.signature, before.root)
+    graph.match_limit, graph.weights_file, graph.added = limit, new_file(folder), set(before.added)
+    matches = apply(graph, each)
+    return State.of(graph, before.alphas), graph.matched, matches
+
+
+def _where(before: State, after: State, step: Step, tolerance: float) -> str:
+    """The first tensor, in the order of computation, that both graphs compute, under the same name, and differently."""
+    known = {name for node in before.model.graph.node for name in node.output}
+    nodes = {name: node for node in after.model.graph.node for name in node.output if name and name in known}
+    ends = {value.name for value in after.model.graph.output}
+    extra = tuple(name for name in nodes if name not in ends)
+    try:
+        values = [state.runner(extra).run(step) for state in (before, after)]
+    except Unrunnable as reason:
+        return f"where is not known: {reason}"
+    for name, node in nodes.items():
+        expected, found = (_valid(each[name], step) for each in values)
+        if expected is not None and found is not None and expected.shape == found.shape:
+            error = _error(expected, found)
+            if not error <= tolerance:
+                return f"first at the {node.op_type} {node.name or '(no name)'}, whose output {name} differs by {error:.1e}"
+    return "no tensor inside that both graphs name alike shows it"
+
+
+def _valid(values: np.ndarray, step: Step) -> np.ndarray | None:
+    """The rows of a tensor inside that belong to tokens; None where there is padding and no telling."""
+    new = step.valid[:, step.cached :]
+    if values.dtype.kind not in "fiub" or step.even:
+        return values if values.dtype.kind in "fiub" else None
+    if values.shape[:2] == new.shape:
+        return values[new]
+    return values[new.ravel()] if values.ndim and values.shape[0] == new.size else None
+
+
+def _error(expected: np.ndarray, found: np.ndarray) -> float:
+    """The largest difference as part of the largest value; infinite where the shapes or what is a number differ."""
+    if expected.shape != found.shape:
+        return float("inf")
+    expected, found = expected.astype(np.float64), found.astype(np.float64)
+    finite = np.isfinite(expected)
+    if not np.array_equal(finite, np.isfinite(found)):
+        return float("inf")
+    difference = np.abs(expected[finite] - found[finite]).max(initial=0.0)
+    return float(difference / (np.abs(expected)[finite].max(initial=0.0) or 1.0))

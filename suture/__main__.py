@@ -1,0 +1,35 @@
+"""The `suture` command: suture COMMAND ...; each command is a module with `main(arguments)` and takes --help itself."""
+
+import importlib
+import sys
+
+from suture import __version__
+from suture.core.command import Parser, run
+
+COMMANDS = {  # name: module, what it does
+    "run": ("suture.pipeline", "a checkpoint to a TensorRT engine, every step checked"),
+    "export": ("suture.export.__main__", "a checkpoint to ONNX with the KV cache as inputs and outputs"),
+    "surgery": ("suture.surgery.__main__", "an ONNX file to the portable and the lowered graph"),
+    "build": ("suture.build.__main__", "the lowered graph to a TensorRT engine"),
+    "validate": ("suture.validate.__main__", "each step's result against the one before"),
+    "generate": ("suture.generate.__main__", "text from a pipeline's folder"),
+}
+
+
+def main() -> None:
+    listed = "\n".join(f"  {name:10} {what}" for name, (_, what) in COMMANDS.items())
+    usage = f"usage: suture COMMAND ...\n\n{listed}\n\nsuture COMMAND --help says what each takes."
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        print(usage)
+    elif name == "--version":
+        print(f"suture {__version__}")
+    elif name in COMMANDS:
+        del sys.argv[1]
+        run(name, lambda: importlib.import_module(COMMANDS[name][0]).main())
+    else:
+        Parser(prog="suture").error(f"no command {name}; choose from {', '.join(COMMANDS)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""suture run --model NAME | --checkpoint DIR --out DIR: export, surgery, build and validate, in order.
+
+Each stage runs as its own process, exactly as `python -m STAGE` would, writes DIR/STAGE and is skipped while its results
+hold. Options of the stages are taken here too and passed on. The first stage that does not end with 0 is the last that runs,
+and its exit status is the pipeline's.
+"""
+
+import argparse
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from suture.build import options as build_options
+from suture.core import child
+from suture.core.command import DONE, FAULT, FOUND_DIFFERENCE, INTERRUPTED, UNUSABLE_INPUT, Parser, end_with_parent, given, run
+from suture.core.manifest import read_manifest
+from suture.export import options as export_options
+from suture.surgery import options as surgery_options
+from suture.validate import options as validate_options
+
+PATIENCE = 10  # seconds that a stage has to end itself after Ctrl-C
+ENCODERS = {"surgery": "export/encoder.onnx", "build": "encoder/surgery/model.trt.onnx"}  # what stages read for an encoder
+ENGINE_WEIGHTS = "--engine-weights"  # build's --weights, which here would be export's
+STOPPED = {  # what the table says of a stage that did not do its work
+    FOUND_DIFFERENCE: "found a difference: see above",
+    UNUSABLE_INPUT: "stopped: see above",
+    FAULT: "a fault of this program: see above",
+    INTERRUPTED: "interrupted",
+}
+
+
+@dataclass
+class Outcome:
+    stage: str  # as the table shows it
+    status: int
+    seconds: float
+    result: str
+    memory: int | None = None  # bytes at its peak, where it finished
+
+
+def main() -> int:
+    parser = Parser(prog="pipeline", description="Take a checkpoint to a TensorRT engine, and check every step.")
+    groups = {name: parser.add_argument_group(name) for name in ("export", "surgery", "build", "validate")}
+    export_options.add_options(groups["export"])
+    surgery_options.add_options(groups["surgery"])
+    build_options.add_options(groups["build"], weights=ENGINE_WEIGHTS)
+    validate_options.add_options(groups["validate"])
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where each stage gets its folder")
+    parser.add_argument("--force", action="store_true", help="run every stage, even if its results are up to date")
+    options = parser.parse_args()
+    surgery_options.refuse_without_effect(parser, options)
+    if options.cache == "static" and given(options, "max_past"):
+        parser.error("--max-past is a growing cache's; leave it out, or add --cache growing")
+
+    out = options.out
+    inputs = {
+        "export": [],
+        "surgery": [str(out / "export" / "model.onnx")],
+        "build": [str(out / "surgery" / "model.trt.onnx")],
+        "validate": [str(out)],
+    }
+    outcomes: list[Outcome] = []
+    for stage, group in groups.items():
+        arguments = [*inputs[stage], *_given(group, options)]
+        if stage != "validate":
+            arguments += ["--out", str(out / stage)]
+        outcomes.append(_run(stage, arguments + ["--force"] * options.force, out))
+        if stage in ENCODERS and outcomes[-1].status == DONE and _has_encoder(out):
+            arguments = [str(out / ENCODERS[stage]), *_given(group, options), "--out", str(out / "encoder" / stage)]
+            outcomes.append(_run(stage, arguments + ["--force"] * options.force, out / "encoder"))
+            outcomes[-1].stage += " of the encoder"
+        if outcomes[-1].status != DONE:
+            break
+    Console().print(_table(outcomes))
+    return outcomes[-1].status
+
+
+def _has_encoder(out: Path) -> bool:
+    return "encoder.onnx" in (read_manifest(out / "export") or {}).get("outputs", {})
+
+
+def _given(group: argparse._ArgumentGroup, options: argparse.Namespace) -> list[str]:
+    """The options of a stage's group that differ from their defaults, as that stage's own command line takes them."""
+    arguments = []
+    for action in group._group_actions:
+        value = getattr(options, action.dest)
+        if value == action.default:
+            continue
+        flag = action.option_strings[-1].replace(ENGINE_WEIGHTS, "--weights")
+        if isinstance(action, argparse._AppendAction):
+            arguments += [f"{flag}={each}" for each in value]
+        elif isinstance(value, list):
+            arguments += [flag, *map(str, value)]
+        else:
+            arguments += [flag] if value is True else [f"{flag}={value}"]
+    return arguments
+
+
+def _run(stage: str, arguments: list[str], out: Path) -> Outcome:
+    started = time.monotonic()
+    command = child.command("suture.core.command", stage, *arguments)
+    status = _wait(subprocess.Popen(command, env=child.environment(), preexec_fn=end_with_parent))
+    seconds = time.monotonic() - started
+    if status < 0:
+        name = signal.Signals(-status).name
+        why = ", as the system does when memory is short" if name == "SIGKILL" else ""
+        print(f"pipeline: {stage} was killed by {name}{why}; run the same command to carry on", file=sys.stderr)
+        return Outcome(stage, FAULT, seconds, f"killed by {name}")
+    finished = status == DONE or (status == FOUND_DIFFERENCE and stage == "validate")
+    if not finished:
+        compares = stage == "surgery" and not {"--verify", "--bisect"}.isdisjoint(arguments)
+        status = FAULT if status == FOUND_DIFFERENCE and not compares else status  # by itself, Python ends with 1
+        return Outcome(stage, status, seconds, STOPPED.get(status, f"failed with status {status}"))
+    try:
+        manifest = read_manifest(out / stage)
+        if status == FOUND_DIFFERENCE and manifest["verdict"] not in ("different", "failed"):  # an earlier run's
+            return Outcome(stage, FAULT, seconds, STOPPED[FAULT])
+        return Outcome(stage, status, seconds, _result(stage, out), manifest["peak_memory_bytes"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        print(f"pipeline: {out / stage}: its results cannot be read ({error}); run with --force", file=sys.stderr)
+        return Outcome(stage, UNUSABLE_INPUT, seconds, "results that cannot be read")
+
+
+def _wait(running: subprocess.Popen) -> int:
+    """The stage's exit status. Ctrl-C reaches it, too: it is given the time to clear up."""
+    try:
+        return running.wait()
+    except BaseException:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(PATIENCE)
+        raise
+    finally:
+        running.kill()
+
+
+def _result(stage: str, out: Path) -> str:
+    """What a stage that has just ended says it found."""
+    if stage == "export":
+        return f"{read_manifest(out / stage)['nodes']} nodes"
+    if stage == "surgery":
+        report = _read(out / stage / "report.json")
+        return f"{report['nodes']['before']} → {report['nodes']['portable']} nodes, {len(report['unfused'])} not fused"
+    if stage == "build":
+        engine = _read(out / stage / "engine.json")
+        kernels = ", ".join(f"{profile['name']} {profile['kernels']} kernels" for profile in engine["profiles"])
+        return f"{engine['engine_bytes'] / 1e6:.1f} MB, {kernels}"
+    return f"{_read(out / stage / 'report.json')['verdict']} → {out / stage / 'report.html'}"
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _table(outcomes: list[Outcome]) -> Table:
+    table = Table("stage", "seconds", "peak memory", "result")
+    table.columns[1].justify = table.columns[2].justify = "right"
+    for outcome in outcomes:
+        memory = f"{outcome.memory / 1e6:,.0f} MB" if outcome.memory else ""
+        table.add_row(outcome.stage, f"{outcome.seconds:.1f}", memory, escape(outcome.result))
+    return table
+
+
+if __name__ == "__main__":
+    run("pipeline", main)
