@@ -2,6 +2,7 @@
 # make test         set up, then run the tests
 # make check        set up, then the tests that read stored graphs and export nothing, in under a minute
 # make slow         set up, then the tests that `make test` leaves out
+# make abuse        set up, then every case of hostile and faulty input; abuse-coverage counts them
 # make benchmarks   set up, then run every benchmark at a tiny size
 # make package      set up, then build sdist and wheel, and use the installed wheel from another folder
 # make lint         set up, then check style and types
@@ -10,7 +11,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= out/tiny-qwen
 
-.PHONY: demo test check slow benchmarks package lint clean
+.PHONY: demo test check slow abuse abuse-coverage benchmarks package lint clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python pipeline.py --model tiny-qwen --dtype float16 --out $(OUT)
@@ -26,6 +27,12 @@ slow: $(VENV)/installed
 
 benchmarks: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -m benchmarks -n auto
+
+abuse: $(VENV)/installed
+	$(VENV)/bin/python -m pytest -m "slow or not slow" tests/test_abuse.py
+
+abuse-coverage: $(VENV)/installed
+	$(VENV)/bin/python -m tests.abuse.coverage
 
 package: $(VENV)/installed
 	PYTHON=$(abspath $(VENV))/bin/python bash .ci/package

@@ -5,6 +5,7 @@ A FIFO would wait for ever and a device has no end, so both are refused before t
 
 import errno
 import json
+import math
 import os
 import stat
 from pathlib import Path
@@ -53,8 +54,13 @@ def read_bytes(path: Path, limit: int = JSON_LIMIT, remedy: str = "check the pat
 
 def read_json(path: Path, remedy: str = "check the path", limit: int = JSON_LIMIT) -> dict:
     """The object in a JSON file. Raises UserError where it is no UTF-8, no JSON, no object, or nested too deep."""
+    return parse_json(read_bytes(path, limit, remedy), path)
+
+
+def parse_json(text: bytes, path: object) -> dict:
+    """The object that a JSON text is; `path` names the file in errors, which are those of read_json."""
     try:
-        content = json.loads(read_bytes(path, limit, remedy).decode("utf-8"), parse_constant=_no_number)
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
     except UnicodeDecodeError:
         raise UserError(path, "is not UTF-8", "write it again") from None
     except ValueError as error:
@@ -68,8 +74,20 @@ def read_json(path: Path, remedy: str = "check the path", limit: int = JSON_LIMI
     return content
 
 
-def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no JSON number")
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text)
 
 
 def _deeper_than(value: object, depth: int) -> bool:

@@ -14,6 +14,7 @@ import onnx
 from suture.core.errors import UserError
 from suture.core.head_sizes import write_head_sizes
 from suture.core.manifest import MANIFEST, read_manifest
+from suture.core.onnx_checks import check_model
 from suture.core.reader import read_bytes
 from suture.core.tensors import check_places, hub_folder, references, tensor_bytes
 
@@ -45,6 +46,7 @@ def load_graph(model: Path) -> onnx.ModelProto:
         raise UserError(model, f"not an ONNX file ({type(error).__name__})", "export it again") from None
     if not proto.graph.node:
         raise UserError(model, "not an ONNX graph: it has no nodes", "export it again")
+    check_model(proto, model)
     root, folder = weights_root(model), model.parent
     if hub_folder(folder.resolve()) == root:
         check_places(proto, model, folder)

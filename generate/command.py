@@ -98,7 +98,15 @@ class Generator:
             raise UserError(self.options.out, "has no encoder.onnx", "export the checkpoint again")
         from suture.generate.speech import Encoder, Speech  # here: it takes a second, and text needs none of it
 
-        return Speech(files.checkpoint, Encoder(files.encoder, signature, self.opened.device))
+        speech = Speech(files.checkpoint, Encoder(files.encoder, signature, self.opened.device))
+        self._check_tokens(speech.tokens, speech.file)
+        return speech
+
+    def _check_tokens(self, ids: Iterable[int], where: object) -> None:
+        """Raises UserError for tokens that the model does not know: its table of embeddings has no such rows."""
+        if beyond := [token for token in ids if not 0 <= token < self.opened.model.vocab]:
+            wrong = f"the token {beyond[0]} is beyond the model's vocabulary of {self.opened.model.vocab}"
+            raise UserError(where, wrong, "name the checkpoint that the model was exported from, with --checkpoint DIR")
 
     def _turn(self, index: int, messages: list[dict], spoken: int) -> Sequence:
         """The next turn; the oldest turns are left out as long as all do not fit. Raises UserError, and leaves out none,
@@ -122,6 +130,7 @@ class Generator:
         model, chunk = self.opened.model, self.opened.chunk
         before = len(model.prefix)
         ids = prompt.ids(self.tokenizer, model.longest and model.longest - before)
+        self._check_tokens(ids, prompt.where)
         if model.bidirectional and before + len(ids) > chunk:
             wrong = f"the prompt has {len(ids)} tokens, {before} come before it, and a step has room for {chunk}"
             raise UserError(

@@ -3,7 +3,6 @@
 The log-mel spectrogram is transformers' own. A window is read on its own: what was said before it is no part of its prompt.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,10 +12,13 @@ from transformers import WhisperFeatureExtractor
 from transformers.generation.logits_process import SuppressTokensAtBeginLogitsProcessor, SuppressTokensLogitsProcessor
 
 from suture.core.errors import UserError
+from suture.core.reader import read_json
+from suture.core.refusals import refusals
 from suture.core.signature import Signature, present_name
 from suture.core.weights import load_graph, weights_root
 from suture.generate.batch import Batch, Sequence
 from suture.generate.text import TextStream
+from suture.models.config import read_generation, required
 from suture.runtime.graphs import fast_session, runnable
 
 GENERATION, PREPROCESSOR = "generation_config.json", "preprocessor_config.json"
@@ -46,14 +48,24 @@ class Speech:
     def __init__(self, checkpoint: Path, encoder: Encoder):
         self.encoder = encoder
         if (checkpoint / PREPROCESSOR).is_file():
-            self.extract = WhisperFeatureExtractor.from_pretrained(str(checkpoint), local_files_only=True)
+            read_json(checkpoint / PREPROCESSOR)
+            with refusals(checkpoint / PREPROCESSOR, "is refused by transformers", "put the checkpoint's own there"):
+                self.extract = WhisperFeatureExtractor.from_pretrained(str(checkpoint), local_files_only=True)
         else:
             hop, rate = 160, 16000  # of every Whisper
             self.extract = WhisperFeatureExtractor(encoder.bins, chunk_length=encoder.frames * hop // rate)
-        try:
-            self.config = json.loads((checkpoint / GENERATION).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            raise UserError(checkpoint / GENERATION, "is missing or no JSON", "put the checkpoint's own there") from None
+        self.file = checkpoint / GENERATION
+        self.config = read_generation(self.file)
+        self.start = required(self.config, "decoder_start_token_id", self.file)
+        self.tasks = required(self.config, "task_to_id", self.file) if self.config.get("lang_to_id") else {}
+        if self.tasks and (missing := {"translate", "transcribe"} - self.tasks.keys()):
+            raise UserError(self.file, f"its task_to_id lacks {min(missing)}", "put the checkpoint's own there")
+
+    @property
+    def tokens(self) -> set[int]:
+        """The ids that a prompt can have."""
+        named = [self.start, self.config.get("no_timestamps_token_id"), *self.tasks.values()]
+        return {token for token in (*named, *(self.config.get("lang_to_id") or {}).values()) if token is not None}
 
     @property
     def processors(self) -> list:
@@ -85,17 +97,17 @@ class Speech:
                 codes = ", ".join(sorted(code.strip("<|>") for code in known))
                 raise UserError("--language", f"{wanted} is not known", f"give one of {codes}")
             return f"<|{wanted}|>"
-        logits = batch.peek([self.config["decoder_start_token_id"]])
+        logits = batch.peek([self.start])
         return max(known, key=lambda token: logits[known[token]])
 
     def prompt(self, language: str, translate: bool) -> list[int]:
         """Token ids: start of transcript, language and task where the checkpoint has several, no timestamps."""
-        config, ids = self.config, [self.config["decoder_start_token_id"]]
+        config, ids = self.config, [self.start]
         if known := config.get("lang_to_id"):
-            ids += [known.get(language, -1), config["task_to_id"]["translate" if translate else "transcribe"]]
+            ids += [known.get(language, -1), self.tasks["translate" if translate else "transcribe"]]
         elif translate:
             raise UserError("--translate", "this checkpoint only transcribes", "leave it out")
-        return ids + [config["no_timestamps_token_id"]] * ("no_timestamps_token_id" in config)
+        return ids + [token for token in [config.get("no_timestamps_token_id")] if token is not None]
 
     def listen(
         self,

@@ -15,6 +15,7 @@ from torch import nn
 from suture.core.errors import UserError
 from suture.models import checkpoint as checkpoints
 from suture.models.checkpoint import CONFIG, Checkpoint
+from suture.models.config import check_config
 from suture.models.dimensions import Dimensions
 from suture.models.packed import check_biases
 
@@ -60,7 +61,8 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
 
 def architecture(config: dict, where: Path) -> nn.Module:
     """The module that a config.json (at `where`, for errors) describes, without weights: its parameters are on the device
-    "meta", tables that the config alone decides on the CPU. Eval mode."""
+    "meta", tables that the config alone decides on the CPU. Eval mode. Raises UserError for a value that its key cannot have."""
+    check_config(config, where)
     with torch.device("meta"):
         return _family(config, where).build(config, where).eval()
 

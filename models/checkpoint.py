@@ -4,7 +4,6 @@ Only config.json and safetensors files are looked at, and nothing in them is eve
 header length, a JSON header, then the tensors (https://github.com/huggingface/safetensors#format).
 """
 
-import json
 import math
 import os
 import struct
@@ -14,10 +13,13 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from suture.core.errors import UserError
-from suture.core.reader import open_regular, read_json
+from suture.core.reader import open_regular, parse_json
+from suture.core.refusals import Broken, refusals
+from suture.core.tensors import hub_folder
+from suture.models.config import read_config, read_index
 from suture.models.packed import PACKED, WEIGHT, is_packed, load_packed, packed_shape
 
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
@@ -25,6 +27,14 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 FLOATS = {"F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2)}
 PIECE = 1 << 26  # bytes read at once
 HEADER_LIMIT = 100_000_000  # bytes; the format's own
+LARGEST = 1 << 48  # of one dimension, or of a file
+MOST_DIMENSIONS = 16
+BITS = {  # of an element, by the format's name for its type
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "I64": 64, "U64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+CONVERT = "python -m suture.models.convert FILE OUT"
 
 
 @dataclass(frozen=True)
@@ -89,11 +99,11 @@ class Checkpoint:
         if is_packed(self, name):
             return load_packed(self, name).dequantised()
         entry = self.entry(name)
-        try:
-            with safe_open(entry.file, framework="pt") as file:
-                return file.get_tensor(entry.name)
-        except SafetensorError as error:
-            raise UserError(entry.file, f"is not a valid safetensors file ({error})", "download it again") from None
+        with (
+            refusals(entry.file, "is not a valid safetensors file", "download it again"),
+            safe_open(entry.file, framework="pt") as file,
+        ):
+            return file.get_tensor(entry.name)
 
     def load_float32(self, name: str, rounded_to: torch.dtype) -> torch.Tensor:
         """The tensor as float32, its values those of `rounded_to`. Read in pieces: there is never a second copy."""
@@ -122,49 +132,65 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(folder, "no such folder", "name a checkpoint folder with config.json and safetensors files")
-    config = read_json(folder / CONFIG, "name a checkpoint folder with a config.json")
+    config = read_config(inside(folder, CONFIG))
     if (folder / INDEX).exists():
         return Checkpoint(folder, config, _read_shards(folder))
     if not (folder / SINGLE).exists():
         raise _no_weights(folder)
-    return Checkpoint(folder, config, read_header(folder / SINGLE))
+    return Checkpoint(folder, config, read_header(inside(folder, SINGLE)))
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A file of the folder, which may be a link to another in it or, in a snapshot of the Hugging Face cache, to a blob of the
+    same model. Raises UserError where it leads elsewhere."""
+    path = folder / name
+    try:
+        real, root = path.resolve(), folder.resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise UserError(path, f"cannot be read ({error})", "put the file itself there") from None
+    cache = hub_folder(root)
+    if not real.is_relative_to(root) and not (cache and real.is_relative_to(cache / "blobs")):
+        raise UserError(path, f"leads out of its folder, to {real}", "put the file itself there")
+    return path
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
-    """The tensors of one safetensors file. Raises UserError where it is missing, corrupt or shorter than it says."""
-    if not file.exists():
-        raise UserError(file, "is missing", "download the checkpoint's shards again")
-    with open_regular(file) as stream:
+    """The tensors of one safetensors file. Raises UserError where it is missing, corrupt or shorter than it says: each
+    tensor's bytes are as many as its type and shape need, lie in the file, and belong to no other."""
+    with open_regular(file, "download the checkpoint again") as stream:
         size = os.fstat(stream.fileno()).st_size
         prefix = stream.read(8)
         header_size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else HEADER_LIMIT
         header = stream.read(header_size) if header_size < HEADER_LIMIT else b""
+    if 8 + header_size > size > 8 and header_size < HEADER_LIMIT:
+        raise _truncated(file, size, 8 + header_size)
     try:
-        found = json.loads(header)
+        found = parse_json(header, file)
         found.pop("__metadata__", None)
         entries = {name: _entry(name, file, 8 + header_size, place) for name, place in found.items()}
-    except (ValueError, AttributeError, KeyError, TypeError):
-        if 8 + header_size > size > 8 and header_size < HEADER_LIMIT:
-            raise _truncated(file, size, 8 + header_size) from None
-        raise UserError(file, "is not a safetensors file: its header is corrupt", "download it again") from None
-    end = max((entry.offset + entry.length for entry in entries.values()), default=0)
+        end = 8 + header_size
+        for entry in sorted(entries.values(), key=lambda entry: (entry.offset, entry.length)):
+            if entry.offset < end:
+                raise Broken(f"the bytes of {entry.name} belong to another tensor, too")
+            end = entry.offset + entry.length
+    except UserError as error:
+        raise _corrupt(file, error.parts[1]) from None
+    except Broken as error:
+        raise _corrupt(file, str(error)) from None
     if end > size:
         raise _truncated(file, size, end)
     return entries
 
 
 def _read_shards(folder: Path) -> dict[str, TensorEntry]:
-    index = read_json(folder / INDEX, "download the index again")
-    places = index.get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise UserError(folder / INDEX, "has no weight_map", "download the index again")
+    places = read_index(inside(folder, INDEX))
     tensors = {}
-    for shard in sorted({str(place) for place in places.values()}):
-        if Path(shard).name != shard:
-            raise UserError(folder / INDEX, f"names a shard outside its folder, {shard}", "put the shards beside it")
+    for shard in sorted(set(places.values())):
+        if Path(shard).name != shard or "\0" in shard:
+            raise UserError(folder / INDEX, f"names a shard outside its folder, {shard!r}", "put the shards beside it")
         if Path(shard).suffix != ".safetensors":
-            raise UserError(folder / shard, "is not a safetensors file", "convert the checkpoint to safetensors")
-        found = read_header(folder / shard)
+            raise UserError(folder / shard, "is not a safetensors file", f"convert the checkpoint: {CONVERT}")
+        found = read_header(inside(folder, shard))
         lacking = next((name for name, place in places.items() if place == shard and name not in found), None)
         if lacking is not None:
             raise UserError(folder / shard, f"has no tensor {lacking}, which the index puts there", "download both again")
@@ -172,19 +198,33 @@ def _read_shards(folder: Path) -> dict[str, TensorEntry]:
     return tensors
 
 
-def _entry(name: str, file: Path, data: int, place: dict) -> TensorEntry:
-    begin, end = place["data_offsets"]
-    shape = tuple(place["shape"])
-    dtype, itemsize = FLOATS.get(place["dtype"], (place["dtype"], None))
-    if not 0 <= begin <= end or (itemsize and end - begin != itemsize * math.prod(shape)):
-        raise ValueError
-    return TensorEntry(name, file, dtype, shape, data + begin, end - begin)
+def _entry(name: str, file: Path, data: int, place: object) -> TensorEntry:
+    """Raises Broken for what the format does not allow."""
+    if not isinstance(place, dict) or not {"dtype", "shape", "data_offsets"} <= place.keys():
+        raise Broken(f"{name} lacks a type, shape or place")
+    code, shape, offsets = place["dtype"], place["shape"], place["data_offsets"]
+    if not isinstance(code, str) or code not in BITS:
+        raise Broken(f"{name} has the type {code!r}, which there is not")
+    if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2 or len(shape) > MOST_DIMENSIONS:
+        raise Broken(f"{name} has a shape or place that is none")
+    begin, end = offsets
+    if 8 * (end - begin) != BITS[code] * math.prod(shape):
+        raise Broken(f"{name} has {end - begin:,} bytes, which is not what its shape {shape} of {code} needs")
+    return TensorEntry(name, file, FLOATS[code][0] if code in FLOATS else code, tuple(shape), data + begin, end - begin)
+
+
+def _sizes(values: object) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < LARGEST for value in values)
+
+
+def _corrupt(file: Path, reason: str) -> UserError:
+    return UserError(file, f"is not a safetensors file: its header is corrupt ({reason})", "download it again")
 
 
 def _no_weights(folder: Path) -> UserError:
     pickled = next((found for pattern in PICKLES for found in sorted(folder.glob(pattern))), None)
     if pickled is not None:
-        return UserError(pickled, "is a pickle, which can run code when read", "convert the checkpoint to safetensors")
+        return UserError(pickled, "is a pickle, which can run code when read", f"convert it with {CONVERT}, which runs none")
     return UserError(folder, f"has neither {SINGLE} nor {INDEX}", "download the weights as safetensors")
 
 

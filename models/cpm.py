@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from suture.core.errors import UserError
+from suture.models.config import required
 from suture.models.dimensions import Dimensions
 from suture.models.layers import RMSNorm, attend, split_heads, through
 
@@ -42,13 +43,14 @@ class Config:
         UserError for a missing key."""
 
         def value(key: str):
-            found = config.get(key, config.get(ORIGINAL_NAMES.get(key)))
-            if found is None:
-                raise UserError(where, f"has no '{key}'", "use the config.json that came with the weights")
-            return found
+            return required({key: config.get(key, config.get(ORIGINAL_NAMES.get(key)))}, key, where)
 
         if config.get("mask_modules") or config.get("int4") or config.get("quantization_config"):
             raise UserError(where, "describes pruned or quantised weights", "use a checkpoint with all of them")
+        buckets, farthest = value("position_bias_num_buckets"), value("position_bias_max_distance")
+        if buckets < 4 or farthest <= buckets // 4 or value("hidden_size") % 2:
+            wrong = f"{buckets} buckets up to a distance of {farthest} for a hidden_size of {value('hidden_size')} are none"
+            raise UserError(where, wrong, "use the config.json that came with the weights")
         return cls(
             vocab=value("vocab_size"),
             hidden=value("hidden_size"),
@@ -56,8 +58,8 @@ class Config:
             heads=value("num_attention_heads"),
             head_dim=value("dim_head"),
             ffn=value("dim_ff"),
-            buckets=value("position_bias_num_buckets"),
-            farthest=value("position_bias_max_distance"),
+            buckets=buckets,
+            farthest=farthest,
             epsilon=config.get("eps", 1e-6),
             scaled=scaled,
             damping=damping,

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from suture.core.errors import UserError
+from suture.models.config import required
 from suture.models.cpm import Config, Encoder, PositionBias, divided, places_of
 from suture.models.dimensions import Dimensions
 from suture.models.layers import rotate
@@ -88,7 +88,5 @@ def subscripted(x: Tensor, subscripts: Tensor, distance_scale: float) -> Tensor:
 
 
 def build(config: dict, where: object) -> CPMBee:
-    relations = config.get("position_bias_num_segment_buckets")
-    if relations is None:
-        raise UserError(where, "has no 'position_bias_num_segment_buckets'", "use the config.json that came with the weights")
+    relations = required(config, "position_bias_num_segment_buckets", where)
     return CPMBee(Config.read(config, where, scaled=True, damping=DAMPING), relations, config.get("distance_scale", 16))

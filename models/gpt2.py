@@ -14,4 +14,4 @@ class GPT2(Stepped, GPT2LMHeadModel):
 
 
 def build(config: dict, where: object) -> GPT2:
-    return stepped.build(GPT2, config, where, required=("max_position_embeddings",))
+    return stepped.build(GPT2, config, where, keys=("max_position_embeddings",))

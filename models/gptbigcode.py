@@ -14,6 +14,6 @@ class GPTBigCode(Stepped, GPTBigCodeForCausalLM):
 
 
 def build(config: dict, where: object) -> GPTBigCode:
-    model = stepped.build(GPTBigCode, config, where, required=("max_position_embeddings",))
+    model = stepped.build(GPTBigCode, config, where, keys=("max_position_embeddings",))
     del model.transformer.bias  # a square table of causality that the forward does not read
     return model

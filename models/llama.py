@@ -64,9 +64,13 @@ ROTARY = ("default", "linear", "llama3", "yarn")  # the others choose their tabl
 
 def build(config: dict, where: object) -> Stepped:
     named = next((CLASSES[name] for name in config.get("architectures") or [] if name in CLASSES), None)
-    model = stepped.build(named or BY_TYPE[config["model_type"]], config, where, required=("intermediate_size",))
-    kind = model.config.rope_parameters["rope_type"]
+    model = stepped.build(named or BY_TYPE[config["model_type"]], config, where, keys=("intermediate_size",))
+    kind = (model.config.rope_parameters or {}).get("rope_type")
     if kind not in ROTARY:
         raise UserError(where, f"rotary positions of type {kind} are not supported", f"supported: {', '.join(ROTARY)}")
-    model.model.rotary_emb = stepped.remake_tables(model, model.model.rotary_emb)
+    if model.dimensions.head_dim % 2:
+        raise UserError(
+            where, f"rotary positions of {model.dimensions.head_dim} values a head are no pairs", "use an even number"
+        )
+    model.model.rotary_emb = stepped.remake_tables(model, model.model.rotary_emb, where)
     return model

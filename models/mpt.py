@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from suture.core.errors import UserError
+from suture.models.config import required
 from suture.models.dimensions import Dimensions
 from suture.models.layers import attend, distances, split_heads, through, visible
 
@@ -44,20 +45,17 @@ class Config:
                 raise UserError(where, f"attn_config.{key} {attention[key]} is not supported", f"use a model with {supported}")
         if config.get("logit_scale") is not None:
             raise UserError(where, "logit_scale is not supported", "use a model without it")
-        try:
-            return cls(
-                vocab=config["vocab_size"],
-                hidden=config["d_model"],
-                layers=config["n_layers"],
-                heads=config["n_heads"],
-                ffn=config["d_model"] * config.get("expansion_ratio", 4),
-                scale=attention.get("softmax_scale"),
-                clip=attention.get("clip_qkv"),
-                steepest=attention.get("alibi_bias_max", 8),
-                bias=not config.get("no_bias", True),
-            )
-        except KeyError as key:
-            raise UserError(where, f"has no {key}", "use the config.json that came with the weights") from None
+        return cls(
+            vocab=required(config, "vocab_size", where),
+            hidden=required(config, "d_model", where),
+            layers=required(config, "n_layers", where),
+            heads=required(config, "n_heads", where),
+            ffn=config["d_model"] * config.get("expansion_ratio", 4),
+            scale=attention.get("softmax_scale"),
+            clip=attention.get("clip_qkv"),
+            steepest=attention.get("alibi_bias_max", 8),
+            bias=not config.get("no_bias", True),
+        )
 
 
 class Attention(nn.Module):

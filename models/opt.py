@@ -14,4 +14,4 @@ class OPT(Stepped, OPTForCausalLM):
 
 
 def build(config: dict, where: object) -> OPT:
-    return stepped.build(OPT, config, where, required=("ffn_dim", "max_position_embeddings"))
+    return stepped.build(OPT, config, where, keys=("ffn_dim", "max_position_embeddings"))

@@ -50,7 +50,10 @@ def is_packed(checkpoint: "Checkpoint", name: str) -> bool:
 def packed_shape(checkpoint: "Checkpoint", name: str) -> tuple[int, int]:
     """[out, in] of a packed weight."""
     method, bits = _method(checkpoint)
-    rows, columns = checkpoint.tensors[_part(name, PACKED)].shape
+    entry = checkpoint.tensors[_part(name, PACKED)]
+    if entry.dtype != "I32" or len(entry.shape) != 2:
+        raise UserError(entry.file, f"{entry.name} is no matrix of 32-bit words", "download it again")
+    rows, columns = entry.shape
     return (columns * WORD // bits, rows) if method == "awq" else (columns, rows * WORD // bits)
 
 
@@ -67,6 +70,10 @@ def load_packed(checkpoint: "Checkpoint", name: str) -> PackedWeight:
     """Raises UserError for a packing other than those above, or one that does not fit together."""
     method, bits = _method(checkpoint)
     words, zeros, scales = (checkpoint.load(_part(name, part)) for part in (PACKED, ".qzeros", ".scales"))
+    if not (words.dtype == zeros.dtype == torch.int32 and scales.is_floating_point() and words.dim() == zeros.dim() == 2):
+        raise UserError(
+            checkpoint.folder, f"{_part(name, PACKED)}, its zeros and scales are no packed weight", "download it again"
+        )
     if method == "awq":
         q, zeros = (_apart(each, bits)[..., list(AWQ_PLACES)].reshape(len(each), -1) for each in (words, zeros))
     else:
@@ -75,12 +82,12 @@ def load_packed(checkpoint: "Checkpoint", name: str) -> PackedWeight:
         if checkpoint.config["quantization_config"].get("checkpoint_format") != "gptq_v2":
             zeros = (zeros + 1) & ((1 << bits) - 1)
     features, groups = len(q), len(scales)
-    if features % groups or zeros.shape != scales.shape or scales.shape[1] != q.shape[1]:
+    if not groups or features % groups or zeros.shape != scales.shape or scales.shape[1] != q.shape[1]:
         raise UserError(checkpoint.folder, f"{_part(name, PACKED)} and its scales do not fit together", "download it again")
     group = torch.arange(features) // (features // groups)
     if _part(name, ".g_idx") in checkpoint.tensors:
         group = checkpoint.load(_part(name, ".g_idx")).long()
-        if len(group) != features or group.min() < 0 or group.max() >= groups:
+        if group.dim() != 1 or len(group) != features or group.min() < 0 or group.max() >= groups:
             raise UserError(checkpoint.folder, f"{_part(name, '.g_idx')} names no groups of its scales", "download it again")
     return PackedWeight(bits, q.to(torch.uint8), zeros.to(torch.uint8), scales, group)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from suture.core.errors import UserError
+from suture.models.config import required
 from suture.models.dimensions import Dimensions
 from suture.models.layers import RMSNorm, attend, rotate, split_heads, through, visible
 
@@ -44,25 +45,26 @@ class Config:
         partial rotary embeddings."""
         if config.get("rotary_pct", 1.0) != 1.0:
             raise UserError(where, f"rotary_pct {config['rotary_pct']} is not supported", "use a model with 1.0")
-        try:
-            return cls(
-                vocab=config["vocab_size"],
-                hidden=config["hidden_size"],
-                layers=config["num_hidden_layers"],
-                heads=config["num_attention_heads"],
-                head_dim=config["kv_channels"],
-                ffn=config["intermediate_size"] // 2,  # the original counts w1 and w2 together
-                seq_length=config["seq_length"],
-                rotary_base=config.get("rotary_emb_base", 10000),
-                norm_epsilon=config["layer_norm_epsilon"],
-                dynamic_ntk=config.get("use_dynamic_ntk", True),
-                logn=config.get("use_logn_attn", True),
-                scale_scores=config.get("scale_attn_weights", True),
-                bias=not config.get("no_bias", True),
-                tied=config.get("tie_word_embeddings", False),
-            )
-        except KeyError as key:
-            raise UserError(where, f"has no {key}", "use the config.json that came with the weights") from None
+        for key, least, step in (("kv_channels", 4, 2), ("intermediate_size", 2, 2), ("seq_length", 2, 1)):
+            if (value := required(config, key, where)) < least or value % step:
+                wrong = f"'{key}' is {value}, but should be at least {least}" + " and even" * (step == 2)
+                raise UserError(where, wrong, "use the config.json that came with the weights")
+        return cls(
+            vocab=required(config, "vocab_size", where),
+            hidden=required(config, "hidden_size", where),
+            layers=required(config, "num_hidden_layers", where),
+            heads=required(config, "num_attention_heads", where),
+            head_dim=config["kv_channels"],
+            ffn=config["intermediate_size"] // 2,  # the original counts w1 and w2 together
+            seq_length=config["seq_length"],
+            rotary_base=config.get("rotary_emb_base", 10000),
+            norm_epsilon=required(config, "layer_norm_epsilon", where),
+            dynamic_ntk=config.get("use_dynamic_ntk", True),
+            logn=config.get("use_logn_attn", True),
+            scale_scores=config.get("scale_attn_weights", True),
+            bias=not config.get("no_bias", True),
+            tied=config.get("tie_word_embeddings", False),
+        )
 
 
 class Attention(nn.Module):

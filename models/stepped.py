@@ -5,6 +5,8 @@ has the name that the checkpoint gives it. Nothing is downloaded and no code of 
 the family's file, and only config.json is read.
 """
 
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -12,11 +14,14 @@ from transformers import logging as transformers_logging
 from transformers.cache_utils import DynamicCache
 
 from suture.core.errors import UserError
+from suture.core.refusals import refusals
+from suture.models.config import required
 from suture.models.dimensions import Dimensions
 from suture.models.packed import PACKINGS
 
 transformers_logging.set_verbosity_error()
 
+LEFT_OUT = ("auto_map", "quantization_config", "num_labels", "id2label", "label2id")  # code, and what a classifier has
 REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -58,7 +63,7 @@ class Stepped:
         return attention_mask
 
 
-def build(model_class: type[PreTrainedModel], config: dict, where: object, required: tuple[str, ...] = ()) -> PreTrainedModel:
+def build(model_class: type[PreTrainedModel], config: dict, where: object, keys: tuple[str, ...] = ()) -> PreTrainedModel:
     """The model of a config.json (at `where`, for errors) on the default device, without the tables that it keeps as
     buffers where that is "meta". A head that is tied to the embedding has no tensor of its own.
 
@@ -66,31 +71,30 @@ def build(model_class: type[PreTrainedModel], config: dict, where: object, requi
     that are quantised.
     """
     own_names = model_class.config_class.attribute_map
-    for key in (*REQUIRED, *required):
-        if key not in config and own_names.get(key) not in config:
-            raise UserError(where, f"has no '{own_names.get(key, key)}'", "use the config.json that came with the weights")
+    for key in (*REQUIRED, *keys):
+        if config.get(key) is None and config.get(own_names.get(key)) is None:
+            required(config, own_names.get(key, key), where)
     if (config.get("quantization_config") or {}).get("quant_method", PACKINGS[0]) not in PACKINGS:
         raise UserError(
             where, "describes quantised weights", f"use a checkpoint of {' or '.join(PACKINGS)}, or the model's own"
         )
-    try:
-        plain = {key: value for key, value in config.items() if key not in ("auto_map", "quantization_config")}
-        parsed = model_class.config_class.from_dict(plain)
+    with transformers_refusals(where):
+        parsed = model_class.config_class.from_dict({key: value for key, value in config.items() if key not in LEFT_OUT})
         parsed._attn_implementation = "sdpa"
         if getattr(parsed, "activation_function", None) == "gelu_new":
             parsed.activation_function = "gelu_pytorch_tanh"  # the same function, as one operator of torch
         model = model_class(parsed)
-    except Exception as error:  # configs raise classes of their own; whatever it was, transformers refuses
-        said = " ".join(str(error).split())
-        raise UserError(
-            where, f"is refused by transformers ({said})", "use the config.json that came with the weights"
-        ) from None
     if parsed.tie_word_embeddings:
         model.set_output_embeddings(None)
     return model
 
 
-def remake_tables(model: PreTrainedModel, module: nn.Module) -> nn.Module:
-    """A module that only keeps tables computed from the config, made again on the CPU: "meta" has no values."""
-    with torch.device("cpu"):
+def transformers_refusals(where: object) -> AbstractContextManager[None]:
+    """Around what transformers makes of a config.json: its classes raise errors of their own."""
+    return refusals(where, "is refused by transformers", "use the config.json that came with the weights")
+
+
+def remake_tables(model: PreTrainedModel, module: nn.Module, where: object) -> nn.Module:
+    """A module that only keeps tables computed from the config (at `where`), made again on the CPU: "meta" has no values."""
+    with transformers_refusals(where), torch.device("cpu"):
         return type(module)(model.config)

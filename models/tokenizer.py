@@ -15,6 +15,8 @@ from typing import Literal
 import tiktoken
 
 from suture.core.errors import UserError
+from suture.core.reader import read_bytes
+from suture.core.refusals import refusals
 from suture.models.library_tokenizer import READ, LibraryTokenizer, can_read
 
 VOCABULARY = "qwen.tiktoken"
@@ -90,10 +92,7 @@ def open_tokenizer(folder: Path | str) -> Tokenizer | LibraryTokenizer:
     file = Path(folder) / VOCABULARY
     if not file.exists() and can_read(Path(folder)):
         return LibraryTokenizer(Path(folder))
-    try:
-        lines = file.read_bytes().splitlines()
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(file, "no such file", "put the checkpoint's tokenizer beside its config.json") from None
+    lines = read_bytes(file, remedy="put the checkpoint's tokenizer beside its config.json").splitlines()
     ranks = {}
     for number, line in enumerate(filter(None, lines), start=1):
         try:
@@ -103,4 +102,5 @@ def open_tokenizer(folder: Path | str) -> Tokenizer | LibraryTokenizer:
             raise UserError(file, f"line {number} is not a token in base64 and its rank", "download it again") from None
     if sorted(ranks.values()) != list(range(len(ranks))) or not all(bytes([byte]) in ranks for byte in range(256)):
         raise UserError(file, "lacks ranks, or one of the 256 bytes", "download it again")
-    return Tokenizer(ranks)
+    with refusals(file, "is no vocabulary of tiktoken's", "download it again"):
+        return Tokenizer(ranks)

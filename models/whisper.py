@@ -104,5 +104,5 @@ def _only(layer: nn.Module, attention: str, *projections: str) -> nn.Module:
 
 
 def build(config: dict, where: object) -> Whisper:
-    model = stepped.build(WhisperForConditionalGeneration, config, where, required=REQUIRED)
+    model = stepped.build(WhisperForConditionalGeneration, config, where, keys=REQUIRED)
     return Whisper(model.config, model.model.encoder, model.model.decoder)

@@ -12,6 +12,8 @@ COMMANDS = {  # name: module, what it does
     "surgery": ("suture.surgery.__main__", "an ONNX file to the portable and the lowered graph"),
     "build": ("suture.build.__main__", "the lowered graph to a TensorRT engine"),
     "validate": ("suture.validate.__main__", "each step's result against the one before"),
+    "check": ("suture.validate.check", "what TensorRT's parser drops, misreads or refuses of any ONNX file"),
+    "convert": ("suture.models.convert", "a published pickle (.pth, .bin, .ckpt) to safetensors"),
     "generate": ("suture.generate.__main__", "text from a pipeline's folder"),
 }
 

@@ -76,7 +76,8 @@ def test_opens_and_loads(layout, weights, request):
 
 def test_opens_a_hugging_face_cache(sharded, tmp_path):
     """snapshots/<revision>/NAME are symbolic links to ../../blobs/<sha>."""
-    blobs, snapshot = tmp_path / "cache" / "blobs", tmp_path / "cache" / "snapshots" / "main"
+    cache = tmp_path / "models--owner--name"
+    blobs, snapshot = cache / "blobs", cache / "snapshots" / "main"
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
     for number, name in enumerate(("config.json", INDEX, *SHARDS)):
@@ -120,7 +121,7 @@ def test_partial_rotary_is_refused(folder):
 
 def test_missing_shard(sharded):
     (sharded / SHARDS[1]).unlink()
-    assert f"{SHARDS[1]}: is missing" in refused(sharded)
+    assert f"{SHARDS[1]}: no such file" in refused(sharded)
 
 
 @pytest.mark.parametrize("kept", [0.99, 0.02], ids=["in the data", "in the header"])
@@ -170,7 +171,7 @@ def test_pickle_is_refused_and_not_read(folder, name):
     (folder / "model.safetensors").unlink()
     (folder / name).write_bytes(pickle.dumps(Bomb()))
     assert f"{name}: is a pickle" in (line := refused(folder))
-    assert "convert the checkpoint to safetensors" in line
+    assert "python -m suture.models.convert" in line
 
 
 def test_pickle_under_a_safetensors_name(folder):

@@ -164,3 +164,42 @@ def test_chatml_is_what_the_original_writes():
     assert told == tokenizer.chat_prompt("one", system="Be brief.")
     assert tokenizer.stop_ids(chat=True) == {tokenizer.im_start, tokenizer.im_end, tokenizer.end_of_text}
     assert tokenizer.stop_ids(chat=False) == {tokenizer.end_of_text}
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "takes more than 5 seconds"),
+        ("{{ 'a' * 10 ** 10 }}", "MB of memory"),
+        ("{% for a in range(9999) %}{{ 'a' * 1000 }}{% endfor %}", "more than 4,194,304 characters"),
+        ("{{ ((", "TemplateSyntaxError"),
+        ("{{ messages.nothing.more }}", "UndefinedError"),
+    ],
+    ids=["loops", "grows", "long", "syntax", "undefined"],
+)
+def test_a_template_has_limits(checkpoint, template, says):
+    configure(checkpoint, template)
+    with pytest.raises(UserError, match="its chat template cannot be rendered") as error:
+        open_tokenizer(checkpoint).chat([{"role": "user", "content": "a"}])
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b'{"version": "1.0"}',
+        b"\xff",
+        b'{"model": ' * 50_000,
+        b'{"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}',
+    ],
+    ids=["empty", "no keys", "list", "no model", "no UTF-8", "deep", "negative id"],
+)
+def test_a_broken_tokenizer_is_one_line(checkpoint, content, capfd):
+    (checkpoint / "tokenizer.json").write_bytes(content)
+    with pytest.raises(UserError) as error:
+        open_tokenizer(checkpoint).encode("a")
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr().err == ""

@@ -14,7 +14,7 @@ from suture.runtime.graphs import open_session
 
 CASES = list(cases())
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # of the largest value
-LENGTHS = {"N": 3, "B": 2, "S": 3, "L": 7, "P": 9, "M": 4}
+LENGTHS = {"N": 3, "B": 2, "S": 3, "L": 7, "P": 9, "M": 4, "H": 5, "W": 3}
 
 
 def test_the_table_is_large_enough():

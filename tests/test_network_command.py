@@ -96,7 +96,7 @@ def test_a_parser_that_dies_gives_one_line(tmp_path):
     died = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"COLUMNS": "300"})
     assert died.returncode == 2
     assert died.stderr.count("\n") == 1
-    assert f"{path}: TensorRT's parser died of SIGSEGV" in died.stderr
+    assert f"{path}: Attention node_of_y: TensorRT's parser died of SIGSEGV" in died.stderr
 
 
 @pytest.mark.parametrize("dtype", ["float", "float16"])

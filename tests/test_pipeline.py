@@ -236,7 +236,8 @@ def test_a_read_only_cache_on_another_file_system(checkpoint, tmp_path):
     """As the Hugging Face hub stores a checkpoint: snapshots/COMMIT/NAME is a symbolic link to blobs/SHA. Nothing is
     copied, and nothing is written there."""
     with another_file_system(tmp_path) as elsewhere:
-        snapshot, blobs = elsewhere / "snapshots" / "0123abcd", elsewhere / "blobs"
+        cache = elsewhere / "models--some--model"
+        snapshot, blobs = cache / "snapshots" / "0123abcd", cache / "blobs"
         snapshot.mkdir(parents=True)
         blobs.mkdir()
         for number, file in enumerate(sorted(checkpoint.iterdir())):

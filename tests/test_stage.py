@@ -14,8 +14,8 @@ from decoder_graphs import decoder_graph
 
 from suture.build import __main__ as build_stage
 from suture.core import identity
-from suture.core import manifest as contracts_manifest
-from suture.core import stage as contracts_stage
+from suture.core import manifest as core_manifest
+from suture.core import stage as core_stage
 from suture.core.errors import UserError
 from suture.core.manifest import PARTIAL, read_manifest, result
 from suture.core.stage import Stage
@@ -97,7 +97,7 @@ def a_result_that_is_an_input(out: Path):
 
 def another_stages_interrupted_move(out: Path):
     (out / PARTIAL).mkdir()
-    (out / PARTIAL / contracts_manifest.MOVING).write_text('{"stage": "build", "outputs": ["a"]}')
+    (out / PARTIAL / core_manifest.MOVING).write_text('{"stage": "build", "outputs": ["a"]}')
     (out / "a").write_text("of build")
 
 
@@ -390,7 +390,7 @@ def test_results_are_what_the_manifest_lists(tmp_path):
     (tmp_path / "put" / PARTIAL).mkdir(parents=True)
     (tmp_path / "put" / "a").write_text("put there by hand")
     assert result(tmp_path / "put", "a")
-    (tmp_path / "put" / PARTIAL / contracts_manifest.MOVING).write_text("")  # or by a run that was killed
+    (tmp_path / "put" / PARTIAL / core_manifest.MOVING).write_text("")  # or by a run that was killed
     assert result(tmp_path / "put", "a") is None
 
 
@@ -422,7 +422,7 @@ def test_a_killed_run_knows_its_own_files_the_next_time(moves, tmp_path, monkeyp
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", dies)
-    monkeypatch.setattr(contracts_stage, "_clear", lambda folder, but: None)  # a killed process clears nothing
+    monkeypatch.setattr(core_stage, "_clear", lambda folder, but: None)  # a killed process clears nothing
     with pytest.raises(Killed):
         run(out, results={"a": "2", "b": "2", "c": "2", "d": "2"}, other=1)
     monkeypatch.undo()
@@ -436,7 +436,7 @@ def test_a_killed_run_knows_its_own_files_the_next_time(moves, tmp_path, monkeyp
 
 def test_two_runs_do_not_write_into_one_folder(tmp_path):
     out = tmp_path / "out"
-    waits = "import sys; from pathlib import Path; from contracts_stage import alone\nwith alone(Path(sys.argv[1])): print(flush=True); input()"
+    waits = "import sys; from pathlib import Path; from suture.core.stage import alone\nwith alone(Path(sys.argv[1])): print(flush=True); input()"
     other = subprocess.Popen(
         [sys.executable, "-c", waits, out], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

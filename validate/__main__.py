@@ -1,6 +1,7 @@
 """python -m validate DIR [--import RESULTS.npz] | REFERENCE.onnx CANDIDATE.onnx | --network MODEL.onnx | --bundle DIR [--out DIR]"""
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,7 +18,7 @@ from suture.core.stage import Stage
 from suture.core.weights import load_graph, weight_files, weights_root
 from suture.runtime.graphs import open_graph
 from suture.validate.bundle import write_bundle
-from suture.validate.check import check_network
+from suture.validate.check import main as check_command
 from suture.validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED
 from suture.validate.level import Level
 from suture.validate.levels import compare_graphs, find_pipeline, run_levels, scenarios_for
@@ -30,6 +31,8 @@ console = Console()
 
 
 def main() -> int:
+    if "--network" in sys.argv[1:]:
+        return check_command([word for word in sys.argv[1:] if word != "--network"], "validate --network")
     parser = Parser(prog="validate", description="Check a pipeline's results, or compare two graphs with KV caches.")
     parser.add_argument("what", nargs="+", type=Path, metavar="DIR | REFERENCE.onnx CANDIDATE.onnx")
     add_options(parser)
@@ -46,8 +49,6 @@ def main() -> int:
     parser.add_argument("--inputs", metavar="FILE.npz", type=Path, help="with --network: inputs by name")
     options = parser.parse_args()
     _refuse_without_effect(parser, options)
-    if options.network:
-        return check_network(options.what[0], options.reference, options.inputs, options.tolerance, options.seed, options.out)
     if len(options.what) == 2:
         return validate_graphs(*options.what, options)
     if options.bundle:

@@ -1,28 +1,94 @@
-"""python -m validate --network MODEL.onnx [--reference PORTABLE.onnx] [--inputs FILE.npz] [--out DIR]"""
+"""suture check MODEL.onnx: what TensorRT makes of an ONNX file. `python -m validate --network` is the same."""
 
-import json
-from dataclasses import asdict
+import argparse
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-import onnx
 from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.logger import G_LOGGER
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from suture.core.command import FOUND_DIFFERENCE
-from suture.core.errors import UserError
+from suture.core import arguments
+from suture.core.command import FOUND_DIFFERENCE, UNUSABLE_INPUT, Parser, run
 from suture.core.findings import Finding
-from suture.core.network.audit import audit
-from suture.core.network.compare import Outcome, compare, default_tolerance
-from suture.core.network.evaluate import Evaluator
-from suture.core.network.inputs import make_feeds, read_feeds
-from suture.core.network.parse import parse
+from suture.core.network.check import AGREES, CheckResult, check
+from suture.core.network.compare import Outcome
+from suture.core.network.record import differences, read_record, save_record
+from suture.core.network.reports import as_json, write_junit
+from suture.core.shapes import parse_shapes
 from suture.core.stage import Stage
 from suture.core.weights import load_graph, weight_files, weights_root
 
+STDOUT = Path("-")
+SHOWN = 20  # outputs, the worst first
 console = Console()
+
+
+def main(arguments: list[str] | None = None, prog: str = "suture check") -> int:
+    """Reads the command line (sys.argv by default) and checks one file. Returns the exit status."""
+    parser = Parser(prog=prog, description="What TensorRT's parser drops, misreads or refuses of an ONNX file, and whether "
+                    "its network computes what onnxruntime computes. Exit status: 0 it does, 1 it does not, 2 refused.")  # fmt: skip
+    add_options(parser)
+    options = parser.parse_args(arguments)
+    return run_check(options)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx")
+    parser.add_argument("--shape", action="append", default=[], metavar="NAME=2x128", help="shape of an input, or "
+                        "NAME=1x1,1x128,4x512 (min, opt, max), of which each is checked; once for each input")  # fmt: skip
+    parser.add_argument("--inputs", metavar="FILE.npz", type=Path, help="inputs by name (default: valid random ones)")
+    parser.add_argument("--reference", metavar="PORTABLE.onnx", type=Path, help="the graph that onnxruntime runs instead "
+                        "(for one with TensorRT's own ops)")  # fmt: skip
+    parser.add_argument("--tolerance", metavar="X", type=arguments.tolerance, help="error allowed, of the largest value (default: float32 "
+                        "1e-5, float16 1e-2, bfloat16 5e-2)")  # fmt: skip
+    parser.add_argument("--seed", metavar="N", type=arguments.seed, default=0, help="of the inputs drawn (default 0)")
+    parser.add_argument("--plugin", metavar="LIB", type=Path, action="append", default=[], help="plugin library for "
+                        "operators that TensorRT lacks; such layers are not evaluated")  # fmt: skip
+    parser.add_argument("--save", metavar="NET.json", type=Path, help="write the network and its outputs")
+    parser.add_argument("--against", metavar="NET.json", type=Path, help="name what differs from a saved network, of another "
+                        "TensorRT version for instance")  # fmt: skip
+    parser.add_argument("--json", metavar="FILE", type=Path, nargs="?", const=STDOUT, help="the result as JSON; to standard "
+                        "output, and nothing else there, without FILE")  # fmt: skip
+    parser.add_argument("--junit", metavar="FILE", type=Path, help="the result as JUnit XML")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder for network.json and Polygraphy's run results")
+
+
+def run_check(options: argparse.Namespace) -> int:
+    """Checks, prints and writes as the options say. Returns the exit status."""
+    before = read_record(options.against) if options.against else None
+    result = check(
+        options.model,
+        shapes=parse_shapes(options.shape),
+        inputs=options.inputs,
+        reference=options.reference,
+        tolerance=options.tolerance,
+        seed=options.seed,
+        plugins=options.plugin,
+    )
+    against = None if before is None or result.network is None else differences(before, result)
+    if options.json == STDOUT:
+        sys.stdout.write(as_json(result, against))
+    else:
+        _show(result, against, before and before["tensorrt"])
+    if options.json not in (None, STDOUT):
+        options.json.write_text(as_json(result, against), encoding="utf-8")
+    if options.junit:
+        write_junit(result, options.junit, against)
+    if options.save and result.network is not None:
+        save_record(result, options.save)
+    if options.out is not None and result.network is not None:
+        graphs = [path for path in (options.model, options.reference) if path is not None]
+        read = [*graphs, *(file for path in graphs for file in weight_files(load_graph(path), weights_root(path)))]
+        read += [options.inputs] if options.inputs else []
+        chosen = {"tolerance": options.tolerance, "seed": options.seed, "shape": options.shape}
+        with Stage("validate.network", options.out, read, chosen).writing() as folder:
+            _write(folder, result)
+    if result.refusals:
+        _say_refused(result)
+        return UNUSABLE_INPUT
+    return result.status or (FOUND_DIFFERENCE if against else 0)
 
 
 def check_network(
@@ -33,93 +99,91 @@ def check_network(
     seed: int = 0,
     out: Path | None = None,
 ) -> int:
-    """Parses an ONNX file with TensorRT, audits the network, and compares it with onnxruntime on the same file, or on
-    `reference`: a graph with the same inputs and outputs that onnxruntime can run where it cannot run this one.
-
-    Prints findings, errors and the first ONNX node that differs; writes network.json and Polygraphy's run results into
-    `out`. Returns the exit status: 1 where an output differs or the audit found an error.
-    """
-    graph = load_graph(path)
-    stage = _stage(out, path, graph, reference, inputs, {"tolerance": tolerance, "seed": seed}) if out is not None else None
-    _refuse_unrunnable(path, graph, reference)
-    network = parse(path)
-    findings = audit(network, graph)
-    feeds = read_feeds(inputs) if inputs else make_feeds(graph, seed)
-    allowed = tolerance or default_tolerance(network)
-    outcomes = compare(Evaluator(network), reference or path, feeds, allowed)
-    _show(f"{network.tensorrt}: {len(network.layers)} layers of {len(graph.graph.node)} ONNX nodes", findings)
-    _show_outcomes(outcomes, allowed)
-    if stage is not None:
-        with stage.writing() as folder:
-            _write(folder, network.tensorrt, findings, outcomes, allowed)
-    wrong = any(finding.severity == "error" for finding in findings)
-    differs = any(output.beyond(allowed) for outcome in outcomes for output in outcome.outputs)
-    return FOUND_DIFFERENCE if wrong or differs else 0
+    """`run_check` with these options. Returns the exit status."""
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    given = dict(reference=reference, inputs=inputs, tolerance=tolerance, seed=seed, out=out)
+    options = parser.parse_args([str(path)])
+    vars(options).update(given)
+    return run_check(options)
 
 
-def _stage(out: Path, path: Path, graph: onnx.ModelProto, reference: Path | None, inputs: Path | None, options: dict) -> Stage:
-    read = [path, *weight_files(graph, weights_root(path)), *([inputs] if inputs else [])]
-    if reference:
-        read += [reference, *weight_files(load_graph(reference), weights_root(reference))]
-    return Stage("validate.network", out, read, options)
+def _show(result: CheckResult, against: list[str] | None, other: str | None) -> None:
+    if result.network is not None:
+        read = f"{result.tensorrt}: {len(result.network.layers)} layers of {result.nodes} ONNX nodes"
+        console.print(read, highlight=False, markup=False)
+    color = {"refused": "bold red", "dropped": "bold red", "misread": "bold red", "differs": "bold red", "agrees": "green"}
+    rows = [*_rows(result), *(("against", f"{other}: {line}") for line in against or [])]
+    if against == []:
+        rows.append(("against", f"{other}: the same network and outputs"))
+    width = max(len(kind) for kind, _ in rows)
+    for kind, text in rows:
+        console.print(f"{kind:<{width}}", style=color.get(kind, "yellow"), end="  ", highlight=False, markup=False)
+        console.print(text.replace("\n", " "), highlight=False, markup=False, soft_wrap=True)
+    console.print(_verdict(result), style="green" if result.verdict == AGREES else "bold", markup=False, highlight=False,
+                  soft_wrap=True)  # fmt: skip
 
 
-def _refuse_unrunnable(path: Path, graph: onnx.ModelProto, reference: Path | None) -> None:
-    own = next((node for node in graph.graph.node if node.op_type.startswith("TRT_")), None)
-    if own is not None and reference is None:
-        raise UserError(path, f"onnxruntime has no {own.op_type}", "give the graph that it was lowered from with --reference")
+def _rows(result: CheckResult) -> Iterator[tuple[str, str]]:
+    for refusal in result.refusals:
+        yield "refused", str(refusal)
+    if not result.all_read:
+        yield "refused", "what lies behind these was not read: there may be more"
+    for finding in result.findings:
+        yield _kind(finding), str(finding)
+    if result.attentions:
+        fused = sum(attention.fused for attention in result.attentions)
+        yield "attention", f"{fused} of {len(result.attentions)} in one fused kernel"
+        for attention in result.attentions:
+            if not attention.fused:
+                yield "attention", f"{attention.where}: not fused, {attention.why}"
+    for outcome in result.outcomes:
+        yield from _outcome(outcome, result.tolerance)
+    if result.not_compared:
+        yield "differs" if result.failed else "not compared", result.not_compared
 
 
-def _show(title: str, findings: list[Finding]) -> None:
-    console.print(title, highlight=False)
-    for finding in findings:
-        color = "bold red" if finding.severity == "error" else "yellow"
-        console.print(f"[{color}]{finding.severity}[/] {_plain(finding)}", highlight=False, soft_wrap=True)
+def _kind(finding: Finding) -> str:
+    kind = getattr(finding, "kind", "")
+    return kind if finding.severity == "error" or kind == "dropped" else "slow" if kind == "attention" else kind or "note"
 
 
-def _show_outcomes(outcomes: list[Outcome], tolerance: float) -> None:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("inputs", "result", "worst output", "error", "tolerance"):
-        table.add_column(heading, overflow="fold")
-    for outcome in outcomes:
-        worst = max(outcome.outputs, key=lambda output: (output.error is None, output.error or 0))
-        verdict = "[bold red]different[/]" if worst.beyond(tolerance) else "[green]agrees[/]"
-        error = worst.problem or f"{worst.error:.1e}"
-        table.add_row(outcome.feeds, verdict, _plain(worst.tensor), _plain(error), f"{tolerance:.0e}")
-    console.print(table)
-    for outcome in outcomes:
-        if (parting := outcome.parting) is not None:
-            own = parting.difference
-            console.print(
-                f"{outcome.feeds}: they part at {parting.op} {_plain(parting.node)}, tensor {_plain(own.tensor)} "
-                f"({own.problem or f'{own.error:.1e}'})",
-                highlight=False,
-                soft_wrap=True,
-            )
+def _outcome(outcome: Outcome, tolerance: float) -> Iterator[tuple[str, str]]:
+    if outcome.problem:
+        yield "not run", f"{outcome.feeds}: {outcome.problem}"
+    worst = sorted(outcome.outputs, key=lambda output: (output.error is not None, -(output.error or 0)))
+    for output in worst[:SHOWN]:
+        error = output.problem or f"{output.error:.1e} of the largest value"
+        verdict = "differs" if output.beyond(tolerance) else "agrees"
+        yield verdict, f"{outcome.feeds}: {output.tensor} {error} (allowed {tolerance:.0e})"
+    if len(worst) > SHOWN:
+        yield "differs" if worst[SHOWN].beyond(tolerance) else "agrees", f"{outcome.feeds}: {len(worst) - SHOWN} more outputs"
+    if (parting := outcome.parting) is not None:
+        own = parting.difference
+        text = f"they part at {parting.op} {parting.node}, tensor {own.tensor} ({own.problem or f'{own.error:.1e}'})"
+        yield "differs", f"{outcome.feeds}: {text}"
 
 
-def _plain(text: object) -> str:
-    return escape(str(text))
+def _verdict(result: CheckResult) -> str:
+    why = f" ({result.not_compared})" if result.not_compared else ""
+    return f"check: {result.model}: {result.verdict}{why}"
 
 
-def _write(folder: Path, tensorrt: str, findings: list[Finding], outcomes: list[Outcome], tolerance: float) -> None:
-    report = {
-        "tensorrt": tensorrt,
-        "tolerance": tolerance,
-        "findings": [asdict(finding) for finding in findings],
-        "inputs": [
-            {
-                "name": outcome.feeds,
-                "outputs": [asdict(output) for output in outcome.outputs],
-                "parting": outcome.parting and asdict(outcome.parting),
-            }
-            for outcome in outcomes
-        ],
-    }
-    (folder / "network.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    for outcome in outcomes:
+def _say_refused(result: CheckResult) -> None:
+    first, more = str(result.refusals[0]), len(result.refusals) - 1
+    behind = f" (and {more} more)" if more else ""
+    print(f"check: {result.model}: {first}{behind}".replace("\n", " "), file=sys.stderr)
+
+
+def _write(folder: Path, result: CheckResult) -> None:
+    (folder / "network.json").write_text(as_json(result), encoding="utf-8")
+    for outcome in result.outcomes:
         results = RunResults()
         for side, values in outcome.values.items():
             results.append((side, [IterationResult(values, runner_name=side)]))
         with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
             results.save(str(folder / f"network-{outcome.feeds.replace(' ', '-')}.polygraphy.json"))
+
+
+if __name__ == "__main__":
+    run("check", main)

@@ -17,7 +17,7 @@ from onnx import TensorProto
 from suture.core.errors import UserError
 from suture.core.network.compare import difference
 from suture.core.network.dtypes import TORCH
-from suture.core.network.evaluate import Evaluator, UnknownLayer
+from suture.core.network.evaluate import Evaluator, NotEvaluated
 from suture.core.network.parse import NoTensorRT, parse
 from suture.core.network.runner import to_numpy
 from suture.core.signature import FEATURES
@@ -77,7 +77,7 @@ def compare_encoder(
     yield 2, compare_encoders(exported, portable, features, allowed)
     try:
         network = in_network(files.lowered)
-    except (NoTensorRT, UnknownLayer) as error:
+    except (NoTensorRT, NotEvaluated) as error:
         yield 3, str(error)
     except UserError as error:
         yield 3, Broken(str(error))

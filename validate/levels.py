@@ -16,7 +16,7 @@ from onnx import TensorProto
 from suture.core.errors import UserError
 from suture.core.manifest import read_manifest, recorded_file
 from suture.core.network.compare import ROUNDED
-from suture.core.network.evaluate import UnknownLayer
+from suture.core.network.evaluate import NotEvaluated
 from suture.core.network.parse import NoTensorRT
 from suture.models import open_checkpoint
 from suture.models.tokenizer import Tokenizer, open_tokenizer, tokenizer_files
@@ -217,7 +217,7 @@ def _network_level(pipeline: Pipeline, portable: Graph | None, run: Callable[...
     tell("level 3: TensorRT parses the lowered graph")
     try:
         network = open_network(pipeline.lowered, "TensorRT's network")
-    except (NoTensorRT, UnknownLayer) as error:
+    except (NoTensorRT, NotEvaluated) as error:
         return not_run(3, str(error))
     except UserError as error:
         return failed(3, error)

@@ -1,4 +1,4 @@
-"""Layers that sum: MATRIX_MULTIPLY, EINSUM, CONVOLUTION, REDUCE, CUMULATIVE, TOPK, SOFTMAX, NORMALIZATION.
+"""Layers that sum: MATRIX_MULTIPLY, EINSUM, REDUCE, CUMULATIVE, TOPK, SOFTMAX, NORMALIZATION.
 
 16-bit floats are accumulated in float32 and rounded once at the end, as TensorRT's kernels do.
 """
@@ -6,17 +6,27 @@
 import math
 
 import torch
-from torch.nn import functional
 
-from suture.core.network.description import Layer, Packed
-from suture.core.network.dtypes import TORCH, to_torch, unpack, widen
+from suture.core.network.description import Layer
+from suture.core.network.dtypes import TORCH, widen
 
 REDUCTIONS = {
     "SUM": lambda x, axes: x.sum(axes, keepdim=True),
     "AVG": lambda x, axes: x.mean(axes, keepdim=True),
-    "MAX": lambda x, axes: x.amax(axes, keepdim=True),
-    "MIN": lambda x, axes: x.amin(axes, keepdim=True),
+    "MAX": lambda x, axes: _extreme(torch.amax, x, axes, largest=False),
+    "MIN": lambda x, axes: _extreme(torch.amin, x, axes, largest=True),
 }
+
+
+def _extreme(function, x: torch.Tensor, axes: list[int], largest: bool) -> torch.Tensor:
+    """Of nothing: what any number is compared with first, the least or the largest that there is."""
+    if all(x.shape[axis] for axis in axes):
+        return function(x, axes, keepdim=True)
+    if x.is_floating_point():
+        value = float("inf") if largest else float("-inf")
+    else:
+        value = torch.iinfo(x.dtype).max if largest else torch.iinfo(x.dtype).min
+    return x.new_full([1 if axis in axes else size for axis, size in enumerate(x.shape)], value)
 
 
 def axes_of(mask: int, rank: int) -> list[int]:
@@ -36,37 +46,6 @@ def matrix_multiply(layer: Layer, a: torch.Tensor, b: torch.Tensor) -> torch.Ten
 
 def einsum(layer: Layer, *operands: torch.Tensor) -> torch.Tensor:
     return torch.einsum(layer.attributes["equation"], *map(widen, operands)).to(operands[0].dtype)
-
-
-def convolution(layer: Layer, x: torch.Tensor, *dynamic: torch.Tensor) -> torch.Tensor:
-    """x [N, C, ...]; kernel and bias are inputs where there are such, attributes otherwise. Explicit padding only."""
-    attributes = layer.attributes
-    if not attributes["padding_mode"].startswith("EXPLICIT"):
-        raise ValueError(f"padding mode {attributes['padding_mode']}")
-    window = attributes["kernel_size_nd"]
-    kernel, bias = [*dynamic, None, None][:2]
-    if kernel is None:
-        maps, groups = attributes["num_output_maps"], attributes["num_groups"]
-        kernel = _weights(attributes["kernel"], x).reshape(maps, x.shape[1] // groups, *window)
-    if bias is None and attributes["bias"] is not None:
-        bias = _weights(attributes["bias"], x)
-    sides = zip(attributes["pre_padding"], attributes["post_padding"])
-    padded = functional.pad(widen(x), [size for pair in reversed(list(sides)) for size in pair])
-    function = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}[len(window)]
-    return function(
-        padded,
-        widen(kernel),
-        None if bias is None else widen(bias),
-        stride=attributes["stride_nd"],
-        dilation=attributes["dilation_nd"],
-        groups=attributes["num_groups"],
-    ).to(x.dtype)
-
-
-def _weights(weights, x: torch.Tensor) -> torch.Tensor:
-    if isinstance(weights, str):
-        raise ValueError(weights)
-    return to_torch(unpack(weights) if isinstance(weights, Packed) else weights, x.dtype).to(x.device)
 
 
 def reduce(layer: Layer, x: torch.Tensor) -> torch.Tensor:

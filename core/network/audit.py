@@ -6,16 +6,20 @@ cannot be built; a warning is one that builds and pays for it.
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import onnx
 
 from suture.core.findings import Finding
+from suture.core.network.attentions import DTYPES, hindrance
 from suture.core.network.description import Layer, Network
+from suture.core.network.misread import misread
 
 NONPAD_KV_SEQLEN = 6  # input of Attention
 FOLDED = ("Constant", "ConstantOfShape", "Identity", "Cast", "Shape", "If")  # nodes that may leave no layer of their own
 ONNX_DTYPES = {
     onnx.TensorProto.FLOAT: "FLOAT",
+    onnx.TensorProto.DOUBLE: "DOUBLE",
     onnx.TensorProto.FLOAT16: "HALF",
     onnx.TensorProto.BFLOAT16: "BF16",
     onnx.TensorProto.INT64: "INT64",
@@ -27,28 +31,36 @@ ONNX_DTYPES = {
     onnx.TensorProto.INT4: "INT4",
 }
 SMALL = 64  # elements of a constant that may as well have become an attribute
-HOLDERS = ("Conv", "ConvTranspose")  # their layers hold weights themselves
+HOLDERS = ("Conv", "ConvTranspose", "BatchNormalization")  # their layers hold weights themselves
 MOVES = ("KV_CACHE_UPDATE", "CONCATENATION", "SHUFFLE", "UNSQUEEZE", "SQUEEZE", "SLICE", "CAST", "IDENTITY",
          "ELEMENTWISE")  # fmt: skip
-FUSED_HEAD_DIMS = range(16, 257)
-LEAST_HEADS = 4  # of the query, where a step may have one token
-FUSED_DTYPES = ("HALF", "BF16")
 
 
-def audit(network: Network, model: onnx.ModelProto) -> list[Finding]:
+@dataclass(frozen=True)
+class NetworkFinding(Finding):
+    """`kind`: "dropped" (no layer stands for it), "misread" (it means something else), "attention", or "cache"."""
+
+    kind: str = ""
+
+
+def audit(network: Network, model: onnx.ModelProto) -> list[NetworkFinding]:
     """All findings, errors first. `model` is the graph that `network` was parsed from."""
     producers = network.producers()
     live = _live(network, producers)
-    findings = [
-        *_dead_inputs(network, model, live),
-        *_dead_initializers(network, model, live),
-        *_lost_nodes(network, model),
-        *_retyped(network, model),
-        *_dropped_lengths(model),
-        *_misread_defaults(model),
-        *_attentions(network, producers),
-        *_caches(network),
-    ]
+    lowered = any(node.op_type.startswith("TRT_") for node in model.graph.node)  # by surgery, or by another's hand
+    masked = "give an explicit mask" if lowered else "lower the graph with surgery, or give an explicit mask"
+    kinds = {
+        "dropped": [
+            *_dead_inputs(network, model, live),
+            *_dead_initializers(network, model, live),
+            *_lost_nodes(network, model),
+            *_dropped_lengths(model, masked),
+        ],
+        "misread": [*_retyped(network, model), *_renamed(network, model), *misread(model)],
+        "attention": [*_attentions(network, producers, masked)],
+        "cache": [*_caches(network)],
+    }
+    findings = [NetworkFinding(**vars(finding), kind=kind) for kind, found in kinds.items() for finding in found]
     return sorted(findings, key=lambda finding: finding.severity)
 
 
@@ -121,37 +133,31 @@ def _retyped(network: Network, model: onnx.ModelProto) -> Iterator[Finding]:
             node = producer.get(value.name)
             where = f"{node.op_type} {_name(node)}" if node is not None else f"tensor {value.name}"
             what = f"{value.name} is {wanted} in the graph and {found.dtype} in the network"
-            yield Finding("error", where, what, "write the Cast that is meant into the graph")
+            severity = "warning" if (wanted, found.dtype) == ("DOUBLE", "FLOAT") else "error"  # TensorRT has no double
+            yield Finding(severity, where, what, "write the Cast that is meant into the graph")
 
 
-def _dropped_lengths(model: onnx.ModelProto) -> Iterator[Finding]:
+def _dropped_lengths(model: onnx.ModelProto, masked: str) -> Iterator[Finding]:
     for node in _nodes(model.graph):
         if node.op_type == "Attention" and len(node.input) > NONPAD_KV_SEQLEN and node.input[NONPAD_KV_SEQLEN]:
             yield Finding(
                 "error", f"Attention {_name(node)}",
                 f"the parser drops its nonpad_kv_seqlen ({node.input[NONPAD_KV_SEQLEN]}): it would attend to the whole "
                 "cache",
-                "lower the graph with surgery, or give an explicit mask",
+                masked,
             )  # fmt: skip
 
 
-def _misread_defaults(model: onnx.ModelProto) -> Iterator[Finding]:
-    """Attributes left out, for which TensorRT's parser takes another default than ONNX."""
-    for node in _nodes(model.graph):
-        given = {attribute.name for attribute in node.attribute}
-        if node.op_type == "Trilu" and "upper" not in given:
-            yield Finding(
-                "error", f"Trilu {_name(node)}", "without `upper` the parser takes the lower triangle, ONNX the upper",
-                "write upper=1",
-            )  # fmt: skip
-        if node.op_type == "Selu" and not {"alpha", "gamma"} <= given:
-            yield Finding(
-                "warning", f"Selu {_name(node)}", "without alpha and gamma the parser takes those of opset 1 (2e-5 off)",
-                "write both",
-            )  # fmt: skip
+def _renamed(network: Network, model: onnx.ModelProto) -> Iterator[Finding]:
+    """The parser calls an input that a loop starts from as the loop's body does."""
+    given = {value.name for value in model.graph.input}
+    for name in network.inputs:
+        if name not in given:
+            what = "the network's input of this name has another in the graph"
+            yield Finding("error", f"input {name}", what, "put an Identity between the input and the loop")
 
 
-def _attentions(network: Network, producers: dict[str, Layer]) -> Iterator[Finding]:
+def _attentions(network: Network, producers: dict[str, Layer], masked: str) -> Iterator[Finding]:
     for layer in network.layers:
         if layer.type != "ATTENTION_INPUT":
             continue
@@ -159,29 +165,21 @@ def _attentions(network: Network, producers: dict[str, Layer]) -> Iterator[Findi
         query, key = (network.tensors[name] for name in layer.inputs[:2])
         where = f"Attention {settings['name'] or layer.name}"
         tokens, slots = query.shape[2], key.shape[2]
-        if settings["causal_kind"] == "UPPER_LEFT" and _cached(network, producers, layer.inputs[1]):
+        aligned = tokens == slots != -1  # then it does not matter which corner
+        if settings["causal_kind"] == "UPPER_LEFT" and not aligned and _cached(network, producers, layer.inputs[1]):
             yield Finding(
                 "error", where,
                 f"is_causal aligns its first query ({_length(tokens)}) with its first key ({_length(slots)}), whatever is "
                 "cached",
-                "lower the graph with surgery, or give an explicit mask",
+                masked,
             )  # fmt: skip
-        if query.dtype not in FUSED_DTYPES and not settings["decomposable"]:
-            yield Finding(
-                "error", where, f"attention in {query.dtype} has no fused kernel, and it is not marked decomposable",
-                "use float16 or bfloat16, or mark it (TRT_decomposable=1)",
-            )  # fmt: skip
-        elif query.dtype not in FUSED_DTYPES:
-            yield Finding(
-                "warning", where, f"attention in {query.dtype} is decomposed", "use float16 or bfloat16 to have it fused"
-            )
-        without = next((what for what, fused in (
-            (f"head dimension {query.shape[3]} (16 to 256)", query.shape[3] in FUSED_HEAD_DIMS),
-            (f"one token of {query.shape[1]} query heads (4 or more)", not 0 <= query.shape[1] < LEAST_HEADS),
-        ) if not fused), None)  # fmt: skip
+        without = hindrance(network, layer)
         if without and not settings["decomposable"]:
-            yield Finding("error", where, f"no fused kernel for {without}", "mark it decomposable (TRT_decomposable=1)")
-        elif without and query.dtype in FUSED_DTYPES:
+            what = f"no fused kernel for {without}, and it is not marked decomposable: it does not build"
+            yield Finding("error", where, what, "mark it (TRT_decomposable=1), as surgery does, or use a form that is fused")
+        elif without and query.dtype not in DTYPES:
+            yield Finding("warning", where, f"{without} is decomposed", "use float16 or bfloat16 to have it fused")
+        elif without:
             yield Finding("warning", where, f"no fused kernel for {without}: it is decomposed", "use another number of heads")
         if settings["causal_kind"] == "LOWER_RIGHT":
             yield Finding(
@@ -206,7 +204,7 @@ def _cached(network: Network, producers: dict[str, Layer], name: str) -> bool:
             continue
         seen.add(name)
         tensor = network.tensors[name]
-        if name in network.inputs and len(tensor.shape) == 4 and tensor.dtype in ("FLOAT", *FUSED_DTYPES):
+        if name in network.inputs and len(tensor.shape) == 4 and tensor.dtype in ("FLOAT", *DTYPES):
             return True
         if name in producers and producers[name].type in MOVES:
             waiting += producers[name].inputs

@@ -5,6 +5,7 @@ and a NaN, on either side or on both, are differences; of quantised outputs, wha
 counts. Intermediate tensors are looked at where an output differs.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,10 +50,13 @@ class Divergence:
 
 @dataclass
 class Outcome:
+    """`problem`: why onnxruntime did not run these inputs; there are no outputs then."""
+
     feeds: str
     outputs: list[Difference]
     parting: Divergence | None = None
     values: dict[str, dict[str, np.ndarray]] = field(default_factory=dict, repr=False)  # by side, for run results
+    problem: str | None = None
 
 
 def default_tolerance(network: Network) -> float:
@@ -68,7 +72,11 @@ def compare(evaluate: Evaluator, reference: Path, feeds: Iterable[Feeds], tolera
     session = open_session(model, weights_root(reference), str(reference))
     outcomes = []
     for inputs in feeds:
-        expected = _run(session, inputs.values)
+        try:
+            expected = _run(session, inputs.values)
+        except Exception as error:  # onnxruntime's errors share no public base
+            outcomes.append(Outcome(inputs.name, [], problem=f"onnxruntime does not run it: {_said(error)}"))
+            continue
         found = {name: to_numpy(value) for name, value in evaluate(inputs.values).items()}
         outputs = [difference(name, expected[name], found.get(name)) for name in expected]
         outcome = Outcome(inputs.name, outputs, None, {"onnxruntime": expected, "network": found})
@@ -116,6 +124,10 @@ def _parting(evaluate: Evaluator, model: onnx.ModelProto, path: Path, inputs: Fe
                 if own.beyond(tolerance):
                     return Divergence(node.name or f"node_of_{node.output[0]}", node.op_type, own)
     return None
+
+
+def _said(error: Exception) -> str:
+    return " ".join(re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)).split())
 
 
 def _run(session: ort.InferenceSession, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

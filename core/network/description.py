@@ -61,6 +61,19 @@ class Reference:
 Constant = np.ndarray | Packed | Reference
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """What the parser says of a node that it does not take. `stopped`: it read no node behind this one."""
+
+    node: str
+    operator: str
+    message: str
+    stopped: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.operator or 'graph'} {self.node}: {self.message}"
+
+
 @dataclass
 class Network:
     """`inputs` and `outputs` in the network's order; `messages` is what the parser warned about."""

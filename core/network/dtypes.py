@@ -37,12 +37,21 @@ ONNX = {
     "FP4": onnx.TensorProto.FLOAT4E2M1,
 }
 NARROW_IN_NUMPY = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e8m0fnu)  # what numpy has no dtype for
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # the magnitudes that FP4 has
 PACKED = ("int4", "uint4", "float4_e2m1fn")  # two to a byte
 
 
 def widen(tensor: torch.Tensor) -> torch.Tensor:
     """16-bit floats as float32, in which one operation and one rounding give what a 16-bit operation gives."""
     return tensor.float() if tensor.dtype in NARROW else tensor
+
+
+def to_e2m1(x: torch.Tensor) -> torch.Tensor:
+    """The nearest FP4 value; of two as near, the one with an even mantissa (every second entry)."""
+    table = torch.tensor(E2M1, device=x.device)
+    distance = (x.abs().unsqueeze(-1) - table).abs()
+    even = torch.tensor([0.0, 1e-7] * 4, device=x.device)
+    return torch.copysign(table[(distance + even).argmin(-1)], x)
 
 
 def to_torch(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from suture.core.network.description import Layer
-from suture.core.network.dtypes import TORCH, widen
+from suture.core.network.dtypes import TORCH, to_e2m1, widen
 
 BINARY = {
     "SUM": torch.add,
@@ -99,7 +99,13 @@ def select(layer: Layer, condition: torch.Tensor, a: torch.Tensor, b: torch.Tens
 
 
 def cast(layer: Layer, x: torch.Tensor) -> torch.Tensor:
-    return x.to(TORCH[layer.attributes["to_type"]])
+    """To INT4 as to other integers: the lowest bits stay."""
+    target = layer.attributes["to_type"]
+    if target == "FP4":
+        return to_e2m1(widen(x).clamp(-6, 6)).to(TORCH[target])
+    if target == "INT4":
+        return ((x.to(torch.int32) + 8) % 16 - 8).to(TORCH[target])
+    return x.to(TORCH[target])
 
 
 def identity(layer: Layer, x: torch.Tensor) -> torch.Tensor:

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 from suture.core.errors import UserError
-from suture.core.network import arithmetic, attention, elementwise, quantization, shapes
+from suture.core.network import arithmetic, attention, elementwise, quantization, sampling, sequences, shapes, windows
 from suture.core.network.description import Layer, Network
 from suture.core.network.dtypes import TORCH, Constants, to_torch
+from suture.core.network.loops import BOUNDARIES, find_loops, run_loop
 from suture.core.weights import load_graph
 
 LAYERS: dict[str, Callable] = {
@@ -31,7 +32,6 @@ LAYERS: dict[str, Callable] = {
     "SLICE": shapes.slice_,
     "SQUEEZE": shapes.squeeze,
     "UNSQUEEZE": shapes.unsqueeze,
-    "CONVOLUTION": arithmetic.convolution,
     "CUMULATIVE": arithmetic.cumulative,
     "EINSUM": arithmetic.einsum,
     "MATRIX_MULTIPLY": arithmetic.matrix_multiply,
@@ -39,12 +39,26 @@ LAYERS: dict[str, Callable] = {
     "REDUCE": arithmetic.reduce,
     "SOFTMAX": arithmetic.softmax,
     "TOPK": arithmetic.top_k,
+    "CONVOLUTION": windows.convolution,
+    "DECONVOLUTION": windows.deconvolution,
+    "LRN": windows.lrn,
+    "PADDING": windows.padding,
+    "POOLING": windows.pooling,
+    "SCALE": windows.scale,
+    "GRID_SAMPLE": sampling.grid_sample,
+    "RESIZE": sampling.resize,
+    "NMS": sequences.nms,
+    "RAGGED_SOFTMAX": sequences.ragged_softmax,
+    "REVERSE_SEQUENCE": sequences.reverse_sequence,
     "DEQUANTIZE": quantization.dequantize,
     "QUANTIZE": quantization.quantize,
     "KV_CACHE_UPDATE": attention.kv_cache_update,
     "ROTARY_EMBEDDING": attention.rotary_embedding,
 }
-STRUCTURE = ("CONSTANT", "ATTENTION_INPUT", "ATTENTION_OUTPUT", "CONDITION", "CONDITIONAL_INPUT", "CONDITIONAL_OUTPUT")
+STRUCTURE = (
+    "CONSTANT", "ATTENTION_INPUT", "ATTENTION_OUTPUT", "CONDITION", "CONDITIONAL_INPUT", "CONDITIONAL_OUTPUT", "ASSERTION",
+    *BOUNDARIES,
+)  # fmt: skip
 
 
 class EvaluationError(UserError):
@@ -52,8 +66,8 @@ class EvaluationError(UserError):
     than the network declares. Names the layer and its ONNX node."""
 
 
-class UnknownLayer(EvaluationError):
-    """This evaluator does not know a type of layer, which says nothing of the graph."""
+class NotEvaluated(EvaluationError):
+    """The network has layers of which there is nothing to compute here: unknown ones, and random numbers."""
 
 
 class Evaluator:
@@ -68,13 +82,11 @@ class Evaluator:
     """
 
     def __init__(self, network: Network, device: str | None = None):
-        unknown = Counter(layer.type for layer in network.layers if layer.type not in (*LAYERS, *STRUCTURE))
+        unknown = [layer for layer in network.layers if not _is_known(layer)]
         if unknown:
-            first = next(layer for layer in network.layers if layer.type in unknown)
-            raise UnknownLayer(
-                network.model,
-                f"no evaluation of layer type {', '.join(sorted(unknown))} (first: {first})",
-                "check that part on a GPU",
+            kinds = ", ".join(sorted({layer.type for layer in unknown}))
+            raise NotEvaluated(
+                network.model, f"no evaluation of layer type {kinds} (first: {unknown[0]})", "check that part on a GPU"
             )
         self.network = network
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -83,6 +95,7 @@ class Evaluator:
             layer.attributes["conditional"]: layer.inputs[0] for layer in network.layers if layer.type == "CONDITION"
         }
         self.attentions = _attentions(network)
+        self.loops = find_loops(network)
         self.file = Constants(network.model, load_graph(network.model))
         self.constants = self._constants()
 
@@ -90,25 +103,38 @@ class Evaluator:
         """The network's outputs, and the tensors named in `keep` that were computed on the way to them."""
         values = self._inputs(feeds)
         wanted = {*self.network.outputs, *keep}
+        asserted = [layer for layer in self.network.layers if layer.type == "ASSERTION"]
         uses = Counter(name for layer in self.network.layers for name in self._sources(layer))
-        pending = list(reversed(self.network.outputs))  # layers are not in topological order
+
+        def release(layer: Layer) -> None:
+            for source in self._sources(layer):
+                uses[source] -= 1
+                if not uses[source] and source not in wanted:
+                    values.pop(source, None)
+
+        self._compute([layer.inputs[0] for layer in asserted], values)
+        for layer in asserted:
+            if not values[layer.inputs[0]].all():
+                raise EvaluationError(self.network.model, f"{layer}: {layer.attributes['message']}", "give other inputs")
+        self._compute(self.network.outputs, values, release)
+        return {name: value for name, value in values.items() if name in wanted}
+
+    def _compute(self, names: Collection[str], values: dict, release: Callable[[Layer], None] | None = None) -> None:
+        """Adds these tensors to `values`, and what they depend on as long as no `release` takes it out again."""
+        pending = list(reversed(names))  # layers are not in topological order
         while pending:
             name = pending[-1]
             if name in values:
                 pending.pop()
                 continue
             layer = self.producers[name]
-            needed = self._needed(layer, values)
-            missing = [source for source in needed if source not in values]
+            missing = [source for source in self._needed(layer, values) if source not in values]
             if missing:
                 pending += reversed(missing)
                 continue
             values.update(self._evaluated(layer, values))
-            for source in self._sources(layer):
-                uses[source] -= 1
-                if not uses[source] and source not in wanted:
-                    values.pop(source, None)
-        return {name: value for name, value in values.items() if name in wanted}
+            if release is not None:
+                release(layer)
 
     def _sources(self, layer: Layer) -> set[str]:
         """All tensors that `layer` may read."""
@@ -124,11 +150,17 @@ class Evaluator:
         if layer.type == "CONDITIONAL_OUTPUT":
             condition = self.conditions[layer.attributes["conditional"]]
             return [condition] if condition not in values else [layer.inputs[0 if values[condition].item() else 1]]
+        if layer.type == "LOOP_OUTPUT":
+            return self.loops[layer.attributes["loop"]].outer()
         return sorted(self._sources(layer))
 
     def _evaluated(self, layer: Layer, values: dict) -> dict[str, torch.Tensor]:
         try:
+            if layer.type == "LOOP_OUTPUT":
+                return run_loop(self.loops[layer.attributes["loop"]], self.network, values, self._compute)
             result = self._result(layer, values)
+        except EvaluationError:
+            raise
         except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise EvaluationError(
@@ -174,7 +206,10 @@ class Evaluator:
         values = {}
         for name in self.network.inputs:
             declared, value = self.network.tensors[name], feeds[name]
+            if not isinstance(value, torch.Tensor) and _dtype_of(value) is None:
+                raise UserError(self.network.model, f"input {name} has values of type {value.dtype}", "give numbers")
             tensor = value if isinstance(value, torch.Tensor) else to_torch(value, _dtype_of(value))
+            tensor = tensor.float() if tensor.dtype == torch.float64 else tensor  # which TensorRT's parser reads as FLOAT
             fits = len(tensor.shape) == len(declared.shape) and all(d in (-1, f) for f, d in zip(tensor.shape, declared.shape))
             if not fits or tensor.dtype != TORCH[declared.dtype]:
                 raise UserError(
@@ -200,6 +235,11 @@ class Evaluator:
         return self.file.load(layer.attributes["weights"], self.network.tensors[layer.outputs[0]].dtype, check)
 
 
+def _is_known(layer: Layer) -> bool:
+    random = layer.type == "FILL" and layer.attributes["operation"] != "LINSPACE"
+    return not random and (layer.type in LAYERS or layer.type in STRUCTURE)
+
+
 ATTENTION_ROLES = ("query", "key", "value", "mask", "key_value_lengths")
 
 
@@ -214,6 +254,11 @@ def _attentions(network: Network) -> dict[str, dict[str, str]]:
     return found
 
 
-def _dtype_of(array: np.ndarray) -> torch.dtype:
+def _dtype_of(array: np.ndarray) -> torch.dtype | None:
+    """None where torch has none: text, lists, uncommon floats."""
     names = {"float8_e4m3fn": torch.float8_e4m3fn, "bfloat16": torch.bfloat16, "int4": torch.int8}
-    return names.get(array.dtype.name) or torch.from_numpy(np.empty(0, array.dtype)).dtype
+    names["float4_e2m1fn"] = torch.float16
+    try:
+        return names.get(array.dtype.name) or torch.from_numpy(np.empty(0, array.dtype)).dtype
+    except TypeError:
+        return None

@@ -2,7 +2,7 @@
 
 Language models get sensible ones: tokens below the vocabulary's size, positions that follow what is in the cache,
 caches full of noise (so that a graph that looks at a slot which nobody wrote shows it), masks that are causal.
-Other graphs get normal noise, and small integers that can be indices into anything.
+Other graphs get normal noise, indices and masks as far as the graph shows that an input is one, and else 0 or 1.
 """
 
 import zipfile
@@ -14,9 +14,13 @@ import onnx
 
 from suture.core.cpm_inputs import made_up
 from suture.core.errors import UserError
+from suture.core.network.validity import Use, uses_of_inputs
+from suture.core.shapes import ShapeRange, check_shapes
 from suture.core.signature import Signature, find_signature
 
-ROWS = 2
+ROWS, LENGTH, SIDE = 2, 8, 32  # of dimensions whose length the graph leaves open
+COUNT = 3  # of iterations
+HIDDEN = -1e4  # what an additive mask of a graph without caches hides with
 NEGATIVE = {"float16": -65504.0, "float32": -3.0e38, "bfloat16": -3.0e38}  # what an additive mask hides with
 
 
@@ -26,18 +30,50 @@ class Feeds:
     values: dict[str, np.ndarray]
 
 
-def make_feeds(model: onnx.ModelProto, seed: int = 0) -> list[Feeds]:
-    """Several sets of inputs: prompt, later chunk at ragged places and decode for a language model, else one of noise."""
+def make_feeds(
+    model: onnx.ModelProto,
+    seed: int = 0,
+    shapes: dict[str, ShapeRange] | None = None,
+    name: object = "graph",
+    rows: int = ROWS,
+    length: int = LENGTH,
+) -> list[Feeds]:
+    """Several sets of inputs: prompt, later chunk at ragged places and decode for a language model, else one of noise; or
+    one for each shape that `shapes` gives. Open dimensions without one have `rows` in front, `length` elsewhere.
+
+    Raises UserError where the shapes do not fit the graph, which it calls `name`."""
     rng = np.random.default_rng(seed)
     initializers = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initializers]
+    _refuse_untyped(name, inputs)
+    if shapes:
+        check_shapes(name, inputs, shapes)
+        uses = uses_of_inputs(model)
+        kinds = dict.fromkeys(kind for given in shapes.values() for kind in given.different)
+        return [Feeds(_title(kind, kinds), _noise(inputs, rng, uses, _chosen(shapes, kind), rows, length)) for kind in kinds]
     try:
         signature = find_signature(model)
     except UserError:
-        return [Feeds("random inputs", _noise(inputs, rng))]
+        signature = None
+    made = [] if signature is None else _steps(model, signature, inputs, rng)
+    return made or [Feeds("random inputs", _noise(inputs, rng, uses_of_inputs(model), None, rows, length))]
+
+
+def _steps(model: onnx.ModelProto, signature: Signature, inputs, rng) -> list[Feeds]:
+    """Those steps that the graph's fixed lengths allow."""
     room = signature.capacity or 24
-    steps = (("prompt", 0, min(8, room)), ("chunk", room // 3, min(4, room // 3)), ("decode", room // 2, 1))
-    return [Feeds(name, _step(model, signature, inputs, past, tokens, rng)) for name, past, tokens in steps if tokens > 0]
+    steps = [("prompt", 0, min(8, room)), ("chunk", room // 3, min(4, room // 3)), ("decode", room // 2, 1)]
+    found = []
+    for name, past, tokens in steps:
+        if tokens > 0:
+            values = _step(model, signature, inputs, past, tokens, rng)
+            if all(_fits(_sizes(value), values[value.name].shape) for value in inputs):
+                found.append(Feeds(name, values))
+    return found
+
+
+def _fits(sizes: list[int | str], shape: tuple[int, ...]) -> bool:
+    return len(sizes) == len(shape) and all(not isinstance(size, int) or size == given for size, given in zip(sizes, shape))
 
 
 def read_feeds(path: Path) -> list[Feeds]:
@@ -53,63 +89,132 @@ def read_feeds(path: Path) -> list[Feeds]:
 
 def _step(model, signature: Signature, inputs, past: int, tokens: int, rng) -> dict[str, np.ndarray]:
     """One step of `tokens` tokens after `past`; in a static cache the rows stand at different places."""
+    batch = _sizes(next(value for value in inputs if value.name == signature.tokens))[:1]
+    rows = batch[0] if batch and isinstance(batch[0], int) else ROWS
     vocabulary = next(_sizes(value)[-1] for value in model.graph.output if value.name == signature.logits)
-    starts = np.full(ROWS, past)
+    starts = np.full(rows, past)
     if signature.static and past:
-        starts = past - np.arange(ROWS)
+        starts = past - np.arange(rows)
     positions = starts[:, None] + np.arange(tokens)
     slots = signature.capacity if signature.static else past + tokens
     feeds = {}
     for value in inputs:
         name, dtype, sizes = value.name, _dtype(value), _sizes(value)
         if name == signature.tokens:
-            array = rng.integers(0, vocabulary if isinstance(vocabulary, int) else 100, (ROWS, tokens))
+            array = rng.integers(0, vocabulary if isinstance(vocabulary, int) else 100, (rows, tokens))
         elif name == signature.positions:
-            array = positions if len(sizes) == 2 else np.broadcast_to(positions, (sizes[0], ROWS, tokens))
+            array = positions if len(sizes) == 2 else np.broadcast_to(positions, (sizes[0], rows, tokens))
         elif name == signature.write_indices:
             array = starts
         elif name == signature.sequence_lengths:
-            array = np.full(ROWS, tokens)
+            array = np.full(rows, tokens)
         elif name in signature.layout:
-            array = made_up((name,), ROWS, signature.capacity)[name]
+            array = made_up((name,), rows, signature.capacity)[name]
         elif name == signature.ntk_alpha:
-            array = 1 + 2 * np.arange(ROWS)
+            array = 1 + 2 * np.arange(rows)
         elif name == signature.mask and len(sizes) == 4:
             allowed = np.arange(slots) <= positions[:, None, :, None]
             array = allowed if dtype.kind == "b" else np.where(allowed, 0.0, NEGATIVE[dtype.name])
         elif name == signature.mask:
-            array = np.ones((ROWS, slots))
+            array = np.ones((rows, slots))
         elif any(name == cache.past for cache in signature.caches):
-            shape = [ROWS, sizes[1], signature.capacity if signature.static else past, sizes[3]]
-            array = rng.standard_normal([size if isinstance(size, int) else ROWS for size in shape])
+            shape = [rows, sizes[1], signature.capacity if signature.static else past, sizes[3]]
+            array = rng.standard_normal([size if isinstance(size, int) else rows for size in shape])
         else:
-            array = _noise([value], rng)[name]
+            array = _noise([value], rng, uses_of_inputs(model))[name]
         feeds[name] = np.ascontiguousarray(array).astype(dtype)
     return feeds
 
 
-def _noise(inputs, rng) -> dict[str, np.ndarray]:
-    """A dimension's name means one length everywhere; unnamed ones are ROWS in front, 4 elsewhere."""
+def _title(kind: str, kinds: dict) -> str:
+    return f"random inputs, {kind} shapes" if len(kinds) > 1 else "random inputs"
+
+
+def _chosen(shapes: dict[str, ShapeRange], kind: str) -> dict[str, tuple[int, ...]]:
+    return {name: given.different.get(kind, given.optimum) for name, given in shapes.items()}
+
+
+def _refuse_untyped(name: object, inputs) -> None:
+    for value in inputs:
+        if not value.type.HasField("tensor_type"):
+            raise UserError(name, f"input {value.name} is no tensor", "give one that takes tensors")
+        if not value.type.tensor_type.HasField("shape"):
+            raise UserError(name, f"input {value.name} has no shape", "write its shape into the graph")
+        if value.type.tensor_type.elem_type in (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED):
+            raise UserError(name, f"input {value.name} holds no numbers", "give one that takes numbers")
+
+
+def _noise(
+    inputs,
+    rng,
+    uses: dict[str, Use] | None = None,
+    given: dict[str, tuple] | None = None,
+    rows: int = ROWS,
+    length: int = LENGTH,
+) -> dict[str, np.ndarray]:
+    """A dimension's name means one length everywhere: what a given shape says, else a usual one for its place. A sum of
+    names (past + sequence) is the sum of theirs."""
+    uses, given = uses or {}, given or {}
     lengths: dict[str, int] = {}
+    for value in inputs:
+        for size, chosen in zip(_sizes(value), given.get(value.name, ())):
+            if isinstance(size, str) and size:
+                lengths.setdefault(size, chosen)
     feeds = {}
     for value in inputs:
-        shape = []
-        for axis, size in enumerate(_sizes(value)):
-            unnamed = ROWS if axis == 0 else 4
-            shape.append(size if isinstance(size, int) else lengths.setdefault(size, unnamed) if size else unnamed)
-        dtype = _dtype(value)
-        if dtype.kind == "b":
-            array = rng.random(shape) < 0.7
-        elif dtype.kind in "iu":
-            array = rng.integers(0, 2, shape)
-        else:
-            array = rng.standard_normal(shape)
-        feeds[value.name] = np.asarray(array).astype(dtype)
+        sizes = _sizes(value)
+        shape = given.get(value.name) or [
+            size if isinstance(size, int) else _length(size, _usual(axis, len(sizes), rows, length), lengths)
+            for axis, size in enumerate(sizes)
+        ]
+        feeds[value.name] = np.asarray(_values(value, shape, uses.get(value.name, Use()), rng)).astype(_dtype(value))
     return feeds
 
 
+def _usual(axis: int, rank: int, rows: int, length: int) -> int:
+    """Rows in front; of pictures three channels of 32 by 32; else 8."""
+    if axis == 0:
+        return rows
+    return {1: 3}.get(axis, SIDE) if rank == 4 else length
+
+
+def _length(name: str, usual: int, lengths: dict[str, int]) -> int:
+    parts = [part.strip() for part in name.split("+")]
+    if len(parts) > 1 and all(part in lengths or part.isdigit() for part in parts):
+        return sum(int(part) if part.isdigit() else lengths[part] for part in parts)
+    return lengths.setdefault(name, usual) if name else usual
+
+
+def _values(value: onnx.ValueInfoProto, shape, use: Use, rng) -> np.ndarray:
+    kind = _dtype(value).kind
+    if use.mask and shape:
+        return _seen(shape)
+    if use.additive and shape:
+        return np.where(_seen(shape), 0.0, HIDDEN)
+    if kind == "b":
+        return rng.random(shape) < 0.7
+    if kind in "iu":
+        if use.count:
+            return np.full(shape, COUNT)
+        return rng.integers(0, 2 if use.below is None else max(use.below, 1), shape)
+    return rng.standard_normal(shape)
+
+
+def _seen(shape) -> np.ndarray:
+    """1 where a row may look: all of its places but, of every other row, the last quarter."""
+    seen = np.ones(shape)
+    hidden = shape[-1] // 4
+    if hidden and len(shape) > 1:
+        seen[1::2, ..., shape[-1] - hidden :] = 0
+    return seen
+
+
 def _sizes(value: onnx.ValueInfoProto) -> list[int | str]:
-    return [dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in value.type.tensor_type.shape.dim]
+    """A number, a name, or "" for a dimension of which nothing is said (some exporters write -1)."""
+    return [
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param
+        for dim in value.type.tensor_type.shape.dim
+    ]
 
 
 def _dtype(value: onnx.ValueInfoProto) -> np.dtype:

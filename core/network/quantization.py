@@ -3,10 +3,9 @@
 import torch
 
 from suture.core.network.description import Layer
-from suture.core.network.dtypes import TORCH, widen
+from suture.core.network.dtypes import TORCH, to_e2m1, widen
 
 RANGES = {"INT8": (-128, 127), "INT4": (-8, 7), "FP8": (-448.0, 448.0), "FP4": (-6.0, 6.0)}
-E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # the magnitudes that FP4 has
 
 
 def quantize(layer: Layer, x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None = None) -> torch.Tensor:
@@ -19,7 +18,7 @@ def quantize(layer: Layer, x: torch.Tensor, scale: torch.Tensor, zero_point: tor
     if zero_point is not None:
         scaled = scaled + _spread(zero_point, x, layer.attributes["axis"]).float()
     clamped = scaled.clamp(low, high)
-    return (_to_e2m1(clamped) if target == "FP4" else clamped).to(TORCH[target])
+    return (to_e2m1(clamped) if target == "FP4" else clamped).to(TORCH[target])
 
 
 def dequantize(layer: Layer, x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None = None) -> torch.Tensor:
@@ -42,11 +41,3 @@ def _spread(parameter: torch.Tensor, x: torch.Tensor, axis: int) -> torch.Tensor
                 raise ValueError(f"{blocks} blocks do not divide axis {dimension} of length {size}")
             parameter = parameter.repeat_interleave(size // blocks, dim=dimension)
     return parameter
-
-
-def _to_e2m1(x: torch.Tensor) -> torch.Tensor:
-    """The nearest FP4 value; of two as near, the one with an even mantissa (every second entry)."""
-    table = torch.tensor(E2M1, device=x.device)
-    distance = (x.abs().unsqueeze(-1) - table).abs()
-    even = torch.tensor([0.0, 1e-7] * 4, device=x.device)
-    return torch.copysign(table[(distance + even).argmin(-1)], x)

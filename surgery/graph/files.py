@@ -11,6 +11,7 @@ from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_dtype, get
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from suture.core.errors import UserError
+from suture.core.onnx_checks import onnx_refusals
 from suture.core.signature import find_signature
 from suture.core.weights import load_graph, weights_root
 from suture.surgery.graph import Graph
@@ -31,8 +32,9 @@ def read(path: Path, past_pattern: str | None = None, given: dict[str, str] | No
     signature = find_signature(model, path, past_pattern, need_caches=False, given=given)
     _name_by_module(model)
     model = _upgrade(model, path)
-    declare_shapes(model)
-    return Graph(infer_shapes(model), signature, weights_root(path))
+    with onnx_refusals(path):
+        declare_shapes(model)
+        return Graph(infer_shapes(model), signature, weights_root(path))
 
 
 def write(graph: Graph, path: Path) -> None:
@@ -146,11 +148,8 @@ def _upgrade(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         foreign = [node for node in model.graph.node if node.op_type in FOREIGN and not node.domain]
         for node in foreign:
             node.domain = "onnxruntime"
-        try:
+        with onnx_refusals(path, f"opset {opset} does not convert to {OPSET}", "export anew"):
             model = version_converter.convert_version(model, OPSET)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise UserError(path, f"opset {opset} does not convert to {OPSET} ({reason})", "export anew") from None
         for node in model.graph.node:
             node.domain = node.domain.removeprefix("onnxruntime")
         return model

@@ -1,0 +1,35 @@
+"""The good inputs that cases damage: a checkpoint, a decoder's graph with its weights beside it, a tokenizer."""
+
+import json
+import shutil
+from pathlib import Path
+
+import onnx
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from suture.models import checkpoint_folder
+from suture.models.random_checkpoint import write
+from tests.graphs import weightless
+
+CONFIG = {
+    "model_type": "qwen", "architectures": ["QWenLMHeadModel"], "vocab_size": 2304, "hidden_size": 16, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "kv_channels": 8, "intermediate_size": 32, "seq_length": 8, "layer_norm_epsilon": 1e-6,
+}  # fmt: skip
+TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+def make(folder: Path) -> None:
+    write(CONFIG, folder / "checkpoint", "float32", seed=0)
+    shutil.copyfile(checkpoint_folder("tiny-qwen") / "qwen.tiktoken", folder / "checkpoint" / "qwen.tiktoken")
+    (folder / "graphs").mkdir()
+    onnx.save(weightless.load("llama-torchscript-17-float32"), folder / "graphs" / "model.onnx", save_as_external_data=True,
+              location="model.data", size_threshold=1024)  # fmt: skip
+    library = folder / "library"
+    library.mkdir()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:127]  # the graph knows 128 tokens
+    tokenizer = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)} | {"<|end|>": 127}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.save(str(library / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>", "chat_template": TEMPLATE}
+    (library / "tokenizer_config.json").write_text(json.dumps(settings))
+    (library / "generation_config.json").write_text(json.dumps({"eos_token_id": 127}))

@@ -1,0 +1,110 @@
+"""A small graph, and the ways to break it: what is done to it, and words of the line that it is refused with."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
+
+FLOAT = TensorProto.FLOAT
+
+
+def small() -> onnx.ModelProto:
+    """y = relu(x · weight) and, where `flag` says so, its negative."""
+    x, flag = (
+        helper.make_tensor_value_info("x", FLOAT, ["batch", 4]),
+        helper.make_tensor_value_info("flag", TensorProto.BOOL, []),
+    )
+    y = helper.make_tensor_value_info("y", FLOAT, ["batch", 4])
+    branches = {
+        f"{name}_branch": helper.make_graph(
+            [helper.make_node(op, ["r"], [name])], name, [], [helper.make_empty_tensor_value_info(name)]
+        )
+        for name, op in (("then", "Neg"), ("else", "Identity"))
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["m"], name="product"),
+        helper.make_node("Relu", ["m"], ["r"], name="relu"),
+        helper.make_node("If", ["flag"], ["y"], name="choice", **branches),
+    ]
+    weight = numpy_helper.from_array(np.eye(4, dtype=np.float32), "weight")
+    graph = helper.make_graph(nodes, "small", [x, flag], [y], [weight])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def change(path: str, value: object) -> Callable[[onnx.ModelProto], None]:
+    """Sets a field, its path written as in Python: graph.node[0].op_type."""
+
+    def apply(model: onnx.ModelProto) -> None:
+        names = path.replace("[", ".").replace("]", "").split(".")
+        found = model
+        for name in names[:-1]:
+            found = found[int(name)] if name.isdigit() else getattr(found, name)
+        if names[-1].isdigit():
+            found[int(names[-1])] = value
+        else:
+            setattr(found, names[-1], value)
+
+    return apply
+
+
+def add(path: str, value: object) -> Callable[[onnx.ModelProto], None]:
+    def apply(model: onnx.ModelProto) -> None:
+        found = model
+        for name in path.replace("[", ".").replace("]", "").split("."):
+            found = found[int(name)] if name.isdigit() else getattr(found, name)
+        found.append(value)
+
+    return apply
+
+
+def no_imports(model: onnx.ModelProto) -> None:
+    del model.opset_import[:]
+
+
+def nested(model: onnx.ModelProto) -> None:
+    graph = leaf = model.graph.node[2].attribute[0].g
+    for _ in range(25):
+        node = helper.make_node("If", ["flag"], [graph.output[0].name], else_branch=leaf, then_branch=leaf)
+        leaf = onnx.GraphProto.FromString(leaf.SerializeToString())
+        del graph.node[:]
+        graph.node.append(node)
+        graph = graph.node[0].attribute[0].g
+
+
+def calls_itself(model: onnx.ModelProto) -> None:
+    node = helper.make_node("Own", ["a"], ["b"], domain="own")
+    model.functions.append(helper.make_function("own", "Own", ["a"], ["b"], [node], [helper.make_opsetid("own", 1)]))
+    model.opset_import.append(helper.make_opsetid("own", 1))
+
+
+BROKEN = {
+    "no imports": (no_imports, "whose version its opset_import does not say"),
+    "two versions": (add("opset_import", helper.make_opsetid("ai.onnx", 17)), "imports two versions"),
+    "version 0": (change("opset_import[0].version", 0), "imports version 0"),
+    "version 10**9": (change("opset_import[0].version", 10**9), "imports version 1000000000"),
+    "unknown operator": (change("graph.node[1].op_type", "Rellu"), "No Op registered for Rellu"),
+    "unknown domain": (change("graph.node[1].domain", "nobodys"), "operators of 'nobodys'"),
+    "IR version": (change("ir_version", 99), "ir_version 99"),
+    "input nobody makes": (change("graph.node[1].input[0]", "nowhere"), "reads 'nowhere', which nothing produces"),
+    "branch reads nothing": (change("graph.node[2].attribute[0].g.node[0].input[0]", "nowhere"), "which nothing produces"),
+    "two producers": (change("graph.node[1].output[0]", "m"), "writes 'm', which is there already"),
+    "writes a weight": (change("graph.node[1].output[0]", "weight"), "writes 'weight'"),
+    "cycle": (change("graph.node[0].input[0]", "r"), "the graph has a cycle"),
+    "output nobody makes": (change("graph.output[0].name", "nowhere"), "output 'nowhere' is not an output of any node"),
+    "input twice": (add("graph.input", helper.make_tensor_value_info("x", FLOAT, [1])), "single static assignment"),
+    "no input": (change("graph.node[1].input[0]", ""), "empty string"),
+    "too many inputs": (add("graph.node[1].input", "x"), "input size 2 not in range"),
+    "unknown attribute": (add("graph.node[1].attribute", helper.make_attribute("slope", 1.0)), "Unrecognized attribute"),
+    "attribute's type": (change("graph.node[2].attribute[0].type", AttributeProto.INT), "attribute"),
+    "weight's type": (change("graph.initializer[0].data_type", 77), "has the type 77"),
+    "weight's shape": (change("graph.initializer[0].dims[0]", 5), "holds 64 of the 80"),
+    "negative size": (change("graph.initializer[0].dims[0]", -4), "has the shape [-4, 4]"),
+    "overflowing shape": (change("graph.initializer[0].dims[0]", 2**62), "has the shape"),
+    "short data": (change("graph.initializer[0].raw_data", b"\0" * 60), "holds 60 of the 64"),
+    "input's type": (change("graph.input[0].type.tensor_type.elem_type", 77), "has the type 77"),
+    "types that do not fit": (change("graph.input[0].type.tensor_type.elem_type", TensorProto.INT64), "type"),
+    "absurd dimension": (change("graph.input[0].type.tensor_type.shape.dim[1].dim_value", 2**60), "has a dimension of"),
+    "deep": (nested, "subgraphs more than 20 deep"),
+    "function calls itself": (calls_itself, "call one another in a circle"),
+}

@@ -1,0 +1,131 @@
+"""Kind 10: values and contents that a file cannot have: one line that says which file, what is wrong, what to do."""
+
+import struct
+
+from tests.abuse.case import GRAPH_STAGES, Case
+from tests.abuse.damages import at, cut, header, keys, written
+
+PROMISE = "bad input is one line with the file's name, and exit status 2"
+
+CONFIGS = {
+    "string for a boolean": keys(use_dynamic_ntk="false"),
+    "10**9 layers": keys(num_hidden_layers=10**9),
+    "no layers": keys(num_hidden_layers=0),
+    "negative layers": keys(num_hidden_layers=-1),
+    "float layers": keys(num_hidden_layers=2.0),
+    "boolean layers": keys(num_hidden_layers=True),
+    "string width": keys(hidden_size="16"),
+    "width of 10**12": keys(hidden_size=10**12),
+    "heads that do not divide": keys(num_attention_heads=3, kv_channels=None),
+    "no heads": keys(num_attention_heads=0),
+    "odd head": keys(kv_channels=7),
+    "head of two": keys(kv_channels=2),
+    "list for a vocabulary": keys(vocab_size=[2304]),
+    "object for a vocabulary": keys(vocab_size={}),
+    "empty vocabulary": keys(vocab_size=0),
+    "huge vocabulary": keys(vocab_size=10**15),
+    "seq_length 1": keys(seq_length=1),
+    "epsilon 0": keys(layer_norm_epsilon=0),
+    "string epsilon": keys(layer_norm_epsilon="1e-6"),
+    "base 0": keys(rotary_emb_base=0),
+    "partial rotary": keys(rotary_pct=0.5),
+    "model_type list": keys(model_type=["qwen"]),
+    "model_type unknown": keys(model_type="nobody"),
+    "architectures string": keys(architectures="QWenLMHeadModel"),
+    "architectures of numbers": keys(architectures=[1]),
+    "no width": keys(hidden_size=None),
+    "no vocabulary": keys(vocab_size=None),
+    "quantisation list": keys(quantization_config=[1]),
+    "other width": keys(hidden_size=32),
+    "llama without its keys": keys(model_type="llama", architectures=["LlamaForCausalLM"], intermediate_size=None),
+    "llama with an unknown activation": keys(model_type="llama", architectures=["LlamaForCausalLM"], hidden_act="nothing"),
+    "llama with a broken rope": keys(
+        model_type="llama", architectures=["LlamaForCausalLM"], rope_scaling={"rope_type": "yarn"}
+    ),
+}
+JSONS = {
+    "empty": b"", "no json": b"{", "list": b"[]", "number": b"1", "null": b"null", "NaN": b'{"hidden_size": NaN}',
+    "infinity": b'{"hidden_size": 1e999}', "deep": b'{"a":' * 100_000, "deep list": b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}",
+    "no UTF-8": b'{"a": "\xff"}', "key twice": b'{"a": 1, "a": 2}', "UTF-16": '{"a": 1}'.encode("utf-16"),
+    "long number": b'{"vocab_size": ' + b"9" * 5000 + b"}", "binary": bytes(range(256)),
+}  # fmt: skip
+WEIGHT = "transformer.wte.weight"
+HEADERS = {
+    "type unknown": header(lambda found: found[WEIGHT].update(dtype="F31")),
+    "type list": header(lambda found: found[WEIGHT].update(dtype=[])),
+    "shape negative": header(lambda found: found[WEIGHT].update(shape=[-2304, -16])),
+    "shape overflows": header(lambda found: found[WEIGHT].update(shape=[2**40, 2**40])),
+    "shape string": header(lambda found: found[WEIGHT].update(shape="2304")),
+    "shape boolean": header(lambda found: found[WEIGHT].update(shape=[True, 36864])),
+    "offset negative": header(lambda found: found[WEIGHT].update(data_offsets=[-4, 147452])),
+    "offsets turned": header(lambda found: found[WEIGHT]["data_offsets"].reverse()),
+    "one offset": header(lambda found: found[WEIGHT]["data_offsets"].pop()),
+    "offset beyond": header(lambda found: found[WEIGHT].update(data_offsets=[2**60, 2**60 + 147456])),
+    "overlap": header(lambda found: found.update(other=dict(found[WEIGHT]))),
+    "no shape": header(lambda found: found[WEIGHT].pop("shape")),
+    "number for a tensor": header(lambda found: found.update({WEIGHT: 3})),
+    "no tensors": header(dict.clear),
+    "cut": cut(0.5), "cut in the header": cut(0.001), "empty": written(b""), "huge header": written(struct.pack("<Q", 2**63) + b"{}"),
+    "header is a list": written(struct.pack("<Q", 2) + b"[]"), "pickle": written(b"\x80\x02}q\0."),
+}  # fmt: skip
+INDEX = "checkpoint/model.safetensors.index.json"
+INDEXES = {
+    "index outside": written(b'{"weight_map": {"a": "../model.safetensors"}}'),
+    "index absolute": written(b'{"weight_map": {"a": "/etc/passwd"}}'),
+    "index of numbers": written(b'{"weight_map": {"a": 1}}'),
+    "index list": written(b'{"weight_map": []}'),
+    "index with a NUL": written(b'{"weight_map": {"a": "a\\u0000.safetensors"}}'),
+    "index of nothing": written(b'{"weight_map": {}}'),
+    "index of a pickle": written(b'{"weight_map": {"a": "model.bin"}}'),
+}
+
+GRAPHS = {
+    "empty": written(b""), "noise": written(bytes(range(256)) * 8), "text": written(b"hello\n" * 100), "json": written(b"{}"),
+    "cut in half": cut(0.5), "cut at a tenth": cut(0.1), "cut at the end": cut(0.999), "gzip": written(b"\x1f\x8b\x08" + bytes(50)),
+    "pickle": written(b"\x80\x02}q\0."), "deep": written(b"\x3a\x80\x80\x80\x08" * 200), "long varint": written(b"\xff" * 64),
+    "zeros": written(bytes(1000)), "field of 4 GB": written(b"\x3a\xff\xff\xff\xff\x0f"), "wrong wire type": written(b"\x3d" + bytes(4)),
+}  # fmt: skip
+
+
+def external(key: str, value: str) -> at:
+    """A weight's reference to its bytes, changed."""
+    import onnx
+
+    def damage(path) -> None:
+        model = onnx.load(path, load_external_data=False)
+        tensor = next(tensor for tensor in model.graph.initializer if tensor.data_location == tensor.EXTERNAL)
+        entries = {entry.key: entry.value for entry in tensor.external_data} | {key: value}
+        del tensor.external_data[:]
+        for name, given in entries.items():
+            tensor.external_data.add(key=name, value=given)
+        path.write_bytes(model.SerializeToString())
+
+    return damage
+
+
+REFERENCES = {
+    "offset negative": external("offset", "-8"), "offset text": external("offset", "x"), "offset beyond": external("offset", "1" * 15),
+    "length negative": external("length", "-8"), "length short": external("length", "4"), "location empty": external("location", ""),
+    "location outside": external("location", "../secret"), "location absolute": external("location", "/etc/passwd"),
+}  # fmt: skip
+LIBRARY = {
+    **{f"tokenizer.json {name}": ("library/tokenizer.json", written(content)) for name, content in JSONS.items() if name != "key twice"},
+    **{f"tokenizer_config.json {name}": ("library/tokenizer_config.json", written(content)) for name, content in JSONS.items()},
+    **{f"generation_config.json {name}": ("library/generation_config.json", written(content)) for name, content in JSONS.items()
+       if name not in ("long number",)},
+    "eos is a string": ("library/generation_config.json", keys(eos_token_id="127")),
+    "eos is a float": ("library/generation_config.json", keys(eos_token_id=[1.5])),
+}  # fmt: skip
+CASES = [
+    *(Case(10, "export", name, PROMISE, at("checkpoint/config.json", damage)) for name, damage in CONFIGS.items()),
+    *(Case(10, "export", f"config {name}", PROMISE, at("checkpoint/config.json", written(content)), "config.json")
+      for name, content in JSONS.items()),
+    *(Case(10, "export", f"header {name}", PROMISE, at("checkpoint/model.safetensors", damage)) for name, damage in HEADERS.items()),
+    *(Case(10, "export", name, PROMISE, at(INDEX, damage)) for name, damage in INDEXES.items()),
+    *(Case(10, stage, name, PROMISE, at("graphs/model.onnx", damage), "model.onnx")
+      for stage in GRAPH_STAGES for name, damage in GRAPHS.items()),
+    *(Case(10, stage, f"reference {name}", PROMISE, at("graphs/model.onnx", damage))
+      for stage in GRAPH_STAGES for name, damage in REFERENCES.items()),
+    *(Case(10, "generate", name, PROMISE, at(file, damage), "library") for name, (file, damage) in LIBRARY.items()),
+    *(Case(10, "convert", name, PROMISE, at("checkpoint/model.bin", written(content)), "model.bin") for name, content in JSONS.items()),
+]  # fmt: skip

@@ -1,0 +1,20 @@
+"""Kind 13: invalid graphs, which onnxruntime would refuse to load: refused where they are read, by every stage."""
+
+from pathlib import Path
+
+from tests.abuse.case import GRAPH_STAGES, Case
+from tests.abuse.graphs import BROKEN, small
+
+PROMISE = "a graph that is no valid ONNX is refused in one line, and none is written"
+
+
+def broken(name: str):
+    def damage(folder: Path) -> None:
+        model = small()
+        BROKEN[name][0](model)
+        (folder / "graphs" / "model.onnx").write_bytes(model.SerializeToString())
+
+    return damage
+
+
+CASES = [Case(13, stage, name, PROMISE, broken(name), BROKEN[name][1]) for stage in GRAPH_STAGES for name in BROKEN]
