@@ -96,9 +96,9 @@ class Generator:
             raise UserError(self.options.out, "is a speech model", "give --audio FILE.wav")
         if files.encoder is None:
             raise UserError(self.options.out, "has no encoder.onnx", "export the checkpoint again")
-        from suture.generate.speech import Encoder, Speech  # here: it takes a second, and text needs none of it
+        from suture.generate.speech import EncoderSession, Speech  # here: it takes a second, and text needs none of it
 
-        return Speech(files.checkpoint, Encoder(files.encoder, signature, self.opened.device))
+        return Speech(files.checkpoint, EncoderSession(files.encoder, signature, self.opened.device))
 
     def _turn(self, index: int, messages: list[dict], spoken: int) -> Sequence:
         """The next turn; the oldest turns are left out as long as all do not fit. Raises UserError, and leaves out none,

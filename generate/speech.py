@@ -22,7 +22,7 @@ from suture.runtime.graphs import fast_session, runnable
 GENERATION, PREPROCESSOR = "generation_config.json", "preprocessor_config.json"
 
 
-class Encoder:
+class EncoderSession:
     """A spectrogram to what the decoder's cross-attention reads."""
 
     def __init__(self, path: Path, signature: Signature, device: str):
@@ -43,7 +43,7 @@ class Encoder:
 class Speech:
     """A Whisper checkpoint: how its audio is prepared, and what its decoder is prompted with."""
 
-    def __init__(self, checkpoint: Path, encoder: Encoder):
+    def __init__(self, checkpoint: Path, encoder: EncoderSession):
         self.encoder = encoder
         if (checkpoint / PREPROCESSOR).is_file():
             self.extract = WhisperFeatureExtractor.from_pretrained(str(checkpoint), local_files_only=True)

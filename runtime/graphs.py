@@ -37,7 +37,7 @@ HEADROOM = 1.2  # of the weights, for what a session needs beside them
 
 
 @dataclass(frozen=True)
-class Graph(OfSignature):
+class OnnxDecoder(OfSignature):
     """A decoder graph in onnxruntime. A bfloat16 graph runs as its float32 twin."""
 
     name: str
@@ -87,12 +87,12 @@ class Graph(OfSignature):
         return found[0].numpy(), [from_ort(present) for present in found[1:]]
 
 
-def open_graph(path: Path, name: str | None = None, past_pattern: str | None = None) -> Graph:
+def open_graph(path: Path, name: str | None = None, past_pattern: str | None = None) -> OnnxDecoder:
     """Opens an ONNX file. Raises UserError where it is no decoder graph, or onnxruntime cannot load it."""
     return graph_of(load_graph(path), weights_root(path), name or str(path), past_pattern)
 
 
-def open_to_generate(path: Path, device: str) -> Graph:
+def open_to_generate(path: Path, device: str) -> OnnxDecoder:
     """The same, computed as fast as onnxruntime can on "cpu" or "cuda": there steps of one token are captured, of the form
     in onnxruntime's own operators where it lies beside the graph, whose kernels are for half precision."""
     model, root = load_graph(path), weights_root(path)
@@ -112,7 +112,7 @@ def graph_of(
     past_pattern: str | None = None,
     device: str = "cpu",
     as_written: bool = True,
-) -> Graph:
+) -> OnnxDecoder:
     """The same for a graph in memory whose external weights lie under `root`."""
     if as_written and is_large(model):
         model = with_fewer_slots(model)
@@ -139,7 +139,7 @@ def graph_of(
         raise UserError(name, "the sizes of its cross-attention's caches are not fixed", "fix all but the batch")
     quantised = next((entry.value for entry in model.metadata_props if entry.key == QUANTIZED), None)
     rounds = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
-    return Graph(name, signature, session, tuple(cache_shapes), encoder_shapes, logits[-1], quantised, rounds, device)
+    return OnnxDecoder(name, signature, session, tuple(cache_shapes), encoder_shapes, logits[-1], quantised, rounds, device)
 
 
 def open_session(model: onnx.ModelProto, root: Path, name: str) -> ort.InferenceSession | LayerwiseSession:

@@ -12,7 +12,7 @@ from onnx import TensorProto
 from suture.core.errors import UserError
 from suture.core.shadow_copy import float32_twin
 from suture.runtime.decoders import GrowingDecoder, positions_of
-from suture.runtime.graphs import Graph, graph_of, open_graph
+from suture.runtime.graphs import OnnxDecoder, graph_of, open_graph
 from suture.runtime.network_decoder import open_network
 from suture.validate.compare import DIFFERENT, NOT_RUN, PASSED, TOLERANCES, compare
 from suture.validate.level import Level
@@ -82,7 +82,7 @@ class BatchLeak(GrowingDecoder):
         return super().step(tokens_BS, np.full_like(counts, counts.max()), alpha)
 
 
-class Leaking(Graph):
+class Leaking(OnnxDecoder):
     def decoder(self, batch):
         decoder = super().decoder(batch)
         return BatchLeak(decoder.forward, decoder.pasts)
@@ -97,7 +97,7 @@ def test_leaks_between_the_rows_of_a_batch_are_a_difference(growing):
     assert compare(leaking, growing, scenarios).status == PASSED  # a reference runs its rows alone
 
 
-class Partial(Graph):
+class Partial(OnnxDecoder):
     """Does not tell of its last cache."""
 
     @property
