@@ -18,7 +18,7 @@ from onnx import TensorProto
 
 from suture.core.errors import UserError
 from suture.core.manifest import result
-from suture.core.shadow_copy import float32_twin, has_bfloat16
+from suture.core.shadow_copy import float32_shadow_copy, has_bfloat16
 from suture.core.signature import QUANTIZED, Signature, find_signature
 from suture.core.tensors import tensor_bytes
 from suture.core.weights import ORT_ROOT_OPTION, load_graph, weights_root
@@ -27,7 +27,7 @@ from suture.runtime.io_binding import BoundSession, CopyingSession
 from suture.runtime.layerwise import LayerwiseSession, is_large, with_fewer_slots, with_products_by_rows
 
 APART = ["MatMulAddFusion"]  # takes the residual sum after a product of one row for a bias; quantised ones then stay unfused
-ARRAYS = {  # of caches; a bfloat16 graph runs as its float32 twin
+ARRAYS = {  # of caches; a bfloat16 graph runs as its float32 shadow copy
     TensorProto.FLOAT16: np.float16,
     TensorProto.INT8: np.int8,
     TensorProto.FLOAT8E4M3FN: ml_dtypes.float8_e4m3fn,
@@ -38,7 +38,7 @@ HEADROOM = 1.2  # of the weights, for what a session needs beside them
 
 @dataclass(frozen=True)
 class OnnxDecoder(OfSignature):
-    """A decoder graph in onnxruntime. A bfloat16 graph runs as its float32 twin."""
+    """A decoder graph in onnxruntime. A bfloat16 graph runs as its float32 shadow copy."""
 
     name: str
     signature: Signature
@@ -147,7 +147,7 @@ def open_session(model: onnx.ModelProto, root: Path, name: str) -> ort.Inference
     the basic level onnxruntime quantises the activations of DequantizeLinear + MatMul). Large graphs run by layers."""
     if is_large(model):
         model = with_products_by_rows(model)
-        return LayerwiseSession(float32_twin(model) if has_bfloat16(model) else model, root)
+        return LayerwiseSession(float32_shadow_copy(model) if has_bfloat16(model) else model, root)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.enable_mem_reuse = all(node.op_type != "MultiHeadAttention" for node in model.graph.node)  # dies in float16
@@ -222,7 +222,7 @@ def _fast_options(root: Path) -> ort.SessionOptions:
 
 def runnable(model: onnx.ModelProto) -> onnx.ModelProto:
     """What onnxruntime's CPU can run: it has no bfloat16 arithmetic."""
-    return float32_twin(model) if has_bfloat16(model) else model
+    return float32_shadow_copy(model) if has_bfloat16(model) else model
 
 
 def _session(

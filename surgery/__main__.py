@@ -112,7 +112,7 @@ def surgery(options: argparse.Namespace) -> int:
                         if verifier
                         else []
                     )
-                    graphs.append(lower(portable, plan.ort_contrib, report, *checks, form="for onnxruntime"))
+                    graphs.append(lower(portable, plan.ort_contrib, report, *checks, form="ort_contrib"))
                 added = set().union(*(each.added for each in graphs))
             except verify.ChangedOutput as found:  # here, where the weights that passes added still are
                 _leave(found if not options.bisect else verify.narrow(found, plan, partial), options)

@@ -52,7 +52,7 @@ def both(source: onnx.ModelProto, folder: Path) -> tuple[onnx.ModelProto, onnx.M
     onnx.save(source, folder / "source.onnx")
     plan, report = make_plan("static", CAPACITY, "all", onnxruntime=True), Report()
     portable, _, _ = operate(files.read(folder / "source.onnx"), plan)
-    own = lower(portable, plan.ort_contrib, report, form="for onnxruntime")
+    own = lower(portable, plan.ort_contrib, report, form="ort_contrib")
     return files.to_model(portable), files.to_model(own), report
 
 

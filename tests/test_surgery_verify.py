@@ -91,7 +91,7 @@ def test_a_graph_that_no_longer_runs_is_a_difference(growing):
         verifier("wrong", graph)
 
 
-def test_bfloat16_runs_as_its_twin():
+def test_bfloat16_runs_as_its_shadow_copy():
     model = decoder_graph(static=True)
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:

@@ -88,10 +88,10 @@ def _show_outcomes(outcomes: list[Outcome], tolerance: float) -> None:
         table.add_row(outcome.feeds, verdict, _plain(worst.tensor), _plain(error), f"{tolerance:.0e}")
     console.print(table)
     for outcome in outcomes:
-        if (parting := outcome.parting) is not None:
-            own = parting.difference
+        if (divergence := outcome.divergence) is not None:
+            own = divergence.difference
             console.print(
-                f"{outcome.feeds}: they part at {parting.op} {_plain(parting.node)}, tensor {_plain(own.tensor)} "
+                f"{outcome.feeds}: they diverge at {divergence.op} {_plain(divergence.node)}, tensor {_plain(own.tensor)} "
                 f"({own.problem or f'{own.error:.1e}'})",
                 highlight=False,
                 soft_wrap=True,
@@ -111,7 +111,7 @@ def _write(folder: Path, tensorrt: str, findings: list[Finding], outcomes: list[
             {
                 "name": outcome.feeds,
                 "outputs": [asdict(output) for output in outcome.outputs],
-                "parting": outcome.parting and asdict(outcome.parting),
+                "divergence": outcome.divergence and asdict(outcome.divergence),
             }
             for outcome in outcomes
         ],

@@ -29,7 +29,9 @@ from suture.validate.level import Broken
 from suture.validate.reference import DTYPES, load_reference
 
 ROWS = 2
-TWINS = {TensorProto.BFLOAT16: TOLERANCES[TensorProto.FLOAT]}  # both sides compute bfloat16 as float32, with the same weights
+SHADOW_COPIES = {
+    TensorProto.BFLOAT16: TOLERANCES[TensorProto.FLOAT]
+}  # both sides compute bfloat16 as float32, with the same weights
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def compare_encoder(
     except UserError as error:
         yield from ((number, Broken(str(error))) for number in (1, 2, 3))
         return
-    allowed = tolerance or TWINS.get(dtype) or TOLERANCES[dtype]
+    allowed = tolerance or SHADOW_COPIES.get(dtype) or TOLERANCES[dtype]
     if checkpoint is None:
         yield 1, "the checkpoint that export/manifest.json names is not here"
     else:
@@ -125,7 +127,7 @@ def in_onnxruntime(path: Path, name: str) -> EncoderRun:
     graph = load_graph(path)
     session = open_session(graph, weights_root(path), str(path))
     names = [output.name for output in session.get_outputs()]
-    halves = _given(graph).elem_type == TensorProto.FLOAT16  # a bfloat16 graph runs as its float32 twin
+    halves = _given(graph).elem_type == TensorProto.FLOAT16  # a bfloat16 graph runs as its float32 shadow copy
 
     def run(features: np.ndarray) -> dict[str, np.ndarray]:
         return dict(zip(names, session.run(names, {FEATURES: features.astype(np.float16) if halves else features})))

@@ -34,7 +34,7 @@ from suture.validate.runners import Model
 from suture.validate.scenarios import Scenario, make_scenarios, random_tokens, text_tokens
 from suture.validate.tokens import compare_tokens, quantisation_cost
 
-TWIN_NOTE = "In onnxruntime, bfloat16 graphs ran as float32 twins with the same weights: its CPU has no bfloat16"
+SHADOW_COPY_NOTE = "In onnxruntime, bfloat16 graphs ran as float32 shadow copies with the same weights: its CPU has no bfloat16"
 
 LAYERWISE_NOTE = (
     "The model is too large to be loaded at once: it ran layer by layer, in few steps, over caches of few slots, which "
@@ -127,7 +127,7 @@ def run_levels(
             save=lambda scenario: save(number, scenario),
             tell=lambda scenario: progress.tell(f"level {number}: {scenario}"),
         )
-        notes = [TWIN_NOTE] if candidate.dtype == TensorProto.BFLOAT16 else []
+        notes = [SHADOW_COPY_NOTE] if candidate.dtype == TensorProto.BFLOAT16 else []
         notes += [LAYERWISE_NOTE] if large else []
         return Level(number, TITLES[number], comparison.status, comparison=comparison, notes=notes)
 
@@ -179,7 +179,7 @@ def compare_graphs(
     source, prefix = random_tokens(reference.vocab, seed), reference.prefix or candidate.prefix
     scenarios = make_scenarios(source, min(capacities, default=None), trained, prefix=prefix)
     comparison = compare(reference, candidate, scenarios, tolerance, save, tell)
-    notes = [TWIN_NOTE] if TensorProto.BFLOAT16 in (reference.dtype, candidate.dtype) else []
+    notes = [SHADOW_COPY_NOTE] if TensorProto.BFLOAT16 in (reference.dtype, candidate.dtype) else []
     return Level(None, "Reference ↔ candidate", comparison.status, comparison=comparison, notes=notes)
 
 
@@ -299,7 +299,7 @@ def token_level(pipeline: Pipeline, portable: OnnxDecoder, tokenizer: Tokenizer,
     if portable.quantised and pipeline.unquantised:
         graphs = {"before": pipeline.unquantised, "quantised": pipeline.portable}
         tokens.cost = quantisation_cost(reference, graphs, portable.quantised, tokenizer, ids, tokens.readings[0])
-    notes = [TWIN_NOTE] if portable.dtype == TensorProto.BFLOAT16 else []
+    notes = [SHADOW_COPY_NOTE] if portable.dtype == TensorProto.BFLOAT16 else []
     return Level(5, TITLES[5], PASSED if tokens.passed else DIFFERENT, tokens=tokens, notes=notes)
 
 

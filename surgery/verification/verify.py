@@ -20,7 +20,7 @@ from suture.surgery.reports.report import Verdict
 from suture.surgery.runner import Pass, Plan, apply
 from suture.surgery.verification.steps import ALPHAS, LAST, STEPS, Runner, Step, Unrunnable
 
-TOLERANCE = {TensorProto.FLOAT16: 2e-2}  # of an output's largest value; a bfloat16 graph runs as its float32 twin
+TOLERANCE = {TensorProto.FLOAT16: 2e-2}  # of an output's largest value; a bfloat16 graph runs as its float32 shadow copy
 FLOAT32_TOLERANCE = 1e-4
 
 
