@@ -32,7 +32,7 @@ from benchmarks.gpu_onnx import OnnxRun
 from benchmarks.gpu_torch import Caches, TorchRun, load, prompt
 from suture.core.command import FOUND_DIFFERENCE, Parser, run
 from suture.models import Checkpoint, open_checkpoint
-from suture.models.qwen import Config
+from suture.models.qwen import QwenConfig
 from suture.runtime.graphs import OWN_OPERATORS
 
 RUNS = (
@@ -105,7 +105,7 @@ class Benchmark:
     def __init__(self, options: argparse.Namespace):
         self.options, self.device, self.last = options, options.device, options.logits == "last"
         self.checkpoint: Checkpoint = open_checkpoint(options.checkpoint)
-        self.config = Config.read(self.checkpoint.config, options.checkpoint)
+        self.config = QwenConfig.read(self.checkpoint.config, options.checkpoint)
         self.dtype = getattr(torch, self.checkpoint.dtype)
         self.started = time.monotonic()
         self.results: list[Result] = []

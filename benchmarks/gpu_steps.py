@@ -38,7 +38,7 @@ from suture.generate.speed import Speed
 from suture.generate.text import TextStream
 from suture.models import open_checkpoint
 from suture.models.random_checkpoint import presets
-from suture.runtime.graphs import OWN_OPERATORS, Graph, fast_session, open_to_generate
+from suture.runtime.graphs import OWN_OPERATORS, OnnxDecoder, fast_session, open_to_generate
 
 ROOT = Path(__file__).parents[1]
 ROWS, GENERATING = 3, 2  # rows of the steps' batch, and of generate's
@@ -47,7 +47,7 @@ TIE = 1e-2  # of the largest logit: a token so close to the likeliest is as good
 
 
 @dataclass(frozen=True)
-class Step:
+class TimedStep:
     what: str
     first: int  # of the adjacent rows that take part
     counts: tuple[int, ...]  # tokens that each of them reads
@@ -73,28 +73,28 @@ class Compared:
         return self.error <= self.allowed and self.same + self.tied == self.tokens
 
 
-def script(chunk: int) -> list[Step]:
+def script(chunk: int) -> list[TimedStep]:
     """A row has read at most 2 · chunk + 16 tokens in the end."""
     short, long = chunk // 4, chunk // 2 + 1
-    decode = Step("decode", 0, (1,) * ROWS)
+    decode = TimedStep("decode", 0, (1,) * ROWS)
     return [
-        Step("prompt", 0, (short,)),
-        Step("prompt of the same width", 1, (short,)),
-        Step("prompt of another width", 2, (short + 1,)),
+        TimedStep("prompt", 0, (short,)),
+        TimedStep("prompt of the same width", 1, (short,)),
+        TimedStep("prompt of another width", 2, (short + 1,)),
         decode,
         decode,
         decode,
-        Step("row begun anew", 1, (long,), kept=0),
-        Step("first chunk", 2, (chunk,), kept=0),
-        Step("second chunk", 2, (chunk,)),
+        TimedStep("row begun anew", 1, (long,), kept=0),
+        TimedStep("first chunk", 2, (chunk,), kept=0),
+        TimedStep("second chunk", 2, (chunk,)),
         decode,
         decode,
-        Step("decode of two rows", 1, (1, 1)),
+        TimedStep("decode of two rows", 1, (1, 1)),
         decode,
-        Step("ragged", 0, (3, 1, 2)),
-        Step("decode, a row idle", 0, (1, 0, 1)),
-        Step("beginning kept", 0, (short,), kept=1),
-        Step("prompt of all rows", 0, (2,) * ROWS),
+        TimedStep("ragged", 0, (3, 1, 2)),
+        TimedStep("decode, a row idle", 0, (1, 0, 1)),
+        TimedStep("beginning kept", 0, (short,), kept=1),
+        TimedStep("prompt of all rows", 0, (2,) * ROWS),
         decode,
         decode,
     ]
@@ -142,7 +142,7 @@ class Check:
             raise UserError(f"python -m {module}", f"ended with {status}", "see what it says above")
         self._log(module)
 
-    def _steps(self, graph: Graph, how: str) -> None:
+    def _steps(self, graph: OnnxDecoder, how: str) -> None:
         decoder, random = graph.decoder(ROWS), np.random.default_rng(0)
         apart = decoder.session.decoding is not graph.session
         self._judge(apart == (how == "two sessions"), f"{how}: decoding has {'its own' if apart else 'none of its own'}")
@@ -165,7 +165,7 @@ class Check:
         del decoder
         self._free()
 
-    def _generate(self, graph: Graph) -> Speed:
+    def _generate(self, graph: OnnxDecoder) -> Speed:
         """Prompts that take the rows in turn, the longest in chunks; then a next turn, for which the cache holds most."""
         random, chunk, new = np.random.default_rng(1), self.options.chunk, self.options.tokens
         lengths = (chunk // 2, chunk // 4, 2 * chunk + 2, chunk // 4, 1, chunk)

@@ -12,13 +12,13 @@ from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM, StaticCach
 
 from benchmarks.gpu_limits import REPEATS, WARMUP
 from suture.models.checkpoint import Checkpoint
-from suture.models.qwen import Config
+from suture.models.qwen import QwenConfig
 
 Caches = list[tuple[Tensor, Tensor]]  # key and value of each layer, [B, heads, P, head_dim]
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> Qwen2ForCausalLM:
-    config = Config.read(checkpoint.config, checkpoint.folder)
+    config = QwenConfig.read(checkpoint.config, checkpoint.folder)
     with torch.device("meta"):
         model = Qwen2ForCausalLM(
             Qwen2Config(

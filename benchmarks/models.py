@@ -177,7 +177,7 @@ this. Errors are of the largest value that the reference has.""",
     "types": """## Every family in every type
 
 Two layers of a tiny size, random weights, a static cache of 64 slots: prompts, chunks, decoding, ragged batches
-([test_models.py](../tests/test_models.py)). In onnxruntime bfloat16 graphs run as float32 twins, in TensorRT's network they
+([test_models.py](../tests/test_models.py)). In onnxruntime bfloat16 graphs run as float32 shadow copies, in TensorRT's network they
 round as bfloat16 does. Whisper's errors are the larger of decoder's and encoder's.""",
     "widths": """## Two layers at the real width
 

@@ -2,7 +2,7 @@
 
 Found in the ONNX graph, and in the network that the parser made of it.
 
-An error stops the build, a warning does not, and a note asks for nothing. Each finding names the ONNX node or tensor and the way out.
+An error stops the build, a warning does not, and a note asks for nothing. Each finding names the ONNX node or tensor and the remedy.
 """
 
 from collections import defaultdict

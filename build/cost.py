@@ -36,7 +36,7 @@ LAYER = re.compile(r"\b(?:h|layers?|blocks?)[._](\d+)\b")
 
 
 @dataclass(frozen=True)
-class Graph:
+class CountedGraph:
     """What the counting needs to know of the ONNX graph that an engine was built from."""
 
     static: bool  # its cache has a fixed capacity; otherwise a dynamic dimension may be more than 1
@@ -46,12 +46,12 @@ class Graph:
     floor: int | None
 
 
-def describe_graph(proto: onnx.ModelProto, signature: Signature | None, bound: frozenset[str] = frozenset()) -> Graph:
+def describe_graph(proto: onnx.ModelProto, signature: Signature | None, bound: frozenset[str] = frozenset()) -> CountedGraph:
     """`bound`: names of the weights that are inputs of the engine. The signature of a decoder, or None."""
     caches = {name for cache in signature.caches for name in (cache.past, cache.present)} if signature else set()
     layers = {node.name: layer for node in proto.graph.node if (layer := _layer(node)) is not None}
     fixed = signature is None or _fixed_slots(proto, signature)
-    return Graph(fixed, frozenset(caches), bound, layers, floor_bytes(proto, signature) if signature and fixed else None)
+    return CountedGraph(fixed, frozenset(caches), bound, layers, floor_bytes(proto, signature) if signature and fixed else None)
 
 
 def floor_bytes(proto: onnx.ModelProto, signature: Signature) -> int:
@@ -61,7 +61,7 @@ def floor_bytes(proto: onnx.ModelProto, signature: Signature) -> int:
     return streamed_bytes(proto) + math.ceil(sum(_one_step(values[name]) for name in ends))
 
 
-def add_cost(profile: dict, graph: Graph) -> list[Finding]:
+def add_cost(profile: dict, graph: CountedGraph) -> list[Finding]:
     """Adds to each kernel of one profile's list (suture.build.kernels) its `layer` and `bytes` (weights, cache, other), and to
     the list `kernels_by_layer`, `kernels_outside_layers`, `decode_bytes` by kind, `copied_bytes` (reading and writing
     copies of weights and caches) and `floor_bytes`; None where the shapes do not say.
@@ -69,7 +69,7 @@ def add_cost(profile: dict, graph: Graph) -> list[Finding]:
     Returns findings: kernels that write a copy of a weight or a cache, whatever the copy's layout, at each step.
     """
     kernels = [entry for entry in profile["entries"] if entry["kernel"]]
-    sizes = Sizes(profile["entries"])
+    sizes = TensorSizes(profile["entries"])
     last = None
     for entry in kernels:
         named = [layer for node in entry["onnx_nodes"] if (layer := _layer_named(node, graph)) is not None]
@@ -101,7 +101,7 @@ def kernels_a_layer(profile: dict) -> str:
     return " to ".join(str(count) for count in sorted({min(counts, default=0), max(counts, default=0)}))
 
 
-class Sizes:
+class TensorSizes:
     """Bytes of the kernels' tensors at B = S = 1, where a dynamic dimension is 1, or the number of heads where a kernel
     has joined it with the batch: the list shows only the -1 of both, but what is merely moved keeps its size."""
 
@@ -129,7 +129,7 @@ class Sizes:
         return self.of(cache) / cache["shape"][-2]
 
 
-def _moved(entry: dict, sizes: Sizes, graph: Graph) -> dict[str, int] | None:
+def _moved(entry: dict, sizes: TensorSizes, graph: CountedGraph) -> dict[str, int] | None:
     if any(tensor["dtype"] not in BYTES for tensor in (*entry["inputs"], *entry["constants"], *entry["outputs"])):
         return None
     gathers, in_place = bool(GATHERS.search(entry["name"])), _in_place(entry, graph)
@@ -148,7 +148,7 @@ def _moved(entry: dict, sizes: Sizes, graph: Graph) -> dict[str, int] | None:
     return {kind: math.ceil(size) for kind, size in moved.items()}
 
 
-def _copied(entry: dict, sizes: Sizes, graph: Graph) -> list[dict]:
+def _copied(entry: dict, sizes: TensorSizes, graph: CountedGraph) -> list[dict]:
     """The weights and caches that a kernel copies. At B = S = 1 what a layer computes is far smaller than its matrices
     and caches: a kernel that reads one of them whole and writes as much has moved it."""
     outputs = [tensor for tensor in entry["outputs"] if tensor["name"] not in _in_place(entry, graph)]
@@ -178,11 +178,11 @@ def _finding(profile: str, what: str, found: list[tuple[dict, dict]], bound: boo
     return Finding(severity, f"profile {profile}", said, remedy)
 
 
-def _in_place(entry: dict, graph: Graph) -> set[str]:
+def _in_place(entry: dict, graph: CountedGraph) -> set[str]:
     return {tensor["name"] for tensor in entry["inputs"]} & {tensor["name"] for tensor in entry["outputs"]} & graph.caches
 
 
-def _kind(name: str, graph: Graph) -> str:
+def _kind(name: str, graph: CountedGraph) -> str:
     return "weights" if name in graph.weights else "cache" if name in graph.caches else "other"
 
 
@@ -196,7 +196,7 @@ def _layer(node: onnx.NodeProto) -> int | None:
     return int(match[1]) if match else None
 
 
-def _layer_named(node: str, graph: Graph) -> int | None:
+def _layer_named(node: str, graph: CountedGraph) -> int | None:
     if node in graph.layers:
         return graph.layers[node]
     match = LAYER.search(node)  # the parser appends numbers to names that it has used before

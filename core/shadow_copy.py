@@ -1,6 +1,6 @@
-"""The float32 twin of a bfloat16 graph, for onnxruntime, whose CPU provider has no bfloat16 arithmetic.
+"""The float32 shadow copy of a bfloat16 graph, for onnxruntime, whose CPU provider has no bfloat16 arithmetic.
 
-The twin has the same nodes and the same bfloat16 weights, still lying where they were, but computes in float32. So it
+The shadow copy has the same nodes and the same bfloat16 weights, still lying where they were, but computes in float32. So it
 proves the structure of a graph and its weights, not how much bfloat16 arithmetic rounds.
 """
 
@@ -24,11 +24,11 @@ def has_bfloat16(model: onnx.ModelProto) -> bool:
     )
 
 
-def float32_twin(model: onnx.ModelProto) -> onnx.ModelProto:
+def float32_shadow_copy(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which every bfloat16 tensor is float32; external bfloat16 weights are cast where they enter."""
-    twin = onnx.ModelProto()
-    twin.CopyFrom(model)
-    for graph in _graphs(twin.graph):
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for graph in _graphs(copy.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):
             if value.type.tensor_type.elem_type == BFLOAT16:
                 value.type.tensor_type.elem_type = FLOAT
@@ -40,7 +40,7 @@ def float32_twin(model: onnx.ModelProto) -> onnx.ModelProto:
         used = {name for node in nodes for name in node.input}
         del graph.node[:]
         graph.node.extend([*(cast for cast in casts if cast.output[0] in used), *nodes])
-    return twin
+    return copy
 
 
 def _gathered_narrow(node: onnx.NodeProto, weights: set[str]) -> list[onnx.NodeProto]:

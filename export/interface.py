@@ -61,7 +61,7 @@ def decoder_interface(dimensions: Dimensions, dtype: torch.dtype) -> Interface:
 
 
 def encoder_interface(dimensions: Dimensions, features: tuple[int, int], dtype: torch.dtype) -> Interface:
-    """Of an encoder that ends in the caches of its decoder's cross-attention (see suture.models.whisper.Encoder)."""
+    """Of an encoder that ends in the caches of its decoder's cross-attention (see suture.models.whisper.WhisperEncoder)."""
     example = torch.zeros(BATCH, *features, dtype=dtype)
     shape = ["batch", dimensions.kv_heads, dimensions.encoder_slots, dimensions.head_dim]
     outputs = {present_name(*place): shape for place in _places(dimensions.layers, "encoder.")}

@@ -48,7 +48,7 @@ def trace(model: torch.nn.Module, dtype: torch.dtype, whole: bool = False) -> ir
 
 
 def trace_encoder(encoder: torch.nn.Module, decoder: torch.nn.Module, dtype: torch.dtype) -> ir.Model:
-    """The same for the encoder that fills the cross-attention caches of `decoder` (see suture.models.whisper.Encoder)."""
+    """The same for the encoder that fills the cross-attention caches of `decoder` (see suture.models.whisper.WhisperEncoder)."""
     interface = encoder_interface(decoder.dimensions, encoder.features, dtype)
     return _finished(_trace(encoder, interface, dtype), interface, decoder.dimensions.layers)
 

@@ -17,7 +17,7 @@ from suture.generate.speed import Speed
 from suture.generate.text import TextStream
 from suture.runtime.decoders import RowDecoder
 from suture.runtime.engine_decoder import EngineModel
-from suture.runtime.graphs import Graph
+from suture.runtime.graphs import OnnxDecoder
 
 STOP, LENGTH, CAPACITY = "stop", "length", "capacity"  # why an answer ended
 
@@ -57,7 +57,7 @@ class Batch:
     Where a prompt sees itself in both directions, it is read as a whole, in one step: nothing of it can be reused.
     """
 
-    def __init__(self, model: Graph | EngineModel, rows: int, sampler: Sampler, chunk: int, speed: Speed):
+    def __init__(self, model: OnnxDecoder | EngineModel, rows: int, sampler: Sampler, chunk: int, speed: Speed):
         self.model, self.sampler, self.chunk, self.speed = model, sampler, chunk, speed
         self.decoder: RowDecoder = model.decoder(rows, noise=False)
         self.sequences: list[Sequence | None] = [None] * rows

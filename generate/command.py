@@ -96,9 +96,9 @@ class Generator:
             raise UserError(self.options.out, "is a speech model", "give --audio FILE.wav")
         if files.encoder is None:
             raise UserError(self.options.out, "has no encoder.onnx", "export the checkpoint again")
-        from suture.generate.speech import Encoder, Speech  # here: it takes a second, and text needs none of it
+        from suture.generate.speech import EncoderSession, Speech  # here: it takes a second, and text needs none of it
 
-        speech = Speech(files.checkpoint, Encoder(files.encoder, signature, self.opened.device))
+        speech = Speech(files.checkpoint, EncoderSession(files.encoder, signature, self.opened.device))
         self._check_tokens(speech.tokens, speech.file)
         return speech
 

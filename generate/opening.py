@@ -13,7 +13,7 @@ from suture.core.shadow_copy import has_bfloat16
 from suture.core.weights import load_graph, streamed_bytes
 from suture.runtime.engine import read_description, why_not
 from suture.runtime.engine_decoder import EngineModel, open_engine
-from suture.runtime.graphs import Graph, open_to_generate
+from suture.runtime.graphs import OnnxDecoder, open_to_generate
 
 CHUNK = 512  # tokens of a prompt read in one step
 
@@ -30,7 +30,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Opened:
-    model: Graph | EngineModel
+    model: OnnxDecoder | EngineModel
     rows: int | None  # the most sequences side by side
     chunk: int  # the most tokens of one sequence in a step
     device: str  # "cpu" or "cuda"

@@ -24,7 +24,7 @@ from suture.runtime.graphs import fast_session, runnable
 GENERATION, PREPROCESSOR = "generation_config.json", "preprocessor_config.json"
 
 
-class Encoder:
+class EncoderSession:
     """A spectrogram to what the decoder's cross-attention reads."""
 
     def __init__(self, path: Path, signature: Signature, device: str):
@@ -45,7 +45,7 @@ class Encoder:
 class Speech:
     """A Whisper checkpoint: how its audio is prepared, and what its decoder is prompted with."""
 
-    def __init__(self, checkpoint: Path, encoder: Encoder):
+    def __init__(self, checkpoint: Path, encoder: EncoderSession):
         self.encoder = encoder
         if (checkpoint / PREPROCESSOR).is_file():
             read_json(checkpoint / PREPROCESSOR)

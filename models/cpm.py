@@ -21,7 +21,7 @@ ORIGINAL_NAMES = {"hidden_size": "dim_model", "num_hidden_layers": "num_layers",
 
 
 @dataclass(frozen=True)
-class Config:
+class CpmConfig:
     """The part of config.json that decides what both compute. `scaled`: products are divided by sqrt of what they sum
     over, and each sum with the residual by `damping` (CPM-Bee)."""
 
@@ -38,7 +38,7 @@ class Config:
     damping: float
 
     @classmethod
-    def read(cls, config: dict, where: object, scaled: bool = False, damping: float = 1.0) -> "Config":
+    def read(cls, config: dict, where: object, scaled: bool = False, damping: float = 1.0) -> "CpmConfig":
         """From the keys of config.json, transformers' or the original's; `where` names the file in errors. Raises
         UserError for a missing key."""
 
@@ -90,12 +90,12 @@ class ScaledLinear(nn.Linear):
         return divided(super().forward(x), math.sqrt(self.in_features))
 
 
-def linear(config: Config, width: int, out: int) -> nn.Linear:
+def linear(config: CpmConfig, width: int, out: int) -> nn.Linear:
     return (ScaledLinear if config.scaled else nn.Linear)(width, out, bias=False)
 
 
 class Attention(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, config: CpmConfig):
         super().__init__()
         self.heads = config.heads
         self.scale = 1 / math.sqrt(config.head_dim)
@@ -117,7 +117,7 @@ class Attention(nn.Module):
 class AttentionBlock(nn.Module):
     """Only holds the parameters that the checkpoint names self_att.*"""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: CpmConfig):
         super().__init__()
         self.layernorm_before_attention = RMSNorm(config.hidden, config.epsilon)
         self.self_attention = Attention(config)
@@ -126,7 +126,7 @@ class AttentionBlock(nn.Module):
 class Gate(nn.Module):
     """gelu(w_0(x)) · w_1(x)."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: CpmConfig):
         super().__init__()
         self.w_0 = linear(config, config.hidden, config.ffn)
         self.w_1 = linear(config, config.hidden, config.ffn)
@@ -136,7 +136,7 @@ class Gate(nn.Module):
 
 
 class FeedForward(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, config: CpmConfig):
         super().__init__()
         self.w_in = Gate(config)
         self.w_out = linear(config, config.ffn, config.hidden)
@@ -148,14 +148,14 @@ class FeedForward(nn.Module):
 class FeedForwardBlock(nn.Module):
     """Only holds the parameters that the checkpoint names ffn.*"""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: CpmConfig):
         super().__init__()
         self.layernorm_before_ffn = RMSNorm(config.hidden, config.epsilon)
         self.ffn = FeedForward(config)
 
 
 class Block(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, config: CpmConfig):
         super().__init__()
         self.damping = config.damping
         self.self_att = AttentionBlock(config)
@@ -170,8 +170,8 @@ class Block(nn.Module):
         return x if self.damping == 1 else divided(x, self.damping)
 
 
-class Encoder(nn.Module):
-    def __init__(self, config: Config):
+class CpmEncoder(nn.Module):
+    def __init__(self, config: CpmConfig):
         super().__init__()
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.output_layernorm = RMSNorm(config.hidden, config.epsilon)
@@ -187,7 +187,7 @@ class PositionBias(nn.Module):
     """What is added to the scores of a token and a slot: a number a head, for the bucket of their distance where both are of
     one segment, else for how their segments are related."""
 
-    def __init__(self, config: Config, relations: int):
+    def __init__(self, config: CpmConfig, relations: int):
         super().__init__()
         self.buckets, self.farthest = config.buckets, config.farthest
         self.relative_attention_bias = nn.Parameter(torch.empty(config.buckets + relations, config.heads))

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from suture.models.cpm import Config, Encoder, PositionBias, places_of
+from suture.models.cpm import CpmConfig, CpmEncoder, PositionBias, places_of
 from suture.models.dimensions import Dimensions
 
 ARCHITECTURES = ("CpmAntForCausalLM",)
@@ -21,9 +21,9 @@ GENERATION = 2  # of the learned tasks, the one that transformers gives to every
 class Model(nn.Module):
     """Only holds the parameters that the checkpoint names cpmant.*"""
 
-    def __init__(self, config: Config, segments: int, tasks: int, task_length: int):
+    def __init__(self, config: CpmConfig, segments: int, tasks: int, task_length: int):
         super().__init__()
-        self.encoder = Encoder(config)
+        self.encoder = CpmEncoder(config)
         self.segment_embedding = nn.Embedding(segments, config.hidden)
         self.input_embedding = nn.Embedding(config.vocab + tasks * task_length, config.hidden)
         self.position_bias = PositionBias(config, segments * segments)
@@ -32,7 +32,7 @@ class Model(nn.Module):
 class CPMAnt(nn.Module):
     """A decoder with its KV cache as arguments and results. Builds on any device, "meta" too."""
 
-    def __init__(self, config: Config, segments: int, tasks: int, task_length: int):
+    def __init__(self, config: CpmConfig, segments: int, tasks: int, task_length: int):
         super().__init__()
         self.config, self.segments, self.task_length = config, segments, task_length
         self.cpmant = Model(config, segments, tasks, task_length)
@@ -63,4 +63,4 @@ class CPMAnt(nn.Module):
 
 def build(config: dict, where: object) -> CPMAnt:
     segments, tasks, length = (config.get(key, 32) for key in ("segment_types", "prompt_types", "prompt_length"))
-    return CPMAnt(Config.read(config, where), segments, tasks, length)
+    return CPMAnt(CpmConfig.read(config, where), segments, tasks, length)

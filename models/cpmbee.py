@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from suture.models.config import required
-from suture.models.cpm import Config, Encoder, PositionBias, divided, places_of
+from suture.models.cpm import CpmConfig, CpmEncoder, PositionBias, divided, places_of
 from suture.models.dimensions import Dimensions
 from suture.models.layers import rotate
 
@@ -27,9 +27,9 @@ ROTARY_BASE = 10000
 class Model(nn.Module):
     """Only holds the parameters that the checkpoint names cpmbee.*"""
 
-    def __init__(self, config: Config, relations: int):
+    def __init__(self, config: CpmConfig, relations: int):
         super().__init__()
-        self.encoder = Encoder(config)
+        self.encoder = CpmEncoder(config)
         self.input_embedding = nn.Embedding(config.vocab, config.hidden)
         self.position_bias = PositionBias(config, relations)
 
@@ -37,7 +37,7 @@ class Model(nn.Module):
 class CPMBee(nn.Module):
     """A decoder with its KV cache as arguments and results. Builds on any device, "meta" too."""
 
-    def __init__(self, config: Config, relations: int, distance_scale: float):
+    def __init__(self, config: CpmConfig, relations: int, distance_scale: float):
         super().__init__()
         self.config, self.distance_scale = config, distance_scale
         self.cpmbee = Model(config, relations)
@@ -89,4 +89,4 @@ def subscripted(x: Tensor, subscripts: Tensor, distance_scale: float) -> Tensor:
 
 def build(config: dict, where: object) -> CPMBee:
     relations = required(config, "position_bias_num_segment_buckets", where)
-    return CPMBee(Config.read(config, where, scaled=True, damping=DAMPING), relations, config.get("distance_scale", 16))
+    return CPMBee(CpmConfig.read(config, where, scaled=True, damping=DAMPING), relations, config.get("distance_scale", 16))

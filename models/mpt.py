@@ -22,7 +22,7 @@ ONLY = {"attn_type": "multihead_attention", "alibi": True, "qk_ln": False, "pref
 
 
 @dataclass(frozen=True)
-class Config:
+class MptConfig:
     """The part of MPT's config.json that decides what is computed."""
 
     vocab: int
@@ -36,7 +36,7 @@ class Config:
     bias: bool
 
     @classmethod
-    def read(cls, config: dict, where: object) -> "Config":
+    def read(cls, config: dict, where: object) -> "MptConfig":
         """From the keys of config.json; `where` names the file in errors. Raises UserError for a missing key and for
         variants that no published MPT has."""
         attention = config.get("attn_config") or {}
@@ -59,7 +59,7 @@ class Config:
 
 
 class Attention(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, config: MptConfig):
         super().__init__()
         self.heads, self.clip = config.heads, config.clip
         self.scale = config.scale or 1 / math.sqrt(config.hidden // config.heads)
@@ -79,7 +79,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, config: MptConfig):
         super().__init__()
         self.up_proj = nn.Linear(config.hidden, config.ffn, bias=config.bias)
         self.down_proj = nn.Linear(config.ffn, config.hidden, bias=config.bias)
@@ -89,7 +89,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, config: MptConfig):
         super().__init__()
         self.norm_1 = nn.LayerNorm(config.hidden, EPSILON, bias=config.bias)
         self.attn = Attention(config)
@@ -105,7 +105,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Only holds the parameters that the checkpoint names transformer.*"""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: MptConfig):
         super().__init__()
         self.wte = nn.Embedding(config.vocab, config.hidden)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -115,7 +115,7 @@ class Transformer(nn.Module):
 class MPT(nn.Module):
     """A decoder with its KV cache as arguments and results. Builds on any device, "meta" too."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: MptConfig):
         super().__init__()
         self.config = config
         self.transformer = Transformer(config)
@@ -153,4 +153,4 @@ def alibi(distances: Tensor, heads: int, steepest: float) -> Tensor:
 
 
 def build(config: dict, where: object) -> MPT:
-    return MPT(Config.read(config, where))
+    return MPT(MptConfig.read(config, where))

@@ -21,7 +21,7 @@ PREFIX = "transformer."
 
 
 @dataclass(frozen=True)
-class Config:
+class QwenConfig:
     """The part of Qwen's config.json that decides what is computed."""
 
     vocab: int
@@ -40,7 +40,7 @@ class Config:
     tied: bool
 
     @classmethod
-    def read(cls, config: dict, where: object) -> "Config":
+    def read(cls, config: dict, where: object) -> "QwenConfig":
         """From the keys of config.json; `where` names the file in errors. Raises UserError for a missing key and for
         partial rotary embeddings."""
         if config.get("rotary_pct", 1.0) != 1.0:
@@ -68,7 +68,7 @@ class Config:
 
 
 class Attention(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, config: QwenConfig):
         super().__init__()
         self.heads, self.head_dim = config.heads, config.head_dim
         self.scale = 1 / math.sqrt(config.head_dim) if config.scale_scores else 1.0
@@ -98,7 +98,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """SwiGLU, its gate second: c_proj(w1(x) · silu(w2(x)))."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: QwenConfig):
         super().__init__()
         self.w1 = nn.Linear(config.hidden, config.ffn, bias=config.bias)
         self.w2 = nn.Linear(config.hidden, config.ffn, bias=config.bias)
@@ -110,7 +110,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, config: QwenConfig):
         super().__init__()
         self.ln_1 = RMSNorm(config.hidden, config.norm_epsilon)
         self.attn = Attention(config)
@@ -126,7 +126,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Only holds the parameters that the checkpoint names transformer.*"""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: QwenConfig):
         super().__init__()
         self.wte = nn.Embedding(config.vocab, config.hidden)
         self.h = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -136,7 +136,7 @@ class Transformer(nn.Module):
 class Qwen(nn.Module):
     """A decoder with its KV cache as arguments and results. Builds on any device, "meta" too."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: QwenConfig):
         super().__init__()
         self.config = config
         self.transformer = Transformer(config)
@@ -207,4 +207,4 @@ def logn_scale(positions: Tensor, seq_length: int) -> Tensor:
 
 
 def build(config: dict, where: object) -> Qwen:
-    return Qwen(Config.read(config, where))
+    return Qwen(QwenConfig.read(config, where))

@@ -47,7 +47,7 @@ class Whisper(nn.Module):
         self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor, past: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """One step, as suture.models.qwen.Qwen.forward. `past`: the caches of self-attention [B,H,P,D], then those of
-        cross-attention [B,H,encoder_slots,D], which Encoder makes; only the former are returned."""
+        cross-attention [B,H,encoder_slots,D], which WhisperEncoder makes; only the former are returned."""
         own, cross = past[: len(past) // 2], past[len(past) // 2 :]  # as many as layers are traced
         caches = [DynamicCache(list(zip(each[0::2], each[1::2]))) for each in (own, cross)]
         hidden = self.model.decoder(
@@ -61,13 +61,13 @@ class Whisper(nn.Module):
         logits = nn.functional.linear(hidden, self.model.decoder.embed_tokens.weight)
         return logits, [tensor for layer in caches[0].layers for tensor in (layer.keys, layer.values)]
 
-    def parts(self) -> tuple["Whisper", "Encoder"]:
+    def parts(self) -> tuple["Whisper", "WhisperEncoder"]:
         """Decoder and encoder alone, over the same parameters."""
         decoder = Whisper(self.config, None, self.model.decoder)
-        return decoder.eval(), Encoder(self.config, self.model.encoder, self.model.decoder).eval()
+        return decoder.eval(), WhisperEncoder(self.config, self.model.encoder, self.model.decoder).eval()
 
 
-class Encoder(nn.Module):
+class WhisperEncoder(nn.Module):
     """A log-mel spectrogram to the keys and values of the decoder's cross-attention."""
 
     def __init__(self, config, encoder: nn.Module, decoder: nn.Module):

@@ -93,7 +93,7 @@ class Session:
         self.graphs = graphs and self.on_gpu
         self.caches = self._empty("cache")
         self.crossed = self._empty("encoder_cache") | self._empty("layout")
-        self.steps: dict[tuple[int, int, int], Step] = {}  # by width and rows
+        self.steps: dict[tuple[int, int, int], EngineStep] = {}  # by width and rows
 
     def _empty(self, role: str) -> dict[str, torch.Tensor]:
         return {
@@ -121,7 +121,7 @@ class Session:
         if key not in self.steps:
             for other in [other for other in self.steps if other[0] > 1]:
                 del self.steps[other]  # lengths of prompts hardly recur, and their logits are large
-            self.steps[key] = Step(self, {name: value.shape for name, value in feeds.items()}, key[0], rows)
+            self.steps[key] = EngineStep(self, {name: value.shape for name, value in feeds.items()}, key[0], rows)
         with torch.cuda.stream(self.stream) if self.on_gpu else contextlib.nullcontext():
             logits = self.steps[key].run(feeds)
         if self.on_gpu:
@@ -129,7 +129,7 @@ class Session:
         return logits
 
 
-class Step:
+class EngineStep:
     """Buffers for the inputs and logits of steps of one width and some rows, which keep their addresses from step to step."""
 
     def __init__(self, session: Session, shapes: dict[str, tuple[int, ...]], width: int, rows: slice = slice(None)):

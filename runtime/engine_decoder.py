@@ -34,7 +34,7 @@ class EngineModel(OfSignature):
         return max(batch for batch, _ in shapes), max(width for _, width in shapes)
 
     def decoder(self, batch: int, noise: bool = True) -> StaticDecoder:
-        """With `noise`, as suture.runtime.graphs.Graph.decoder."""
+        """With `noise`, as suture.runtime.graphs.OnnxDecoder.decoder."""
         session = Session(self.engine, batch)
         made = StaticDecoder(session, self.signature, noise)
         if noise:

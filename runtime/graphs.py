@@ -18,7 +18,7 @@ from onnx import TensorProto
 
 from suture.core.errors import UserError
 from suture.core.manifest import result
-from suture.core.shadow_copy import float32_twin, has_bfloat16
+from suture.core.shadow_copy import float32_shadow_copy, has_bfloat16
 from suture.core.signature import QUANTIZED, Signature, find_signature
 from suture.core.tensors import tensor_bytes
 from suture.core.weights import ORT_ROOT_OPTION, load_graph, weights_root
@@ -27,7 +27,7 @@ from suture.runtime.io_binding import BoundSession, CopyingSession
 from suture.runtime.layerwise import LayerwiseSession, is_large, with_fewer_slots, with_products_by_rows
 
 APART = ["MatMulAddFusion"]  # takes the residual sum after a product of one row for a bias; quantised ones then stay unfused
-ARRAYS = {  # of caches; a bfloat16 graph runs as its float32 twin
+ARRAYS = {  # of caches; a bfloat16 graph runs as its float32 shadow copy
     TensorProto.FLOAT16: np.float16,
     TensorProto.INT8: np.int8,
     TensorProto.FLOAT8E4M3FN: ml_dtypes.float8_e4m3fn,
@@ -37,8 +37,8 @@ HEADROOM = 1.2  # of the weights, for what a session needs beside them
 
 
 @dataclass(frozen=True)
-class Graph(OfSignature):
-    """A decoder graph in onnxruntime. A bfloat16 graph runs as its float32 twin."""
+class OnnxDecoder(OfSignature):
+    """A decoder graph in onnxruntime. A bfloat16 graph runs as its float32 shadow copy."""
 
     name: str
     signature: Signature
@@ -87,12 +87,12 @@ class Graph(OfSignature):
         return found[0].numpy(), [from_ort(present) for present in found[1:]]
 
 
-def open_graph(path: Path, name: str | None = None, past_pattern: str | None = None) -> Graph:
+def open_graph(path: Path, name: str | None = None, past_pattern: str | None = None) -> OnnxDecoder:
     """Opens an ONNX file. Raises UserError where it is no decoder graph, or onnxruntime cannot load it."""
     return graph_of(load_graph(path), weights_root(path), name or str(path), past_pattern)
 
 
-def open_to_generate(path: Path, device: str) -> Graph:
+def open_to_generate(path: Path, device: str) -> OnnxDecoder:
     """The same, computed as fast as onnxruntime can on "cpu" or "cuda": there steps of one token are captured, of the form
     in onnxruntime's own operators where it lies beside the graph, whose kernels are for half precision."""
     model, root = load_graph(path), weights_root(path)
@@ -112,7 +112,7 @@ def graph_of(
     past_pattern: str | None = None,
     device: str = "cpu",
     as_written: bool = True,
-) -> Graph:
+) -> OnnxDecoder:
     """The same for a graph in memory whose external weights lie under `root`."""
     if as_written and is_large(model):
         model = with_fewer_slots(model)
@@ -139,7 +139,7 @@ def graph_of(
         raise UserError(name, "the sizes of its cross-attention's caches are not fixed", "fix all but the batch")
     quantised = next((entry.value for entry in model.metadata_props if entry.key == QUANTIZED), None)
     rounds = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
-    return Graph(name, signature, session, tuple(cache_shapes), encoder_shapes, logits[-1], quantised, rounds, device)
+    return OnnxDecoder(name, signature, session, tuple(cache_shapes), encoder_shapes, logits[-1], quantised, rounds, device)
 
 
 def open_session(model: onnx.ModelProto, root: Path, name: str) -> ort.InferenceSession | LayerwiseSession:
@@ -147,7 +147,7 @@ def open_session(model: onnx.ModelProto, root: Path, name: str) -> ort.Inference
     the basic level onnxruntime quantises the activations of DequantizeLinear + MatMul). Large graphs run by layers."""
     if is_large(model):
         model = with_products_by_rows(model)
-        return LayerwiseSession(float32_twin(model) if has_bfloat16(model) else model, root)
+        return LayerwiseSession(float32_shadow_copy(model) if has_bfloat16(model) else model, root)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.enable_mem_reuse = all(node.op_type != "MultiHeadAttention" for node in model.graph.node)  # dies in float16
@@ -222,7 +222,7 @@ def _fast_options(root: Path) -> ort.SessionOptions:
 
 def runnable(model: onnx.ModelProto) -> onnx.ModelProto:
     """What onnxruntime's CPU can run: it has no bfloat16 arithmetic."""
-    return float32_twin(model) if has_bfloat16(model) else model
+    return float32_shadow_copy(model) if has_bfloat16(model) else model
 
 
 def _session(

@@ -94,7 +94,7 @@ class BoundSession:
         self.caches = {cache.past: self._empty(cache.past) for cache in signature.caches}
         constant = (*(cache.past for cache in signature.encoder_caches), *signature.layout)
         self.crossed = {name: self._empty(name) for name in constant}
-        self.steps: dict[tuple[int, int, int], Step] = {}  # by width and rows
+        self.steps: dict[tuple[int, int, int], BoundStep] = {}  # by width and rows
 
     def advance(self, feeds: dict[str, np.ndarray], rows: slice = slice(None)) -> torch.Tensor:
         """One step of some adjacent sequences, to which `feeds` (inputs by name, without caches) belong. Returns logits
@@ -103,7 +103,7 @@ class BoundSession:
         if key not in self.steps:
             for other in [other for other in self.steps if other[0] > 1]:
                 del self.steps[other]  # lengths of prompts hardly recur, and their logits are large
-            self.steps[key] = Step(self, feeds, key[0], rows)
+            self.steps[key] = BoundStep(self, feeds, key[0], rows)
         return self.steps[key].run(feeds)
 
     def _empty(self, name: str) -> torch.Tensor:
@@ -111,7 +111,7 @@ class BoundSession:
         return torch.zeros((self.batch, *declared.shape[1:]), dtype=TORCH_TYPES[declared.type], device=self.device)
 
 
-class Step:
+class BoundStep:
     """A step of one width for some rows."""
 
     def __init__(self, bound: BoundSession, feeds: dict[str, np.ndarray], width: int, rows: slice):

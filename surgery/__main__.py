@@ -112,9 +112,9 @@ def surgery(options: argparse.Namespace) -> int:
                         if verifier
                         else []
                     )
-                    graphs.append(lower(portable, plan.ort_contrib, report, *checks, form="for onnxruntime"))
+                    graphs.append(lower(portable, plan.ort_contrib, report, *checks, form="ort_contrib"))
                 added = set().union(*(each.added for each in graphs))
-            except verify.Difference as found:  # here, where the weights that passes added still are
+            except verify.ChangedOutput as found:  # here, where the weights that passes added still are
                 _leave(found if not options.bisect else verify.narrow(found, plan, partial), options)
                 raise
             pictures["after.svg"] = picture.draw_layer(portable, PICTURED, f"Layer {PICTURED} after surgery")
@@ -126,7 +126,7 @@ def surgery(options: argparse.Namespace) -> int:
             for name, model in zip(MODELS, models):
                 onnx.save(model, partial / name)
             (partial / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
-    except verify.Difference:
+    except verify.ChangedOutput:
         return FOUND_DIFFERENCE
     remove_results(options.out / DIFFERENCE, LEFT)
     Console().print(report.table())
@@ -151,7 +151,7 @@ def _keep_float(graph: Graph, partial: Path, out: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def _leave(found: verify.Difference, options: argparse.Namespace) -> None:
+def _leave(found: verify.ChangedOutput, options: argparse.Namespace) -> None:
     """Puts the graphs before and after the difference on disk, where onnxruntime and validate can open them."""
     folder = options.out / DIFFERENCE
     stage = Stage(LEFT, folder, [options.model], {"difference": str(found)})

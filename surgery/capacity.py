@@ -60,7 +60,7 @@ def change_capacity(options: Namespace) -> None:
         report.count("portable", portable)
         forms = {"model.trt.onnx": lower(portable, plan.lowering, report)}
         if plan.ort_contrib:
-            forms["model.ort.onnx"] = lower(portable, plan.ort_contrib, report, form="for onnxruntime")
+            forms["model.ort.onnx"] = lower(portable, plan.ort_contrib, report, form="ort_contrib")
         stage.extra["weights_root"] = place_weights(source, path, partial, options.out)
         files.write(portable, partial / "model.onnx")
         for name, graph in forms.items():

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 
 from suture.surgery.graph import Graph, static_dim
 from suture.surgery.graph.files import infer_shapes, sort, to_model
-from suture.surgery.shapes.shape_values import Sizes
+from suture.surgery.shapes.shape_values import ShapeValues
 
 STEPS = ((2, 1013, 1511), (3, 1019, 1523))  # batch, tokens, past
 
@@ -24,7 +24,7 @@ def of_tokens(graph: Graph, tensors: Iterable[gs.Tensor]) -> set[int]:
     tokens = graph.input(graph.signature.tokens)
     fixed = static_dim(tokens, 1)
     sort(graph)
-    sizes = Sizes(graph)
+    sizes = ShapeValues(graph)
     for node in graph.gs.nodes:
         sizes.learn(node)
     wanted = sizes.axis(tokens, 1) if fixed is None else fixed

@@ -20,7 +20,7 @@ HIDDEN, HEADS, HEAD_DIM, FFN, VOCABULARY, CAPACITY = 128, 4, 32, 256, 512, 64
 DTYPES = {"float16": TensorProto.FLOAT16, "float32": TensorProto.FLOAT, "bfloat16": TensorProto.BFLOAT16}
 
 
-class Graph:
+class GraphBuilder:
     """Nodes and weights in the order they are added; every method returns the name of what it made."""
 
     def __init__(self, dtype: str):
@@ -54,7 +54,7 @@ class Graph:
 def decoder(dtype: str = "float16", layers: int = 1, attention: str = "TRT_Attention") -> onnx.ModelProto:
     """A lowered decoder. `attention`: TRT_Attention with an additive mask, or what TensorRT's parser gets wrong:
     "causal" for ONNX Attention with is_causal, "nonpad" for the same with nonpad_kv_seqlen too."""
-    graph = Graph(dtype)
+    graph = GraphBuilder(dtype)
     flat = graph.constant(np.array([-1, HIDDEN]))
     sequence = graph.op("Shape", "input_ids", start=1, end=2)
     batch_sequence = graph.op("Shape", "input_ids")
@@ -139,7 +139,7 @@ def describe(proto: onnx.ModelProto) -> dict:
     }
 
 
-def _mask(graph: Graph, sequence: str) -> str:
+def _mask(graph: GraphBuilder, sequence: str) -> str:
     """[B,1,S,L]: 0 where slot <= write_indices + i, else -10000."""
     zero, one = graph.constant(np.array(0)), graph.constant(np.array(1))
     rows = graph.op("Range", zero, graph.op("Squeeze", sequence), one)  # [S]

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from suture.export import __main__ as export_stage
 from suture.models.random_checkpoint import write
-from suture.runtime.graphs import Graph
+from suture.runtime.graphs import OnnxDecoder
 from suture.surgery import __main__ as surgery_stage
 
 ROOT = Path(__file__).parents[1]
@@ -109,11 +109,11 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
-def growing() -> Graph:
+def growing() -> OnnxDecoder:
     """A small decoder with random weights; `static` is the same one over a static cache."""
     return decoder(static=False)
 
 
 @pytest.fixture(scope="session")
-def static() -> Graph:
+def static() -> OnnxDecoder:
     return decoder(static=True)

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from suture.runtime.graphs import Graph, graph_of
+from suture.runtime.graphs import OnnxDecoder, graph_of
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, VOCAB, CAPACITY, POSITIONS = 2, 32, 4, 2, 8, 64, 96, 128
 DTYPES = {
@@ -118,6 +118,6 @@ def decoder_graph(static: bool, dtype: type = np.float32, last: bool = False, **
     return model
 
 
-def decoder(static: bool, **given) -> Graph:
+def decoder(static: bool, **given) -> OnnxDecoder:
     """The same, opened."""
     return graph_of(decoder_graph(static, **given), Path(), "static" if static else "growing")

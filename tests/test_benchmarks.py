@@ -174,13 +174,13 @@ def test_gpu_steps(steps):
 
 def test_gpu_steps_finds_a_step_that_reads_what_an_earlier_one_was_given(steps, monkeypatch, capsys):
     """The places to write to stay those of the first step of its kind."""
-    given = bound.Step.run
+    given = bound.BoundStep.run
 
-    def stale(step: bound.Step, feeds: dict) -> torch.Tensor:
+    def stale(step: bound.BoundStep, feeds: dict) -> torch.Tensor:
         step.places = getattr(step, "places", feeds["write_indices"])
         return given(step, feeds | {"write_indices": step.places})
 
-    monkeypatch.setattr(bound.Step, "run", stale)
+    monkeypatch.setattr(bound.BoundStep, "run", stale)
     assert gpu_steps.main([str(argument) for argument in steps]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("WRONG  one session: second chunk") for line in lines)

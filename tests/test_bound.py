@@ -8,7 +8,7 @@ from fake_cuda import CudaSession, fake_cuda
 
 from suture.runtime import graphs
 from suture.runtime.decoders import StaticDecoder
-from suture.runtime.graphs import Graph, captured_session, open_graph
+from suture.runtime.graphs import OnnxDecoder, captured_session, open_graph
 
 ROWS = 3
 INPUTS = {"input_ids", "position_ids", "write_indices", "ntk_alpha"}
@@ -16,14 +16,14 @@ CACHES = {"past_key_values.0.key", "past_key_values.2.value"}
 
 
 @pytest.fixture(scope="module")
-def portable(tiny_portable) -> Graph:
+def portable(tiny_portable) -> OnnxDecoder:
     return open_graph(tiny_portable / "model.onnx")
 
 
 class Conversation:
     """Rows of a decoder, and what each has read so far."""
 
-    def __init__(self, portable: Graph, decoder: StaticDecoder):
+    def __init__(self, portable: OnnxDecoder, decoder: StaticDecoder):
         self.portable, self.decoder = portable, decoder
         self.read = [np.zeros(0, np.int64) for _ in range(ROWS)]
         self.random = np.random.default_rng(0)
@@ -44,7 +44,7 @@ class Conversation:
         self.read[row] = self.read[row][:count]
 
 
-def plain(graph: Graph, tokens: np.ndarray) -> np.ndarray:
+def plain(graph: OnnxDecoder, tokens: np.ndarray) -> np.ndarray:
     """Logits [S,vocab] of one step over all tokens [S], nothing bound and nothing kept."""
     feeds = {"input_ids": tokens[None], "position_ids": np.arange(len(tokens))[None]}
     feeds |= {"write_indices": np.zeros(1, np.int64), "ntk_alpha": np.ones(1, np.float32)}

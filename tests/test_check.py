@@ -80,7 +80,7 @@ def test_a_difference_names_the_first_node(tmp_path, monkeypatch):
     )
     result = check(save(picture(), tmp_path, "model"))
     assert (result.verdict, result.status) == (DIFFERENT, 1)
-    assert result.outcomes[0].parting.op == "MaxPool"
+    assert result.outcomes[0].divergence.op == "MaxPool"
 
 
 def test_every_refusal_is_named_with_origin_and_advice(tmp_path):

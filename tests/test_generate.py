@@ -18,7 +18,7 @@ from suture.models.tokenizer import open_tokenizer
 from suture.runtime import graphs
 from suture.runtime.engine import Engine
 from suture.runtime.engine_decoder import EngineModel, signature_of
-from suture.runtime.graphs import Graph, graph_of, open_to_generate
+from suture.runtime.graphs import OnnxDecoder, graph_of, open_to_generate
 from tests.golden.make_text import CHECKPOINT, GOLDEN, NEW_TOKENS
 
 ROOT = Path(__file__).parents[1]
@@ -29,17 +29,17 @@ TRAINED = 256
 
 
 @pytest.fixture(scope="module")
-def static(tiny_portable) -> Graph:
+def static(tiny_portable) -> OnnxDecoder:
     return open_to_generate(tiny_portable / "model.onnx", "cpu")
 
 
 @pytest.fixture(scope="module")
-def growing(tiny_export) -> Graph:
+def growing(tiny_export) -> OnnxDecoder:
     return open_to_generate(tiny_export / "model.onnx", "cpu")
 
 
 @pytest.fixture(params=["static", "growing"])
-def model(request) -> Graph:
+def model(request) -> OnnxDecoder:
     return request.getfixturevalue(request.param)
 
 
@@ -50,7 +50,7 @@ def sequences(prompts: list[list[int]], limits: list[int], stop: tuple[str, ...]
     ]
 
 
-def batch(model: Graph, rows: int, chunk: int = 64, vocab: int = TOKENIZER.size, **sampling) -> Batch:
+def batch(model: OnnxDecoder, rows: int, chunk: int = 64, vocab: int = TOKENIZER.size, **sampling) -> Batch:
     return Batch(model, rows, Sampler(Sampling(**sampling), vocab), chunk, Speed())
 
 
@@ -82,7 +82,7 @@ def test_rows_that_take_turns_give_what_each_gives_alone(model, sampling):
     assert len(together.speed.first) == len(limits)
 
 
-def answers_alone(model: Graph, sequence: Sequence, sampling: dict) -> list[int]:
+def answers_alone(model: OnnxDecoder, sequence: Sequence, sampling: dict) -> list[int]:
     (done,) = batch(model, 1, **sampling).run(iter([sequence]), lambda sequence, piece: None)
     return done.answer
 

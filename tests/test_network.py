@@ -139,7 +139,7 @@ def test_lengths_left_in_are_named_and_caught(dtype, tmp_path):
     found, tolerance = outcomes(model, None, tmp_path)
     decode = found[-1]
     assert any(output.beyond(tolerance) for output in decode.outputs)
-    assert (decode.parting.op, decode.parting.difference.tensor) == ("Attention", "a_0")
+    assert (decode.divergence.op, decode.divergence.difference.tensor) == ("Attention", "a_0")
 
 
 def test_causal_attention_over_a_cache_is_named_and_caught(tmp_path):

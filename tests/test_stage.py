@@ -436,7 +436,10 @@ def test_a_killed_run_knows_its_own_files_the_next_time(moves, tmp_path, monkeyp
 
 def test_two_runs_do_not_write_into_one_folder(tmp_path):
     out = tmp_path / "out"
-    waits = "import sys; from pathlib import Path; from suture.core.stage import alone\nwith alone(Path(sys.argv[1])): print(flush=True); input()"
+    waits = (
+        "import sys; "
+        "from pathlib import Path; from suture.core.stage import alone\nwith alone(Path(sys.argv[1])): print(flush=True); input()"
+    )
     other = subprocess.Popen(
         [sys.executable, "-c", waits, out], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -15,7 +15,7 @@ from filelock import FileLock
 from onnx import TensorProto
 from onnx.numpy_helper import to_array
 
-from suture.core.shadow_copy import DTYPE_ATTRIBUTES, float32_twin
+from suture.core.shadow_copy import DTYPE_ATTRIBUTES, float32_shadow_copy
 from suture.surgery.graph import files
 from suture.surgery.runner import make_plan, operate
 from tests.decoding import decode, largest_error
@@ -115,13 +115,13 @@ def test_fuses_all_and_changes_nothing(name, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in EXPECTED if name.endswith("float16")])
 def test_bfloat16_fuses_as_float16_does(name, tmp_path):
-    """onnxruntime's CPU cannot compute in bfloat16: masks and numbers are those of float32 twins."""
+    """onnxruntime's CPU cannot compute in bfloat16: masks and numbers are those of float32 shadow copies."""
     source = as_bfloat16(weightless.load(name))
     portable, report = operated(source, tmp_path)
     assert counts(portable, FUSED) == EXPECTED[name]
     assert counts(portable, DECOMPOSED) == {}
     assert report.unfused == []
-    assert error_between(float32_twin(source), float32_twin(portable)) < 1e-4
+    assert error_between(float32_shadow_copy(source), float32_shadow_copy(portable)) < 1e-4
 
 
 def as_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:

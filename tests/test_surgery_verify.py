@@ -79,7 +79,7 @@ def test_all_logits_and_last_logits_compare():
 @pytest.mark.parametrize("fault", [{"scale": 1.1}, {"mask": 1}, {"swap": True}, {"late": 1}, {"disturb": 1e-2}, {"nan": True}])
 def test_a_planted_fault_is_a_difference(fault):
     good = state(decoder_graph(static=False))
-    with pytest.raises(verify.Difference):
+    with pytest.raises(verify.ChangedOutput):
         verify.compare("", good, good, state(decoder_graph(static=True, **fault)))
 
 
@@ -87,11 +87,11 @@ def test_a_graph_that_no_longer_runs_is_a_difference(growing):
     graph = files.read(growing)
     verifier = verify.Verifier(load_graph(growing), graph.signature, graph.root)
     graph.nodes("Attention")[0].attrs["scale"] = "a string"
-    with pytest.raises(verify.Difference, match="cannot load"):
+    with pytest.raises(verify.ChangedOutput, match="cannot load"):
         verifier("wrong", graph)
 
 
-def test_bfloat16_runs_as_its_twin():
+def test_bfloat16_runs_as_its_shadow_copy():
     model = decoder_graph(static=True)
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:

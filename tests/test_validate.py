@@ -10,9 +10,9 @@ from decoder_graphs import CAPACITY, VOCAB, decoder, decoder_graph
 from onnx import TensorProto
 
 from suture.core.errors import UserError
-from suture.core.shadow_copy import float32_twin
+from suture.core.shadow_copy import float32_shadow_copy
 from suture.runtime.decoders import GrowingDecoder, positions_of
-from suture.runtime.graphs import Graph, graph_of, open_graph
+from suture.runtime.graphs import OnnxDecoder, graph_of, open_graph
 from suture.runtime.network_decoder import open_network
 from suture.validate.compare import DIFFERENT, NOT_RUN, PASSED, TOLERANCES, compare
 from suture.validate.level import Level
@@ -82,7 +82,7 @@ class BatchLeak(GrowingDecoder):
         return super().step(tokens_BS, np.full_like(counts, counts.max()), alpha)
 
 
-class Leaking(Graph):
+class Leaking(OnnxDecoder):
     def decoder(self, batch):
         decoder = super().decoder(batch)
         return BatchLeak(decoder.forward, decoder.pasts)
@@ -97,7 +97,7 @@ def test_leaks_between_the_rows_of_a_batch_are_a_difference(growing):
     assert compare(leaking, growing, scenarios).status == PASSED  # a reference runs its rows alone
 
 
-class Partial(Graph):
+class Partial(OnnxDecoder):
     """Does not tell of its last cache."""
 
     @property
@@ -192,11 +192,11 @@ def bfloat16_files(tmp_path_factory) -> dict[bool, Path]:
     return files
 
 
-def test_bfloat16_graphs_agree_as_float32_twins(bfloat16_files):
+def test_bfloat16_graphs_agree_as_float32_shadow_copies(bfloat16_files):
     level = compare_graphs(open_graph(bfloat16_files[False]), open_graph(bfloat16_files[True]))
     assert statuses(level) == {PASSED}
     assert level.comparison.tolerance == TOLERANCES[TensorProto.FLOAT]
-    assert "twin" in level.notes[0]
+    assert "shadow copies" in level.notes[0]
 
 
 def test_rounding_to_bfloat16_is_seen_and_tolerated(growing, bfloat16_files):
@@ -205,10 +205,10 @@ def test_rounding_to_bfloat16_is_seen_and_tolerated(growing, bfloat16_files):
     assert 1e-3 < level.comparison.worst.error < level.comparison.tolerance == TOLERANCES[TensorProto.BFLOAT16]
 
 
-def test_the_twin_leaves_weights_where_they_are(bfloat16_files):
-    twin = float32_twin(onnx.load(bfloat16_files[True], load_external_data=False))
-    external = [tensor for tensor in twin.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
+def test_the_shadow_copy_leaves_weights_where_they_are(bfloat16_files):
+    copy = float32_shadow_copy(onnx.load(bfloat16_files[True], load_external_data=False))
+    external = [tensor for tensor in copy.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
     assert {tensor.data_type for tensor in external} >= {TensorProto.BFLOAT16}
-    assert not [tensor.name for tensor in twin.graph.initializer
+    assert not [tensor.name for tensor in copy.graph.initializer
                 if tensor.data_type == TensorProto.BFLOAT16 and tensor not in external]  # fmt: skip
-    assert {value.type.tensor_type.elem_type for value in twin.graph.output} == {TensorProto.FLOAT}
+    assert {value.type.tensor_type.elem_type for value in copy.graph.output} == {TensorProto.FLOAT}

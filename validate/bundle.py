@@ -28,7 +28,7 @@ from suture.runtime import engine as runtime_engine
 from suture.runtime.decoders import Decoder, OfSignature, StaticDecoder
 from suture.runtime.engine import read_description, takes, to_numpy
 from suture.runtime.engine_decoder import signature_of
-from suture.runtime.graphs import Graph, open_graph
+from suture.runtime.graphs import OnnxDecoder, open_graph
 from suture.validate.compare import default_tolerance
 from suture.validate.runners import valid_logits
 from suture.validate.scenarios import Scenario
@@ -43,7 +43,7 @@ def write_bundle(
     lowered: Path,
     engine: Path,
     out: Path,
-    scenarios: Callable[[Graph], list[Scenario]],
+    scenarios: Callable[[OnnxDecoder], list[Scenario]],
     tolerance: float | None,
 ) -> dict:
     """Writes the bundle into `out` and returns what bundle.json holds. `scenarios` makes them for the opened graph."""
@@ -151,7 +151,7 @@ def _step(arrays: dict, number: int, step: int, steps: int) -> dict[str, np.ndar
     return {**found, "final": np.array(step == steps - 1)}
 
 
-def _selected(scenarios: list[Scenario], graph: Graph, description: dict) -> tuple[list[Scenario], list[str]]:
+def _selected(scenarios: list[Scenario], graph: OnnxDecoder, description: dict) -> tuple[list[Scenario], list[str]]:
     kept, left_out = [], []
     slot_bytes = sum(4 * kv_heads * head_dim for kv_heads, _, head_dim in graph.cache_shapes)
     for scenario in scenarios:
@@ -171,7 +171,7 @@ def _selected(scenarios: list[Scenario], graph: Graph, description: dict) -> tup
     return kept, left_out
 
 
-def _expected(graph: Graph, scenario: Scenario, number: int) -> dict[str, np.ndarray]:
+def _expected(graph: OnnxDecoder, scenario: Scenario, number: int) -> dict[str, np.ndarray]:
     """What the engine is fed, at each step and for all of them, what scenario it belongs to, and the valid tokens' logits."""
     arrays = {}
     decoder = graph.decoder(len(scenario.steps[0]["tokens"]))

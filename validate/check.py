@@ -158,9 +158,11 @@ def _outcome(outcome: Outcome, tolerance: float) -> Iterator[tuple[str, str]]:
         yield verdict, f"{outcome.feeds}: {output.tensor} {error} (allowed {tolerance:.0e})"
     if len(worst) > SHOWN:
         yield "differs" if worst[SHOWN].beyond(tolerance) else "agrees", f"{outcome.feeds}: {len(worst) - SHOWN} more outputs"
-    if (parting := outcome.parting) is not None:
-        own = parting.difference
-        text = f"they part at {parting.op} {parting.node}, tensor {own.tensor} ({own.problem or f'{own.error:.1e}'})"
+    if (divergence := outcome.divergence) is not None:
+        own = divergence.difference
+        text = (
+            f"first divergence at {divergence.op} {divergence.node}, tensor {own.tensor} ({own.problem or f'{own.error:.1e}'})"
+        )
         yield "differs", f"{outcome.feeds}: {text}"
 
 

@@ -80,7 +80,7 @@ class Comparison:
 
 
 def default_tolerance(reference: Model, candidate: Model) -> float:
-    """By the coarser type of the two. Between two bfloat16 graphs that of float32: both run as float32 twins with the
+    """By the coarser type of the two. Between two bfloat16 graphs that of float32: both run as float32 shadow copies with the
     same weights, so nothing is rounded that the other does not round."""
     dtypes = {reference.dtype, candidate.dtype}
     if dtypes == {TensorProto.BFLOAT16}:

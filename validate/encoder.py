@@ -29,7 +29,9 @@ from suture.validate.level import Broken
 from suture.validate.reference import DTYPES, load_reference
 
 ROWS = 2
-TWINS = {TensorProto.BFLOAT16: TOLERANCES[TensorProto.FLOAT]}  # both sides compute bfloat16 as float32, with the same weights
+SHADOW_COPIES = {
+    TensorProto.BFLOAT16: TOLERANCES[TensorProto.FLOAT]
+}  # both sides compute bfloat16 as float32, with the same weights
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class EncoderFiles:
 
 
 @dataclass(frozen=True)
-class Encoder:
+class EncoderRun:
     """Something that computes an encoder: float32 spectrograms [B, mel bins, frames] to its outputs by name."""
 
     name: str
@@ -59,7 +61,7 @@ def compare_encoder(
     except UserError as error:
         yield from ((number, Broken(str(error))) for number in (1, 2, 3))
         return
-    allowed = tolerance or TWINS.get(dtype) or TOLERANCES[dtype]
+    allowed = tolerance or SHADOW_COPIES.get(dtype) or TOLERANCES[dtype]
     if checkpoint is None:
         yield 1, "the checkpoint that export/manifest.json names is not here"
     else:
@@ -85,7 +87,7 @@ def compare_encoder(
         yield 3, compare_encoders(portable, network, features, tolerance or TOLERANCES[dtype])
 
 
-def compare_encoders(reference: Encoder, candidate: Encoder, features: np.ndarray, tolerance: float) -> Comparison:
+def compare_encoders(reference: EncoderRun, candidate: EncoderRun, features: np.ndarray, tolerance: float) -> Comparison:
     """The reference takes row by row, the candidate the batch."""
     started = time.perf_counter()
     rows = [reference.run(row[None]) for row in features]
@@ -109,7 +111,7 @@ def make_features(exported: Path, seed: int) -> tuple[int, np.ndarray]:
     return given.elem_type, noise.to(DTYPES[given.elem_type]).float().numpy()
 
 
-def in_pytorch(checkpoint: Path, exported: Path, dtype: int) -> Encoder:
+def in_pytorch(checkpoint: Path, exported: Path, dtype: int) -> EncoderRun:
     """The checkpoint's own; its outputs under the exported graph's names."""
     _, encoder = load_reference(open_checkpoint(checkpoint), dtype).parts()
     names = [value.name for value in load_graph(exported).graph.output]
@@ -118,22 +120,22 @@ def in_pytorch(checkpoint: Path, exported: Path, dtype: int) -> Encoder:
     def run(features: np.ndarray) -> dict[str, np.ndarray]:
         return {name: cache.numpy() for name, cache in zip(names, encoder(torch.from_numpy(features)))}
 
-    return Encoder("PyTorch", run)
+    return EncoderRun("PyTorch", run)
 
 
-def in_onnxruntime(path: Path, name: str) -> Encoder:
+def in_onnxruntime(path: Path, name: str) -> EncoderRun:
     graph = load_graph(path)
     session = open_session(graph, weights_root(path), str(path))
     names = [output.name for output in session.get_outputs()]
-    halves = _given(graph).elem_type == TensorProto.FLOAT16  # a bfloat16 graph runs as its float32 twin
+    halves = _given(graph).elem_type == TensorProto.FLOAT16  # a bfloat16 graph runs as its float32 shadow copy
 
     def run(features: np.ndarray) -> dict[str, np.ndarray]:
         return dict(zip(names, session.run(names, {FEATURES: features.astype(np.float16) if halves else features})))
 
-    return Encoder(name, run)
+    return EncoderRun(name, run)
 
 
-def in_network(lowered: Path) -> Encoder:
+def in_network(lowered: Path) -> EncoderRun:
     """What TensorRT's parser made of the lowered graph. Raises UserError where it refuses."""
     evaluate = Evaluator(parse(lowered))
     dtype = TORCH[evaluate.network.tensors[FEATURES].dtype]
@@ -142,7 +144,7 @@ def in_network(lowered: Path) -> Encoder:
         outputs = evaluate({FEATURES: torch.from_numpy(features).to(dtype)})
         return {name: to_numpy(value) for name, value in outputs.items()}
 
-    return Encoder("TensorRT's network", run)
+    return EncoderRun("TensorRT's network", run)
 
 
 def _given(graph: onnx.ModelProto) -> onnx.TypeProto.Tensor:

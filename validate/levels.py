@@ -22,7 +22,7 @@ from suture.models import open_checkpoint
 from suture.models.tokenizer import Tokenizer, open_tokenizer, tokenizer_files
 from suture.runtime.engine import read_description, takes, why_not
 from suture.runtime.engine_decoder import open_engine
-from suture.runtime.graphs import Graph, open_graph
+from suture.runtime.graphs import OnnxDecoder, open_graph
 from suture.runtime.network_decoder import open_network
 from suture.validate.bundle import Results, read_results
 from suture.validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED, TOLERANCES, Comparison, ScenarioResult, compare
@@ -34,7 +34,7 @@ from suture.validate.runners import Model
 from suture.validate.scenarios import Scenario, make_scenarios, random_tokens, text_tokens
 from suture.validate.tokens import compare_tokens, quantisation_cost
 
-TWIN_NOTE = "In onnxruntime, bfloat16 graphs ran as float32 twins with the same weights: its CPU has no bfloat16"
+SHADOW_COPY_NOTE = "In onnxruntime, bfloat16 graphs ran as float32 shadow copies with the same weights: its CPU has no bfloat16"
 
 LAYERWISE_NOTE = (
     "The model is too large to be loaded at once: it ran layer by layer, in few steps, over caches of few slots, which "
@@ -108,9 +108,9 @@ def run_levels(
     """All five levels in order, then the first three of an encoder. `save(level, scenario)` names Polygraphy's file."""
     exported, portable = _opened(pipeline.exported, "exported"), _opened(pipeline.portable, "portable")
     tokenizer, ids, no_text = _read_text(pipeline)
-    known = next((graph for graph in (exported, portable) if isinstance(graph, Graph)), None)
+    known = next((graph for graph in (exported, portable) if isinstance(graph, OnnxDecoder)), None)
     large = known is not None and known.layerwise
-    capacity = portable.capacity if isinstance(portable, Graph) else None
+    capacity = portable.capacity if isinstance(portable, OnnxDecoder) else None
     scenarios = []  # of none, where there is no graph to ask
     if known:
         source = text_tokens(ids, seed) if ids else random_tokens(known.vocab, seed)
@@ -127,7 +127,7 @@ def run_levels(
             save=lambda scenario: save(number, scenario),
             tell=lambda scenario: progress.tell(f"level {number}: {scenario}"),
         )
-        notes = [TWIN_NOTE] if candidate.dtype == TensorProto.BFLOAT16 else []
+        notes = [SHADOW_COPY_NOTE] if candidate.dtype == TensorProto.BFLOAT16 else []
         notes += [LAYERWISE_NOTE] if large else []
         return Level(number, TITLES[number], comparison.status, comparison=comparison, notes=notes)
 
@@ -161,8 +161,8 @@ def run_levels(
 
 
 def compare_graphs(
-    reference: Graph,
-    candidate: Graph,
+    reference: OnnxDecoder,
+    candidate: OnnxDecoder,
     tolerance: float | None = None,
     seed: int = 0,
     save: Callable[[str], Path] | None = None,
@@ -179,18 +179,18 @@ def compare_graphs(
     source, prefix = random_tokens(reference.vocab, seed), reference.prefix or candidate.prefix
     scenarios = make_scenarios(source, min(capacities, default=None), trained, prefix=prefix)
     comparison = compare(reference, candidate, scenarios, tolerance, save, tell)
-    notes = [TWIN_NOTE] if TensorProto.BFLOAT16 in (reference.dtype, candidate.dtype) else []
+    notes = [SHADOW_COPY_NOTE] if TensorProto.BFLOAT16 in (reference.dtype, candidate.dtype) else []
     return Level(None, "Reference ↔ candidate", comparison.status, comparison=comparison, notes=notes)
 
 
-def _export_level(pipeline: Pipeline, exported: Graph, run: Callable[..., Level], tell: Callable[[str], None]) -> Level:
+def _export_level(pipeline: Pipeline, exported: OnnxDecoder, run: Callable[..., Level], tell: Callable[[str], None]) -> Level:
     if pipeline.checkpoint is None:
         return not_run(1, "the checkpoint that export/manifest.json names is not here")
     tell("level 1: loading the checkpoint")
     return run(1, open_reference(pipeline.checkpoint, exported.dtype), exported)
 
 
-def _surgery_level(pipeline: Pipeline, exported: Graph, portable: Graph | None, run: Callable[..., Level]) -> Level:
+def _surgery_level(pipeline: Pipeline, exported: OnnxDecoder, portable: OnnxDecoder | None, run: Callable[..., Level]) -> Level:
     """What surgery made of the exported graph, up to where it quantised it: level 5 says what that does."""
     if portable is None:
         return not_run(2, "surgery has written no portable graph")
@@ -206,12 +206,14 @@ def _surgery_level(pipeline: Pipeline, exported: Graph, portable: Graph | None, 
     return level
 
 
-def _allowed(portable: Graph) -> float:
+def _allowed(portable: OnnxDecoder) -> float:
     """Between onnxruntime and TensorRT, which computes bfloat16 as bfloat16."""
     return ROUNDED if portable.rounds else TOLERANCES[portable.dtype]
 
 
-def _network_level(pipeline: Pipeline, portable: Graph | None, run: Callable[..., Level], tell: Callable[[str], None]) -> Level:
+def _network_level(
+    pipeline: Pipeline, portable: OnnxDecoder | None, run: Callable[..., Level], tell: Callable[[str], None]
+) -> Level:
     if portable is None or pipeline.lowered is None:
         return not_run(3, "surgery has written no lowered graph")
     tell("level 3: TensorRT parses the lowered graph")
@@ -226,7 +228,7 @@ def _network_level(pipeline: Pipeline, portable: Graph | None, run: Callable[...
 
 def _engine_level(
     pipeline: Pipeline,
-    portable: Graph | None,
+    portable: OnnxDecoder | None,
     scenarios: list[Scenario],
     run: Callable[..., Level],
     tell: Callable[[str], None],
@@ -283,21 +285,21 @@ def _encoder_levels(
         yield progress.level(f"level {number}, encoder: {TITLES[number]}", check)
 
 
-def scenarios_for(pipeline: Pipeline, graph: Graph, seed: int) -> list[Scenario]:
+def scenarios_for(pipeline: Pipeline, graph: OnnxDecoder, seed: int) -> list[Scenario]:
     """What a graph of the pipeline is asked: its text where there is one, else random tokens."""
     _, ids, _ = _read_text(pipeline)
     source = text_tokens(ids, seed) if ids else random_tokens(graph.vocab, seed)
     return make_scenarios(source, graph.capacity, graph.trained_length, prefix=graph.prefix)
 
 
-def token_level(pipeline: Pipeline, portable: Graph, tokenizer: Tokenizer, ids: list[int]) -> Level:
+def token_level(pipeline: Pipeline, portable: OnnxDecoder, tokenizer: Tokenizer, ids: list[int]) -> Level:
     """Level 5; for a quantised graph also what the format costs."""
     reference = open_reference(pipeline.checkpoint)
     tokens = compare_tokens(reference, portable, tokenizer, ids, portable.dtype, portable.quantised)
     if portable.quantised and pipeline.unquantised:
         graphs = {"before": pipeline.unquantised, "quantised": pipeline.portable}
         tokens.cost = quantisation_cost(reference, graphs, portable.quantised, tokenizer, ids, tokens.readings[0])
-    notes = [TWIN_NOTE] if portable.dtype == TensorProto.BFLOAT16 else []
+    notes = [SHADOW_COPY_NOTE] if portable.dtype == TensorProto.BFLOAT16 else []
     return Level(5, TITLES[5], PASSED if tokens.passed else DIFFERENT, tokens=tokens, notes=notes)
 
 
@@ -317,7 +319,7 @@ def _read_text(pipeline: Pipeline) -> tuple[Tokenizer | None, list[int], str | N
     return tokenizer, ids, None
 
 
-def _opened(path: Path | None, name: str) -> Graph | Broken | None:
+def _opened(path: Path | None, name: str) -> OnnxDecoder | Broken | None:
     if path is None:
         return None
     try:

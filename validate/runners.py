@@ -15,7 +15,7 @@ FP8_MANTISSA = 3  # bits of e4m3
 
 
 class Model(Protocol):
-    """What can be stepped: suture.runtime.graphs.Graph, suture.validate.reference.Reference."""
+    """What can be stepped: suture.runtime.graphs.OnnxDecoder, suture.validate.reference.Reference."""
 
     name: str
     dtype: int  # onnx.TensorProto type that it computes in

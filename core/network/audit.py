@@ -1,6 +1,6 @@
 """What the parser dropped, retyped or will run slowly or refuse to build: found by reading the network beside its graph.
 
-Each finding names the ONNX node and the way out. An error is a network that computes something else than the graph, or
+Each finding names the ONNX node and the remedy. An error is a network that computes something else than the graph, or
 cannot be built; a warning is one that builds and pays for it.
 """
 

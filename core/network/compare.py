@@ -54,7 +54,7 @@ class Outcome:
 
     feeds: str
     outputs: list[Difference]
-    parting: Divergence | None = None
+    divergence: Divergence | None = None
     values: dict[str, dict[str, np.ndarray]] = field(default_factory=dict, repr=False)  # by side, for run results
     problem: str | None = None
 
@@ -82,7 +82,7 @@ def compare(evaluate: Evaluator, reference: Path, feeds: Iterable[Feeds], tolera
         outcome = Outcome(inputs.name, outputs, None, {"onnxruntime": expected, "network": found})
         same_file = reference.resolve() == evaluate.network.model.resolve()
         if same_file and any(output.beyond(tolerance) for output in outputs):
-            outcome.parting = _parting(evaluate, model, reference, inputs, tolerance)
+            outcome.divergence = _divergence(evaluate, model, reference, inputs, tolerance)
         outcomes.append(outcome)
     return outcomes
 
@@ -107,7 +107,7 @@ def difference(name: str, expected: np.ndarray, found: np.ndarray | None) -> Dif
     return Difference(name, error) if np.isfinite(error) else Difference(name, None, "infinite on one side only")
 
 
-def _parting(evaluate: Evaluator, model: onnx.ModelProto, path: Path, inputs: Feeds, tolerance: float) -> Divergence | None:
+def _divergence(evaluate: Evaluator, model: onnx.ModelProto, path: Path, inputs: Feeds, tolerance: float) -> Divergence | None:
     """Runs both again with every tensor that they have in common as an output."""
     tensors = evaluate.network.tensors
     common = [name for node in model.graph.node for name in node.output if name in tensors]
@@ -131,7 +131,7 @@ def _said(error: Exception) -> str:
 
 
 def _run(session: ort.InferenceSession, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Of inputs only those that the graph has; bfloat16 as float32, which is what its twin takes."""
+    """Of inputs only those that the graph has; bfloat16 as float32, which is what its shadow copy takes."""
     names = {value.name for value in session.get_inputs()}
     given = {
         name: value.astype(np.float32) if value.dtype.name == "bfloat16" else value

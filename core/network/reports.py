@@ -27,7 +27,7 @@ def as_json(result: CheckResult, against: list[str] | None = None) -> str:
                 "name": outcome.feeds,
                 "problem": outcome.problem,
                 "outputs": [asdict(output) for output in outcome.outputs],
-                "parting": outcome.parting and asdict(outcome.parting),
+                "divergence": outcome.divergence and asdict(outcome.divergence),
             }
             for outcome in result.outcomes
         ],

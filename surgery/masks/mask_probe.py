@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 import onnxruntime as ort
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from suture.core.shadow_copy import float32_twin, has_bfloat16
+from suture.core.shadow_copy import float32_shadow_copy, has_bfloat16
 from suture.surgery.graph import SMALL, Graph, onnx_type
 
 ort.set_default_logger_severity(4)
@@ -76,7 +76,7 @@ def evaluate(
         node.name = ""  # need not be unique here, and onnxruntime insists
     model.ir_version = 10
     if has_bfloat16(model):
-        model = float32_twin(model)
+        model = float32_shadow_copy(model)
         feeds = {name: _widened(value) for name, value in feeds.items()}
     try:
         session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])

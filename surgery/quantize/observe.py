@@ -13,7 +13,7 @@ import onnxruntime as ort
 from onnx import helper
 from onnx.external_data_helper import ExternalDataInfo
 
-from suture.core.shadow_copy import float32_twin, has_bfloat16
+from suture.core.shadow_copy import float32_shadow_copy, has_bfloat16
 from suture.core.signature import ntk_alpha
 from suture.core.weights import ORT_ROOT_OPTION
 from suture.surgery.graph import Graph, is_weight_file, onnx_type
@@ -95,7 +95,7 @@ def _session(graph: Graph, nodes: list[gs.Node], inputs: list[gs.Tensor], output
     options.add_session_config_entry("session.disable_prepacking", "1")  # else each weight is there once more
     options.enable_cpu_mem_arena = False
     options.add_session_config_entry(ORT_ROOT_OPTION, str(under_one_root(model, graph.root, graph.added)))
-    model = float32_twin(model) if has_bfloat16(model) else model
+    model = float32_shadow_copy(model) if has_bfloat16(model) else model
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

@@ -1,4 +1,4 @@
-"""Sizes of axes as sums and products of the inputs' sizes, followed through a graph and through its shape arithmetic.
+"""ShapeValues of axes as sums and products of the inputs' sizes, followed through a graph and through its shape arithmetic.
 
 onnx's own inference forgets a symbol where it meets a Reshape, so that heads, batch and sequence are unknown one layer
 further on. This follows the operators that language models are made of, one node after the other.
@@ -8,27 +8,27 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from suture.surgery.graph import Graph, last_axis, onnx_type, op_of, rank
-from suture.surgery.shapes.symbolic_dims import Axis, Entry, Sum, add, broadcast, combined, counts, multiply, quotient
+from suture.surgery.shapes.symbolic_dims import Axis, Sum, SymbolicDim, add, broadcast, combined, counts, multiply, quotient
 
 INT64 = 7
-MOST_ENTRIES = 16  # of a tensor that is taken for sizes
+MOST_DIMS = 16  # of a tensor that is taken for sizes
 FIRST_INPUT_ALONE = ("RMSNormalization", "LayerNormalization", "RotaryEmbedding", "Softmax", "CumSum", "Pow")
 ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Pow", "Where", "And", "Or", "Not", "Equal", "LessOrEqual", "Less", "Greater",
                "GreaterOrEqual", "Max", "Min", "Cast", "Identity", "Neg", "Sqrt", "Reciprocal", "Erf", "Tanh", "Sigmoid",
                "Swish", "Gelu", "Relu", "Cos", "Sin", "IsNaN", "Mod")  # fmt: skip
 
 
-class Sizes:
-    """What is known of every tensor's axes, and of the entries of small integer tensors. Nodes are learnt in topological
+class ShapeValues:
+    """What is known of every tensor's axes, and of the elements of small integer tensors. Nodes are learnt in topological
     order."""
 
     def __init__(self, graph: Graph):
         self.graph = graph
-        self.tensors: list[gs.Tensor] = []  # those that entries refer to
+        self.tensors: list[gs.Tensor] = []  # those that dims refer to
         self.numbers: dict[int, int] = {}  # and their places in this list, by id
-        self.holders: dict[Sum, tuple[gs.Tensor, int]] = {}  # a tensor that holds a computed entry, and where
-        self.values: dict[int, list[Entry]] = {}
-        self.shapes: dict[int, list[Entry]] = {}
+        self.holders: dict[Sum, tuple[gs.Tensor, int]] = {}  # a tensor that holds a computed dim, and where
+        self.values: dict[int, list[SymbolicDim]] = {}
+        self.shapes: dict[int, list[SymbolicDim]] = {}
         self.symbols: dict[str, Sum] = {}
         self._learn_signature()
         tokens = graph.signature.tokens
@@ -61,7 +61,7 @@ class Sizes:
             self.tensors.append(tensor)
         return Sum((((Axis(number, axis, index, counts),), 1),))
 
-    def shape(self, tensor: gs.Tensor) -> list[Entry] | None:
+    def shape(self, tensor: gs.Tensor) -> list[SymbolicDim] | None:
         """The sizes of a tensor's axes; None if its rank is unknown."""
         if id(tensor) in self.shapes:
             return self.shapes[id(tensor)]
@@ -69,47 +69,47 @@ class Sizes:
             return None
         return [self._declared(tensor, axis) for axis in range(rank(tensor))]
 
-    def _declared(self, tensor: gs.Tensor, axis: int) -> Entry:
+    def _declared(self, tensor: gs.Tensor, axis: int) -> SymbolicDim:
         size = tensor.shape[axis]
         if isinstance(size, int | np.integer) and size >= 0:
             return int(size)
         return self.symbols.get(size) or self.axis(tensor, axis)
 
-    def name(self, entry: Entry) -> int | str | None:
-        """The entry as a dimension of a shape: a number or a symbol; None where it has no name."""
-        if isinstance(entry, int):
-            return int(entry)
+    def name(self, dim: SymbolicDim) -> int | str | None:
+        """A size as a dimension of a shape: a number or a symbol; None where it has no name."""
+        if isinstance(dim, int):
+            return int(dim)
         terms = []
-        for axes, number in entry.terms:
+        for axes, number in dim.terms:
             names = [self.tensors[axis.source].shape[axis.axis] if axis.axis >= 0 else None for axis in axes]
             if not all(isinstance(name, str) and name and not name.startswith("unk__") for name in names):
                 return None
             terms.append("*".join([str(number)] * (number != 1 or not names) + names))
         return " + ".join(sorted(terms))
 
-    # --- entries of small integer tensors ---------------------------------------------------------------------------
+    # --- elements of small integer tensors ---------------------------------------------------------------------------
 
-    def entries(self, tensor: gs.Tensor) -> list[Entry] | None:
+    def symbolic_dims(self, tensor: gs.Tensor) -> list[SymbolicDim] | None:
         """What a tensor of rank 0 or 1 holds; None if it is neither, too long, or not of integers."""
         if id(tensor) in self.values:
             return self.values[id(tensor)]
         if isinstance(tensor, gs.Constant):
             values = self.graph.constant(tensor)
-            usable = values is not None and values.ndim < 2 and values.size <= MOST_ENTRIES and values.dtype.kind in "ib"
+            usable = values is not None and values.ndim < 2 and values.size <= MOST_DIMS and values.dtype.kind in "ib"
             return values.reshape(-1).tolist() if usable else None
         length = 1 if rank(tensor) == 0 else (self.shape(tensor)[0] if rank(tensor) == 1 else None)
-        if not isinstance(length, int) or length > MOST_ENTRIES or onnx_type(tensor) != INT64:
+        if not isinstance(length, int) or length > MOST_DIMS or onnx_type(tensor) != INT64:
             return None
         return [self.axis(tensor, -1, index, counts=False) for index in range(length)]
 
     def learn(self, node: gs.Node) -> None:
-        """Works out the shapes of a node's outputs, and their entries where they are small integer tensors."""
+        """Works out the shapes of a node's outputs, and their elements where they are small integer tensors."""
         values = self._values(node)
         if values is not None:
             self.values[id(node.outputs[0])] = values
-            for index, entry in enumerate(values):
-                if isinstance(entry, Sum):
-                    self.holders.setdefault(entry, (node.outputs[0], index))
+            for index, dim in enumerate(values):
+                if isinstance(dim, Sum):
+                    self.holders.setdefault(dim, (node.outputs[0], index))
         for tensor, shape in zip(node.outputs, self._shapes(node)):
             if shape is not None and rank(tensor) in (None, len(shape)):
                 shape = [self.axis(tensor, axis) if size is None else size for axis, size in enumerate(shape)]
@@ -118,7 +118,7 @@ class Sizes:
                     known if isinstance(known, int) else size for known, size in zip(declared or shape, shape)
                 ]
 
-    def _values(self, node: gs.Node) -> list[Entry] | None:
+    def _values(self, node: gs.Node) -> list[SymbolicDim] | None:
         op = op_of(node)
         if op == "Shape":
             shape = self.shape(node.inputs[0])
@@ -126,7 +126,7 @@ class Sizes:
         output = node.outputs[0]
         if rank(output) not in (0, 1) or not node.inputs:
             return None
-        inputs = [None if tensor.is_empty() else self.entries(tensor) for tensor in node.inputs]
+        inputs = [None if tensor.is_empty() else self.symbolic_dims(tensor) for tensor in node.inputs]
         first = inputs[0]
         if first is None:
             return None
@@ -135,34 +135,34 @@ class Sizes:
         if None in inputs:
             return None
         if op == "Concat":
-            return [entry for entries in inputs for entry in entries]
+            return [dim for dims in inputs for dim in dims]
         if op == "ConstantOfShape":
             fill = node.attrs.get("value")
             fill = 0 if fill is None else np.asarray(fill.values).item()
-            plain = len(first) == 1 and isinstance(first[0], int) and first[0] <= MOST_ENTRIES and isinstance(fill, int)
+            plain = len(first) == 1 and isinstance(first[0], int) and first[0] <= MOST_DIMS and isinstance(fill, int)
             return [fill] * first[0] if plain else None
         if op == "Gather" and rank(node.inputs[0]) == 1:
             inside = all(isinstance(i, int) and -len(first) <= i < len(first) for i in inputs[1])
             return [first[i] for i in inputs[1]] if inside else None
         if op == "Slice":
-            bounds = [entries[0] for entries in (*inputs[1:3], *inputs[4:5])]
+            bounds = [dims[0] for dims in (*inputs[1:3], *inputs[4:5])]
             return first[slice(*bounds)] if all(isinstance(bound, int) for bound in bounds) else None
         if op in ("Add", "Sub", "Mul", "Div", "Equal", "Where"):
             length = max(map(len, inputs))
-            if not all(len(entries) in (1, length) for entries in inputs):
+            if not all(len(dims) in (1, length) for dims in inputs):
                 return None
-            rows = zip(*(entries * (length // len(entries)) for entries in inputs))
+            rows = zip(*(dims * (length // len(dims)) for dims in inputs))
             found = [combined(op, row) for row in rows]
             return None if None in found else found
         return None
 
     # --- shapes -----------------------------------------------------------------------------------------------------
 
-    def _shapes(self, node: gs.Node) -> list[list[Entry | None] | None]:
+    def _shapes(self, node: gs.Node) -> list[list[SymbolicDim | None] | None]:
         """The outputs' shapes, None where unknown."""
         op = op_of(node)
         if op == "Range":
-            start, end, step = (self.entries(tensor) for tensor in node.inputs)
+            start, end, step = (self.symbolic_dims(tensor) for tensor in node.inputs)
             from_zero = start == [0] and step == [1] and end is not None
             return [end if from_zero and counts(end[0]) else None]
         inputs = [None if tensor.is_empty() else self.shape(tensor) for tensor in node.inputs]
@@ -174,7 +174,7 @@ class Sizes:
         if op in ELEMENTWISE:
             return [None if None in inputs else broadcast(inputs)]
         if op == "Expand":
-            target = self.entries(node.inputs[1])
+            target = self.symbolic_dims(node.inputs[1])
             return [None if target is None else broadcast([x, target])]
         if op == "Reshape":
             target = self.filled(node)
@@ -200,7 +200,7 @@ class Sizes:
             return self._parts(node, x, inputs)
         return [None]
 
-    def _squeezed(self, node: gs.Node, x: list[Entry]) -> list[Entry] | None:
+    def _squeezed(self, node: gs.Node, x: list[SymbolicDim]) -> list[SymbolicDim] | None:
         axes = self.graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
         if axes is None:
             return None
@@ -212,7 +212,7 @@ class Sizes:
         rest = iter(x)
         return [1 if axis in new else next(rest) for axis in range(total)]
 
-    def _parts(self, node: gs.Node, x: list[Entry], inputs: list) -> list[list[Entry | None] | None]:
+    def _parts(self, node: gs.Node, x: list[SymbolicDim], inputs: list) -> list[list[SymbolicDim | None] | None]:
         """Axes that are neither split, sliced, reduced nor looked up stay."""
         if node.op == "Gather":
             axis = node.attrs.get("axis", 0) % len(x)
@@ -230,9 +230,9 @@ class Sizes:
             changed = {int(axis) % len(x) for axis in axes.reshape(-1)}
         return [[None if axis in changed else size for axis, size in enumerate(x)] for _ in node.outputs]
 
-    def filled(self, reshape: gs.Node) -> list[Entry] | None:
+    def filled(self, reshape: gs.Node) -> list[SymbolicDim] | None:
         """The target of a Reshape with the sizes that 0 and -1 stand for, where they are known."""
-        x, target = self.shape(reshape.inputs[0]), self.entries(reshape.inputs[1])
+        x, target = self.shape(reshape.inputs[0]), self.symbolic_dims(reshape.inputs[1])
         if x is None or target is None or (0 in target and reshape.attrs.get("allowzero", 0)):
             return target
         target = [x[i] if size == 0 and isinstance(size, int) and i < len(x) else size for i, size in enumerate(target)]

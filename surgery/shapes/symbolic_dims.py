@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, order=True)
 class Axis:
-    """The size of one axis of a tensor; with axis -1, an entry of a computed tensor."""
+    """The size of one axis of a tensor; with axis -1, an element of a computed tensor."""
 
     source: int  # number of the tensor, in the order in which they were met
     axis: int
@@ -31,15 +31,15 @@ class Sum:
         return axes[0] if number == 1 and len(axes) == 1 and not others else None
 
 
-Entry = int | bool | Sum
+SymbolicDim = int | bool | Sum
 
 
-def combined(op: str, row: tuple[Entry, ...]) -> Entry | None:
-    """What an operator makes of one entry of each input; None where that depends on sizes."""
+def combined(op: str, row: tuple[SymbolicDim, ...]) -> SymbolicDim | None:
+    """What an operator makes of one element of each input; None where that depends on sizes."""
     if op == "Where":
         return (row[1] if row[0] else row[2]) if isinstance(row[0], int) else None
     if op == "Equal":
-        if row[0] == row[1] or all(isinstance(entry, int) for entry in row):
+        if row[0] == row[1] or all(isinstance(dim, int) for dim in row):
             return row[0] == row[1]
         return False if any(isinstance(a, int) and a < 0 and counts(b) for a, b in (row, row[::-1])) else None
     if op == "Add":
@@ -49,36 +49,36 @@ def combined(op: str, row: tuple[Entry, ...]) -> Entry | None:
     return multiply(row) if op == "Mul" else quotient(*row)
 
 
-def _terms(entry: Entry) -> dict[tuple[Axis, ...], int]:
-    return dict(entry.terms) if isinstance(entry, Sum) else {(): int(entry)}
+def _terms(dim: SymbolicDim) -> dict[tuple[Axis, ...], int]:
+    return dict(dim.terms) if isinstance(dim, Sum) else {(): int(dim)}
 
 
-def _entry(terms: dict[tuple[Axis, ...], int]) -> Entry:
+def _dim(terms: dict[tuple[Axis, ...], int]) -> SymbolicDim:
     terms = {axes: number for axes, number in terms.items() if number}
     return Sum(tuple(sorted(terms.items()))) if set(terms) - {()} else terms.get((), 0)
 
 
-def add(entries: list[Entry] | tuple[Entry, ...]) -> Entry:
+def add(dims: list[SymbolicDim] | tuple[SymbolicDim, ...]) -> SymbolicDim:
     total: dict[tuple[Axis, ...], int] = {}
-    for entry in entries:
-        for axes, number in _terms(entry).items():
+    for dim in dims:
+        for axes, number in _terms(dim).items():
             total[axes] = total.get(axes, 0) + number
-    return _entry(total)
+    return _dim(total)
 
 
-def multiply(entries: list[Entry] | tuple[Entry, ...]) -> Entry:
+def multiply(dims: list[SymbolicDim] | tuple[SymbolicDim, ...]) -> SymbolicDim:
     result: dict[tuple[Axis, ...], int] = {(): 1}
-    for entry in entries:
+    for dim in dims:
         product: dict[tuple[Axis, ...], int] = {}
         for axes, number in result.items():
-            for others, factor in _terms(entry).items():
+            for others, factor in _terms(dim).items():
                 key = tuple(sorted((*axes, *others)))
                 product[key] = product.get(key, 0) + number * factor
         result = product
-    return _entry(result)
+    return _dim(result)
 
 
-def quotient(total: Entry, part: Entry) -> Entry | None:
+def quotient(total: SymbolicDim, part: SymbolicDim) -> SymbolicDim | None:
     """total / part, if part is one product and it comes out even."""
     divisors = _terms(part)
     if len(divisors) != 1 or not next(iter(divisors.values())):
@@ -93,10 +93,10 @@ def quotient(total: Entry, part: Entry) -> Entry | None:
         if number % divisor:
             return None
         result[tuple(left)] = number // divisor
-    return _entry(result)
+    return _dim(result)
 
 
-def broadcast(shapes: list[list[Entry]]) -> list[Entry | None]:
+def broadcast(shapes: list[list[SymbolicDim]]) -> list[SymbolicDim | None]:
     """The shape that these broadcast to, None for an axis where that depends on sizes."""
     length = max(map(len, shapes))
     padded = [[1] * (length - len(shape)) + shape for shape in shapes]
@@ -108,5 +108,5 @@ def broadcast(shapes: list[list[Entry]]) -> list[Entry | None]:
     return result
 
 
-def counts(entry: Entry) -> bool:
-    return entry >= 0 if isinstance(entry, int) else entry.counts
+def counts(dim: SymbolicDim) -> bool:
+    return dim >= 0 if isinstance(dim, int) else dim.counts

@@ -14,7 +14,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from suture.core.cpm_inputs import made_up
-from suture.core.shadow_copy import float32_twin, has_bfloat16
+from suture.core.shadow_copy import float32_shadow_copy, has_bfloat16
 from suture.core.signature import LOGITS, Cache, Signature
 from suture.core.weights import ORT_ROOT_OPTION
 
@@ -213,7 +213,7 @@ def _mask(step: Step, total: int, tensor: onnx.TypeProto.Tensor, static: bool) -
 
 def _standard(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in ops that onnxruntime computes, at full accuracy."""
-    copy = float32_twin(model) if has_bfloat16(model) else onnx.ModelProto.FromString(model.SerializeToString())
+    copy = float32_shadow_copy(model) if has_bfloat16(model) else onnx.ModelProto.FromString(model.SerializeToString())
     for node in copy.graph.node:
         if node.op_type == "TRT_Attention":
             node.op_type = "Attention"

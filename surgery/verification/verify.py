@@ -20,7 +20,7 @@ from suture.surgery.reports.report import Verdict
 from suture.surgery.runner import Pass, Plan, apply
 from suture.surgery.verification.steps import ALPHAS, LAST, STEPS, Runner, Step, Unrunnable
 
-TOLERANCE = {TensorProto.FLOAT16: 2e-2}  # of an output's largest value; a bfloat16 graph runs as its float32 twin
+TOLERANCE = {TensorProto.FLOAT16: 2e-2}  # of an output's largest value; a bfloat16 graph runs as its float32 shadow copy
 FLOAT32_TOLERANCE = 1e-4
 
 
@@ -69,7 +69,7 @@ class State:
         return (step.new == 1 or len(step.counts) == 1) if self.signature.static else step.even
 
 
-class Difference(Exception):
+class ChangedOutput(Exception):
     """A pass changed an output by more than the tolerance."""
 
     def __init__(self, name: str, reference: State, before: State, after: State, what: str, match: str = ""):
@@ -78,7 +78,7 @@ class Difference(Exception):
 
 
 class Verifier:
-    """Called with what each pass made; raises Difference. `alphas`: scales of dynamic NTK that rows have."""
+    """Called with what each pass made; raises ChangedOutput. `alphas`: scales of dynamic NTK that rows have."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Verifier:
         except Unrunnable as reason:
             if "TRT_" in str(reason):
                 return Verdict(unverified=str(reason))
-            raise Difference(name, self.before, self.before, after, f"after it, {reason}") from None
+            raise ChangedOutput(name, self.before, self.before, after, f"after it, {reason}") from None
         error = compare(name, self.before, self.before, after)
         if self.before is not self.source:
             compare(name, self.source, self.before, after)
@@ -119,16 +119,16 @@ class Verifier:
 
 
 def compare(name: str, reference: State, before: State, after: State) -> float:
-    """The worst error of `after`, as part of the largest value that `reference` has. Raises Difference."""
+    """The worst error of `after`, as part of the largest value that `reference` has. Raises ChangedOutput."""
     worst, tolerance = 0.0, tolerance_of(reference)
     steps = [step for step in reference.outputs if step in after.outputs]
     if not steps:
-        raise Difference(name, reference, before, after, "after it, no step fits the graph's sizes that did before")
+        raise ChangedOutput(name, reference, before, after, "after it, no step fits the graph's sizes that did before")
     for step in steps:
         expected, found = reference.outputs[step], after.outputs[step]
         gone = expected.keys() - found.keys() - ({LOGITS} if LAST in found else set())
         if gone:
-            raise Difference(name, reference, before, after, f"the output {min(gone)} is gone")
+            raise ChangedOutput(name, reference, before, after, f"the output {min(gone)} is gone")
         errors = {output: _error(values, found[output]) for output, values in expected.items() if output in found}
         output = max(errors, key=errors.get)
         if not errors[output] <= tolerance:
@@ -136,12 +136,12 @@ def compare(name: str, reference: State, before: State, after: State) -> float:
                 f"changes {output} by {errors[output]:.1e} of the largest value, more than {tolerance:.0e}, in the step "
                 f"'{step.name}'; {_where(before, after, step, tolerance)}"
             )
-            raise Difference(name, reference, before, after, what)
+            raise ChangedOutput(name, reference, before, after, what)
         worst = max(worst, errors[output])
     return worst
 
 
-def narrow(found: Difference, plan: Plan, folder: Path) -> Difference:
+def narrow(found: ChangedOutput, plan: Plan, folder: Path) -> ChangedOutput:
     """The same difference, down to the first match of the pass that makes it (by bisection over the number of matches).
     Weights that the pass writes on the way go into files in `folder`."""
     each = next((each for each in (*plan.portable, *plan.lowering, *plan.ort_contrib) if each.name == found.name), None)
@@ -150,7 +150,7 @@ def narrow(found: Difference, plan: Plan, folder: Path) -> Difference:
     _, matched, _ = _limited(found.before, each, None, folder)
     low, high = 0, len(matched)
     if high == 0 or _differs(found, _limited(found.before, each, 0, folder)[0]) is not None:
-        return Difference(found.name, found.reference, found.before, found.after, found.what, "outside its matches")
+        return ChangedOutput(found.name, found.reference, found.before, found.after, found.what, "outside its matches")
     while high - low > 1:
         middle = (low + high) // 2
         with TemporaryDirectory(dir=folder) as trial:
@@ -163,10 +163,10 @@ def narrow(found: Difference, plan: Plan, folder: Path) -> Difference:
         match = f"all {len(matched)} matches together"
     else:
         match = f"match {high} of {len(matched)}, at {matched[high - 1]}"
-    return Difference(found.name, found.reference, before, after, what, match)
+    return ChangedOutput(found.name, found.reference, before, after, what, match)
 
 
-def save(found: Difference, source: Path, folder: Path, out: Path) -> str:
+def save(found: ChangedOutput, source: Path, folder: Path, out: Path) -> str:
     """Writes both graphs into `folder` (which becomes `out`). Returns their `weights_root`."""
     models = [found.before.model, found.after.model]
     root = settle(models, found.before.root, source, folder, out, found.before.added | found.after.added)
@@ -180,10 +180,10 @@ def tolerance_of(state: State) -> float:
     return max((TOLERANCE.get(each, 0.0) for each in types), default=0.0) or FLOAT32_TOLERANCE
 
 
-def _differs(found: Difference, after: State, before: State | None = None) -> str | None:
+def _differs(found: ChangedOutput, after: State, before: State | None = None) -> str | None:
     try:
         compare(found.name, found.reference, before or found.before, after)
-    except Difference as difference:
+    except ChangedOutput as difference:
         return difference.what
     except Unrunnable as reason:
         return str(reason)

@@ -10,8 +10,8 @@ from suture.surgery.graph import Graph, need, onnx_type, producer, rank, static_
 from suture.surgery.graph.files import sort
 from suture.surgery.masks.mask_builders import HIDDEN, causal_bias
 from suture.surgery.masks.mask_probe import evaluate, probes
-from suture.surgery.shapes.shape_values import Sizes
-from suture.surgery.shapes.symbolic_dims import Entry
+from suture.surgery.shapes.shape_values import ShapeValues
+from suture.surgery.shapes.symbolic_dims import SymbolicDim
 
 BOOL = onnx.TensorProto.BOOL
 
@@ -20,7 +20,7 @@ BOOL = onnx.TensorProto.BOOL
 class Masks:
     """What attentions have in common, by what it is made of."""
 
-    sizes: Sizes
+    sizes: ShapeValues
     visible: dict[tuple, gs.Tensor] = field(default_factory=dict)
     biases: dict[tuple, gs.Tensor] = field(default_factory=dict)
     steps: dict[int, bool] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class Masks:
     @classmethod
     def of(cls, graph: Graph) -> "Masks":
         sort(graph)
-        sizes = Sizes(graph)
+        sizes = ShapeValues(graph)
         for node in graph.gs.nodes:
             sizes.learn(node)
         return cls(sizes)
@@ -112,7 +112,7 @@ class Size:
     """The length of a tensor [B, H, length, D]; two of one key are the same."""
 
     tensor: gs.Tensor
-    key: Entry | tuple[int]
+    key: SymbolicDim | tuple[int]
 
     @property
     def size(self) -> int | str | None:
