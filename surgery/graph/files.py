@@ -17,6 +17,7 @@ from suture.core.weights import load_graph, weights_root
 from suture.surgery.graph import Graph
 from suture.surgery.graph.interface import restore, separate
 from suture.surgery.graph.opsets import upgrade
+from suture.surgery.graph.repairs import mend
 from suture.surgery.shapes.foreign_shapes import declare_shapes
 
 IR_VERSION = 11
@@ -28,12 +29,15 @@ G_LOGGER.severity = G_LOGGER.ERROR  # graph-surgeon warns of dtypes numpy lacks,
 def read(path: Path, past_pattern: str | None = None, given: dict[str, str] | None = None) -> Graph:
     """Reads the graph of `path`, brought to opset 24, with inferred shapes and nodes named by module path."""
     model = load_graph(path)
+    notes = mend(model, path)
     signature = find_signature(model, path, past_pattern, need_caches=False, given=given)
     _name_by_module(model)
     model = upgrade(model, path, _with_declared)
     interface = separate(model, [cache.present for cache in signature.caches])
     declare_shapes(model)
-    return Graph(infer_shapes(model), signature, weights_root(path), interface)
+    graph = Graph(infer_shapes(model), signature, weights_root(path), interface)
+    graph.notes = notes
+    return graph
 
 
 def write(graph: Graph, path: Path) -> None:
