@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from suture.core.cache_flow import grown
 from suture.core.cpm_inputs import LAYOUT
 from suture.core.errors import UserError
 
@@ -30,7 +31,8 @@ NTK_ALPHA = "ntk_alpha"
 LOGITS = "logits"
 QUANTISED = (onnx.TensorProto.INT8, onnx.TensorProto.FLOAT8E4M3FN)  # what a cache may be instead
 FEATURES = "input_features"  # of an encoder: log-mel spectrograms [B, mel bins, frames]
-CACHE_WORDS = r"past|cache|(^|[._])(key|value|k|v)s?([._\d]|$)"
+TOKEN_NAMES = r"input_ids|tokens|decoder_input"
+LOGIT_NAMES = r"logits|lm_head|output"
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 ROLES = ("tokens", "positions", "mask", "write_indices", "logits")  # of inputs and outputs, where names do not say
 SIDES = {"encoder": "encoder.", "cross": "encoder.", "decoder": "decoder."}
@@ -125,16 +127,20 @@ def find_signature(
     not be paired, and, with `need_caches`, for a graph without any cache (an encoder)."""
     initializers = {tensor.name for tensor in model.graph.initializer}
     inputs = {value.name: value for value in model.graph.input if value.name not in initializers}
-    if past_pattern is None:
-        _refuse_other_caches(name, inputs)
     outputs = {value.name: value for value in model.graph.output}
-    pasts = [n for n, value in inputs.items() if _is_cache(value, past_pattern)]
-    presents = [n for n, value in outputs.items() if _is_cache(value, None) and n != LOGITS]
-    if past_pattern is None and not any(re.search(CACHE_WORDS, past) for past in pasts) and not _grown(model, pasts, presents):
-        pasts, presents = [], []  # an encoder's picture has four dimensions too
+    flow = grown(model.graph)
+    pasts = [n for n, value in inputs.items() if _is_cache(value, past_pattern, flow)]
+    presents = [n for n, value in outputs.items() if _is_kept(value) and n != LOGITS]
+    if past_pattern is None and not any(past in flow for past in pasts):
+        pasts = []  # nothing grows, so there is no cache, whatever inputs are called
+    elif past_pattern is None:
+        presents = [n for n in presents if n in flow.values() or _place(n)[1].startswith("encoder.")]
     if not pasts and (need_caches or past_pattern is not None):
         raise UserError(name, "no cache inputs found", "name them with --past REGEX, or export with a KV cache")
-    caches, encoder_caches = _pair(name, model, pasts, presents)
+    given = _known(name, given or {}, inputs, outputs)
+    if not need_caches and past_pattern is None and not _is_decoder(inputs, outputs, given):
+        pasts = []  # they stay as they are: nothing says which of the inputs are the step's tokens
+    caches, encoder_caches = _pair(name, pasts, presents, flow) if pasts else ([], [])
     shape = _shape(inputs[caches[0].past]) if caches else [0, 0, 0, 0]
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     writes = {node.input[2] for node in model.graph.node if node.op_type == "TensorScatter" and len(node.input) > 2}
@@ -142,12 +148,11 @@ def find_signature(
     write_indices = _first(inputs, r"^write_ind|^cache_position$|^past_lengths?$", rank=1) if in_place and caches else None
     write_indices = write_indices or next((written for written in inputs if caches and written in writes), None)
     find = _required if caches else lambda name, values, pattern, what: _first(values, pattern)
-    given = _known(name, given or {}, inputs, outputs)
     write_indices = given.get("write_indices", write_indices)
-    logits = given.get("logits") or find(name, outputs, r"logits|lm_head|output", "logits output")
+    logits = given.get("logits") or find(name, outputs, LOGIT_NAMES, "logits output")
     sequence_lengths = _first(inputs, r"^sequence_lengths$", rank=1)
     return Signature(
-        tokens=given.get("tokens") or find(name, inputs, r"input_ids|tokens|decoder_input", "token input"),
+        tokens=given.get("tokens") or find(name, inputs, TOKEN_NAMES, "token input"),
         logits=logits,
         positions=given.get("positions") or _first(inputs, r"pos(ition)?_?(ids?|s)$|^positions?$"),
         mask=given.get("mask") or _first(inputs, r"^(?!.*(encoder|cross)).*mask"),
@@ -182,24 +187,26 @@ def _known(name: object, given: dict[str, str], inputs: dict, outputs: dict) -> 
     return given
 
 
-def _refuse_other_caches(name: object, inputs: dict[str, onnx.ValueInfoProto]) -> None:
-    """Raises UserError for a cache that says so by its name and has other axes: layers stacked, or heads and rows merged."""
-    for past, value in inputs.items():
-        tensor = value.type.tensor_type
-        if re.search(r"past|cache", past) and tensor.elem_type in FLOATS and len(tensor.shape.dim) not in (0, 4):
-            wrong = f"the cache {past} has {len(tensor.shape.dim)} dimensions, not [batch, heads, slots, head size]"
-            raise UserError(name, wrong, "export with one such tensor for each layer's keys, and one for its values")
+def _is_decoder(inputs: dict, outputs: dict, given: dict[str, str]) -> bool:
+    """Whether there are tokens of a batch, and logits."""
+    tokens = given.get("tokens") or _first(inputs, TOKEN_NAMES)
+    rows = tokens is not None and len(_shape(inputs[tokens])) in (2, 3)
+    return rows and bool(given.get("logits") or _first(outputs, LOGIT_NAMES))
 
 
-def _is_cache(value: onnx.ValueInfoProto, pattern: str | None) -> bool:
-    tensor = value.type.tensor_type
-    kept = tensor.elem_type in (*FLOATS, *QUANTISED)
+def _is_cache(value: onnx.ValueInfoProto, pattern: str | None, flow: dict[str, str]) -> bool:
+    """What is said to be one, what grows, and what a cross-attention reads beside that, which only its name tells."""
     if pattern is not None:
         return bool(re.search(pattern, value.name))
-    return kept and len(tensor.shape.dim) == 4 and not re.search(r"mask|bias", value.name)
+    return _is_kept(value) and (value.name in flow or _place(value.name)[1].startswith("encoder."))
 
 
-def _pair(name: object, model: onnx.ModelProto, pasts: list[str], presents: list[str]) -> tuple[list[Cache], list[Cache]]:
+def _is_kept(value: onnx.ValueInfoProto) -> bool:
+    tensor = value.type.tensor_type
+    return tensor.elem_type in (*FLOATS, *QUANTISED) and len(tensor.shape.dim) == 4
+
+
+def _pair(name: object, pasts: list[str], presents: list[str], flow: dict[str, str]) -> tuple[list[Cache], list[Cache]]:
     """Caches that grow with the outputs that they become, by name or, where names do not say, by what joins new slots to
     them; and an encoder's, which need no output."""
     fixed = [past for past in pasts if _place(past)[1].startswith("encoder.")]
@@ -215,22 +222,13 @@ def _pair(name: object, model: onnx.ModelProto, pasts: list[str], presents: list
             for past, (layer, role) in zip(growing, places)
         ]
         return sorted(caches, key=lambda cache: cache.layer), encoder_caches
-    grown = _grown(model, growing, presents)
-    if len(grown) == len(growing) == len(presents) and len(growing) % 2 == 0:
+    joined = {past: flow[past] for past in growing if flow.get(past) in presents}
+    if len(joined) == len(growing) == len(presents) and len(growing) % 2 == 0:
         roles = [f"{side}key", f"{side}value"]
-        return [Cache(i // 2, roles[i % 2], past, grown[past]) for i, past in enumerate(growing)], encoder_caches
-    unpaired = [past for past in growing if _place(past) not in by_place and past not in grown]
-    unpaired = unpaired or [present for present in presents if present not in grown.values()] or presents
+        return [Cache(i // 2, roles[i % 2], past, joined[past]) for i, past in enumerate(growing)], encoder_caches
+    unpaired = [past for past in growing if _place(past) not in by_place and past not in joined]
+    unpaired = unpaired or [present for present in presents if present not in joined.values()] or presents
     raise UserError(name, f"cache without its counterpart: {', '.join(unpaired)}", "name pairs alike, or use --past")
-
-
-def _grown(model: onnx.ModelProto, pasts: list[str], presents: list[str]) -> dict[str, str]:
-    """By cache input the output that a node which also reads the input computes, both as they are or transposed."""
-    turned = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Transpose"}
-    joins = [node for node in model.graph.node if node.op_type in ("Concat", "TensorScatter", "ScatterND", "ScatterElements")]
-    inputs_of = {node.output[0]: [turned.get(name, name) for name in node.input] for node in joins}
-    made = {present: inputs_of.get(present) or inputs_of.get(turned.get(present), ()) for present in presents}
-    return {past: present for present in presents for past in pasts if past in made[present]}
 
 
 def _place(name: str) -> tuple[int, str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import onnx_graphsurgeon as gs
 
 from suture.surgery.graph import Graph, static_dim
-from suture.surgery.graph.files import infer_shapes, sort, to_model
+from suture.surgery.graph.files import infer_shapes, inner_model, sort
 from suture.surgery.shapes.shape_values import ShapeValues
 
 STEPS = ((2, 1013, 1511), (3, 1019, 1523))  # batch, tokens, past
@@ -39,7 +39,7 @@ def of_tokens(graph: Graph, tensors: Iterable[gs.Tensor]) -> set[int]:
 
 def _lengths(graph: Graph, batch: int, steps: int, past: int) -> dict[str, int]:
     """The last axis but one of every tensor, where it is a number, by the tensor's name."""
-    model, signature = to_model(graph), graph.signature
+    model, signature = inner_model(graph), graph.signature
     model.graph.ClearField("value_info")
     known = {signature.tokens: (0, (batch, steps)), signature.mask: (0, (batch, past + steps))}
     known |= {signature.positions: (-2, (batch, steps))}

@@ -2,26 +2,26 @@
 
 import re
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import shape_inference, version_converter
+from onnx import shape_inference
 from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_dtype, get_onnx_tensor_shape
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from suture.core.errors import UserError
 from suture.core.onnx_checks import onnx_refusals
 from suture.core.signature import find_signature
 from suture.core.weights import load_graph, weights_root
 from suture.surgery.graph import Graph
+from suture.surgery.graph.interface import restore, separate
+from suture.surgery.graph.opsets import upgrade
+from suture.surgery.graph.repairs import mend
 from suture.surgery.shapes.foreign_shapes import declare_shapes
 
-OPSET = 24  # TensorScatter, Swish, Attention with nonpad_kv_seqlen
-LAST_OPSET_WITH_OTHER_MEANINGS = 17  # reductions take their axes as inputs from 18 on; later changes only add types
 IR_VERSION = 11
 PRODUCER = "suture.surgery"  # export is another
-FOREIGN = ("SimplifiedLayerNormalization",)  # onnxruntime's, in the standard's domain, where onnx does not know it
 
 G_LOGGER.severity = G_LOGGER.ERROR  # graph-surgeon warns of dtypes numpy lacks, which are never touched here
 
@@ -29,12 +29,16 @@ G_LOGGER.severity = G_LOGGER.ERROR  # graph-surgeon warns of dtypes numpy lacks,
 def read(path: Path, past_pattern: str | None = None, given: dict[str, str] | None = None) -> Graph:
     """Reads the graph of `path`, brought to opset 24, with inferred shapes and nodes named by module path."""
     model = load_graph(path)
+    notes = mend(model, path)
     signature = find_signature(model, path, past_pattern, need_caches=False, given=given)
     _name_by_module(model)
-    model = _upgrade(model, path)
     with onnx_refusals(path):
+        model = upgrade(model, path, _with_declared)
+        interface = separate(model, [cache.present for cache in signature.caches])
         declare_shapes(model)
-        return Graph(infer_shapes(model), signature, weights_root(path))
+        graph = Graph(infer_shapes(model), signature, weights_root(path), interface)
+    graph.notes = notes
+    return graph
 
 
 def write(graph: Graph, path: Path) -> None:
@@ -49,7 +53,14 @@ def without_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def to_model(graph: Graph) -> onnx.ModelProto:
-    """The graph as a protobuf; its large weights are references."""
+    """The graph as a protobuf, with the source's names for the axes of inputs and outputs; large weights are references."""
+    model = inner_model(graph)
+    restore(model, graph.interface)
+    return model
+
+
+def inner_model(graph: Graph) -> onnx.ModelProto:
+    """The graph as a protobuf in which axes are alike only where the graph makes them so."""
     sort(graph)
     model = gs.export_onnx(graph.gs)
     model.producer_name = PRODUCER
@@ -67,7 +78,7 @@ def refresh(graph: Graph) -> None:
     sort(graph)
     if all(_known(tensor) for node in graph.gs.nodes for tensor in node.outputs):
         return
-    inferred = infer_shapes(to_model(graph)).graph
+    inferred = infer_shapes(inner_model(graph)).graph
     tensors = {tensor.name: tensor for node in graph.gs.nodes for tensor in node.outputs}
     for value in (*inferred.value_info, *inferred.output):
         if value.name in tensors:
@@ -83,7 +94,7 @@ def _known(tensor: gs.Variable) -> bool:
 
 def reread(graph: Graph) -> Graph:
     """The same graph again, with shapes inferred anew."""
-    fresh = Graph(infer_shapes(to_model(graph)), graph.signature, graph.root)
+    fresh = Graph(infer_shapes(inner_model(graph)), graph.signature, graph.root, deepcopy(graph.interface))
     fresh.weights_file, fresh.added = graph.weights_file, graph.added
     return fresh
 
@@ -140,23 +151,11 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     return shape_inference.infer_shapes(model, data_prop=True)
 
 
-def _upgrade(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    if opset > OPSET:
-        raise UserError(path, f"opset {opset}", f"export at opset {OPSET} or below")
-    if opset <= LAST_OPSET_WITH_OTHER_MEANINGS:
-        foreign = [node for node in model.graph.node if node.op_type in FOREIGN and not node.domain]
-        for node in foreign:
-            node.domain = "onnxruntime"
-        with onnx_refusals(path, f"opset {opset} does not convert to {OPSET}", "export anew"):
-            model = version_converter.convert_version(model, OPSET)
-        for node in model.graph.node:
-            node.domain = node.domain.removeprefix("onnxruntime")
-        return model
-    for entry in model.opset_import:
-        if entry.domain in ("", "ai.onnx"):
-            entry.version = OPSET
-    return model
+def _with_declared(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with all shapes that are known, those of contrib operators' outputs among them."""
+    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    declare_shapes(copy)
+    return infer_shapes(copy)
 
 
 def _name_by_module(model: onnx.ModelProto) -> None:

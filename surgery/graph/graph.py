@@ -15,6 +15,7 @@ from onnx_graphsurgeon.util.misc import SynchronizedList
 
 from suture.core.signature import Signature
 from suture.core.traits import STANDARD, unaccounted
+from suture.surgery.graph.interface import Interface
 
 
 def _remove_from_elem(nodes: SynchronizedList, tensor: gs.Tensor) -> None:
@@ -53,9 +54,10 @@ class Graph:
     left to the runner, which removes them after each pass.
     """
 
-    def __init__(self, model: onnx.ModelProto, signature: Signature, root: Path):
+    def __init__(self, model: onnx.ModelProto, signature: Signature, root: Path, interface: Interface | None = None):
         self.gs = gs.import_onnx(model)
         self.signature = signature
+        self.interface = interface or Interface()  # what the source calls the axes of inputs and outputs
         self.root = root  # where external weights lie
         self.weights_file: Path | None = None  # where passes may append weights of their own
         self.added: set[str] = set()  # the locations, absolute paths, of files that passes did append to

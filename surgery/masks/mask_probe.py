@@ -12,7 +12,7 @@ import onnxruntime as ort
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from suture.core.shadow_copy import float32_shadow_copy, has_bfloat16
-from suture.surgery.graph import SMALL, Graph, onnx_type
+from suture.surgery.graph import SMALL, Graph, onnx_type, static_dim
 
 ort.set_default_logger_severity(4)
 
@@ -35,16 +35,27 @@ class Probe:
 SHORT = ((2, 3, 4), (1, 1, 5), (3, 4, 0), (2, 2, 9))
 
 
-def probes(lengths: tuple[tuple[int, int, int], ...] = SHORT) -> list[Probe]:
-    """Probes of the given (batch, steps, past), with random padding; the last column is always a real token."""
+def probes(graph: Graph, lengths: tuple[tuple[int, int, int], ...] = SHORT) -> list[Probe]:
+    """Probes of the given (batch, steps, past), as far as the graph's own sizes allow, with random padding; the last column
+    is always a real token, and so is the whole first row, but in a second probe of each length where there is only one."""
     random = np.random.default_rng(0)
+    rows, columns = _fixed_sizes(graph)
     made = []
     for batch, steps, past in lengths:
+        batch, steps = rows or batch, columns or steps
         mask = (random.random((batch, past + steps)) > 0.3).astype(np.int64)
         mask[:, -1] = 1
+        if rows == 1 and not mask.all():
+            made.append(Probe(batch, steps, past, mask.copy()))
         mask[0] = 1
         made.append(Probe(batch, steps, past, mask))
     return made
+
+
+def _fixed_sizes(graph: Graph) -> tuple[int | None, int | None]:
+    """Batch and tokens of a step, where the graph takes no other."""
+    tokens = next((tensor for tensor in graph.gs.inputs if tensor.name == graph.signature.tokens), None)
+    return (None, None) if tokens is None else (static_dim(tokens, 0), static_dim(tokens, 1))
 
 
 def evaluate(

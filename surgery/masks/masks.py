@@ -54,11 +54,13 @@ def _recognise(graph: Graph, mask: gs.Tensor) -> Mask | str:
     matching += [(kind, length, places) for length in sorted(lengths) for kind, places in windowed]
     slopes: np.ndarray | None = None
     short, long = SHORT, tuple((1, 2, length + 3) for length in sorted(lengths) if length > 8)
-    if evaluate(graph, [mask], probes(short)[0]) is None:  # some take a prompt or one more token, but no chunk over a cache
+    if (
+        evaluate(graph, [mask], probes(graph, short)[0]) is None
+    ):  # some take a prompt or one more token, but no chunk over a cache
         short = [each for batch, new, past in SHORT for each in ((batch, new + past, 0), (batch, 1, new + past - 1))]
         long = [(batch, 1, new + past - 1) for batch, new, past in long]
-    short = probes(short)
-    for probe in [*short, *probes(long)]:
+    short = probes(graph, short)
+    for probe in [*short, *probes(graph, long)]:
         values = evaluate(graph, [mask], probe)
         if values is None and any(probe is one for one in short):
             return "the mask depends on more than positions, padding and lengths"
@@ -66,7 +68,7 @@ def _recognise(graph: Graph, mask: gs.Tensor) -> Mask | str:
             continue  # longer than the graph itself can take
         bias = values[0].reshape((1,) * (4 - values[0].ndim) + values[0].shape)
         visible = bias if onnx_type(mask) == BOOL else bias > FAR_BELOW
-        if onnx_type(mask) != BOOL and np.any(bias[visible] != 0):
+        if onnx_type(mask) != BOOL and np.any(bias[visible] != 0) and probe.mask[0].all():
             found = _slopes(bias.astype(np.float64), probe, float(np.finfo(bias.dtype).eps))
             if found is None or (slopes is not None and not np.allclose(found, slopes, rtol=2e-3)):
                 return "the mask adds numbers that are no slope times a distance: it is a bias"

@@ -67,7 +67,7 @@ def _tried(graph: Graph, lookup: gs.Node, most: int) -> int | None:
     """How many positions a lookup takes, where its table is computed: found by looking up the last of them."""
 
     def takes(count: int) -> bool:
-        return evaluate(graph, lookup.outputs[:1], probes(((1, 1, count - 1),))[0]) is not None
+        return evaluate(graph, lookup.outputs[:1], probes(graph, ((1, 1, count - 1),))[0]) is not None
 
     if not takes(1) or takes(most):
         return None
@@ -103,7 +103,7 @@ def _below(sources: list[gs.Node], live: set[int]) -> list[gs.Variable]:
 def _positions(graph: Graph, tensor: gs.Variable, of_slots: bool = False) -> tuple[int, int, bool] | None:
     """Offset, the sequence's axis, and whether all rows share one; None if the tensor holds something else."""
     offset, axis, one_row = None, None, True
-    for probe in probes():
+    for probe in probes(graph):
         width = probe.past + probe.steps if of_slots else probe.steps
         values = evaluate(graph, [tensor], probe)
         if values is None or values[0].size not in (width, probe.batch * width):

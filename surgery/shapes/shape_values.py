@@ -7,7 +7,7 @@ further on. This follows the operators that language models are made of, one nod
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from suture.surgery.graph import Graph, last_axis, onnx_type, op_of, rank
+from suture.surgery.graph import Graph, last_axis, onnx_type, op_of, rank, static_dim
 from suture.surgery.shapes.symbolic_dims import Axis, Sum, SymbolicDim, add, broadcast, combined, counts, multiply, quotient
 
 INT64 = 7
@@ -29,7 +29,7 @@ class ShapeValues:
         self.holders: dict[Sum, tuple[gs.Tensor, int]] = {}  # a tensor that holds a computed dim, and where
         self.values: dict[int, list[SymbolicDim]] = {}
         self.shapes: dict[int, list[SymbolicDim]] = {}
-        self.symbols: dict[str, Sum] = {}
+        self.symbols: dict[str, SymbolicDim] = {}
         self._learn_signature()
         tokens = graph.signature.tokens
         for tensor in sorted(graph.gs.inputs, key=lambda tensor: tensor.name != tokens):
@@ -37,21 +37,32 @@ class ShapeValues:
                 self._name(size, self.axis(tensor, axis))
 
     def _learn_signature(self) -> None:
-        """What the signature says: all caches hold the same past, and each becomes longer by the step's tokens."""
+        """What a decoder's signature says: its inputs have the tokens' rows, all caches hold the same past, and each becomes
+        longer by the step's tokens. Of a graph without caches it says nothing."""
         signature, ends = self.graph.signature, {t.name: t for t in (*self.graph.gs.inputs, *self.graph.gs.outputs)}
-        if signature.static or not signature.caches:
+        if not signature.caches or signature.tokens not in ends:
             return
         tokens, first = ends[signature.tokens], ends[signature.caches[0].past]
-        batch, steps, past = self.axis(tokens, 0), self.axis(tokens, 1), self.axis(first, 2)
+        batch, steps, past = self._size(tokens, 0), self._size(tokens, 1), self._size(first, 2)
+        total = past if signature.static else add([past, steps])
+        facts = {signature.positions: [batch, steps], signature.mask: [batch], signature.write_indices: [batch]}
+        facts |= {signature.sequence_lengths: [batch], signature.ntk_alpha: [batch]}
         for cache in signature.caches:
-            for name, length in ((cache.past, past), (cache.present, add([past, steps]))):
-                if rank(ends[name]) == 4:
-                    self._name(ends[name].shape[2], length)
-                    self._name(ends[name].shape[0], batch)
-        if signature.mask is not None and rank(ends[signature.mask]) == 2:
-            self._name(ends[signature.mask].shape[0], batch)
+            facts |= {cache.past: [batch, None, past], cache.present: [batch, None, total]}
+        for cache in signature.encoder_caches:
+            facts[cache.past] = [batch]
+        for name, sizes in facts.items():
+            shape = (ends[name].shape if name in ends else None) or []
+            shape = shape[-2:] if name == signature.positions else shape  # of mrope, there are three before
+            for symbol, size in zip(shape, sizes):
+                if size is not None:
+                    self._name(symbol, size)
 
-    def _name(self, symbol: object, size: Sum) -> None:
+    def _size(self, tensor: gs.Tensor, axis: int) -> SymbolicDim:
+        size = static_dim(tensor, axis)
+        return self.axis(tensor, axis) if size is None else size
+
+    def _name(self, symbol: object, size: SymbolicDim) -> None:
         if isinstance(symbol, str) and symbol and not symbol.startswith("unk__"):
             self.symbols.setdefault(symbol, size)
 
@@ -73,7 +84,7 @@ class ShapeValues:
         size = tensor.shape[axis]
         if isinstance(size, int | np.integer) and size >= 0:
             return int(size)
-        return self.symbols.get(size) or self.axis(tensor, axis)
+        return self.symbols[size] if size in self.symbols else self.axis(tensor, axis)
 
     def name(self, dim: SymbolicDim) -> int | str | None:
         """A size as a dimension of a shape: a number or a symbol; None where it has no name."""

@@ -166,7 +166,7 @@ def _check_lengths(graph: Graph, seqlens: gs.Tensor, total: gs.Tensor) -> None:
         graph.signature = replace(graph.signature, mask=MASK)
         return
     need(rank(graph.input(graph.signature.mask)) == 2, "attention_mask is not [batch, past + sequence]")
-    for probe in probes():
+    for probe in probes(graph):
         values = evaluate(graph, [seqlens, total], probe)
         need(values is not None, "what seqlens_k or total_sequence_length is could not be evaluated")
         need(np.array_equal(values[0].ravel(), probe.mask.sum(1) - 1), "seqlens_k is not sum(attention_mask) - 1")

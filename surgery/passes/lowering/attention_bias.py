@@ -137,7 +137,7 @@ def _ends_step(graph: Graph, valid: gs.Tensor, update: gs.Node, masks: Masks) ->
     if write_indices is None or write_indices.name != graph.signature.write_indices or not graph.signature.tokens:
         return False
     if id(valid) not in masks.steps:
-        found = [(probe, evaluate(graph, [valid], probe)) for probe in probes()]
+        found = [(probe, evaluate(graph, [valid], probe)) for probe in probes(graph)]
         masks.steps[id(valid)] = all(
             values is not None and np.array_equal(values[0].ravel(), np.full(probe.batch, probe.past + probe.steps))
             for probe, values in found

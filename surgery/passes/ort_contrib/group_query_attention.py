@@ -82,7 +82,7 @@ def _lengths(
     """seqlens_k, int32 [B], and total_sequence_length, int32 [1]."""
     if id(valid) not in shared.lengths:
         need(write_indices.name == graph.signature.write_indices, "what says where its cache is written is no input")
-        for probe in probes():
+        for probe in probes(graph):
             values = evaluate(graph, [valid], probe)
             need(values is not None, "what says how much of its cache is valid could not be worked out")
             need(np.array_equal(values[0].ravel(), np.full(probe.batch, probe.past + probe.steps)), "its cache has gaps")

@@ -3,12 +3,15 @@
 Weights stay where they are: nothing is folded that reads or makes more than 65,536 elements.
 """
 
+import re
+
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime as ort
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
+from suture.core.errors import UserError
 from suture.core.traits import traits
 from suture.surgery.graph import SMALL, Graph, need, onnx_type, operands, producer, rank
 from suture.surgery.graph.files import sort
@@ -88,15 +91,27 @@ def _fold(graph: Graph) -> int:
     if not outputs:
         return 0
     part = gs.export_onnx(gs.Graph(folding, [], outputs, import_domains=graph.gs.import_domains), do_type_check=False)
-    for node in part.graph.node:
-        node.name = ""  # need not be unique here, and onnxruntime insists
+    for number, node in enumerate(part.graph.node):
+        node.name = str(number)  # the source's need not be unique, and onnxruntime insists
     part.ir_version = 10
-    session = ort.InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
-    for tensor, values in zip(outputs, session.run(None, {})):
+    try:
+        session = ort.InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
+        computed = session.run(None, {})
+    except Exception as error:  # onnxruntime's errors share no public base
+        raise _refusal(folding, str(error)) from None
+    for tensor, values in zip(outputs, computed):
         if values.size <= SMALL and not graph.is_output(tensor):
             proto = onnx.numpy_helper.from_array(values)
             graph.redirect(tensor, gs.Constant(graph.unique(f"{tensor.name}_value"), LazyValues(proto)))
     return len(folding)
+
+
+def _refusal(folding: list[gs.Node], error: str) -> UserError:
+    """The node that onnxruntime cannot compute from the constants that it reads: nothing else could."""
+    place = re.search(r"(?:Name:'|Node \()(\d+)\D", error)
+    node = folding[int(place[1])] if place and int(place[1]) < len(folding) else folding[0]
+    reason = error.strip().splitlines()[0].split(" was false.")[-1].strip()[-200:]
+    return UserError(f"{node.op} {node.name}", f"cannot be computed from the constants that it reads ({reason})", "export anew")
 
 
 def _foldable(node: gs.Node) -> bool:

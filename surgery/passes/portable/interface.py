@@ -1,18 +1,24 @@
-"""Inputs and outputs get the names, shapes and order of the signature, whatever the source called them; unused inputs go.
+"""A decoder's inputs and outputs get the names of the signature, whatever the source called them; unused inputs go.
 
 past_k_0, cache.0.k, ...  →  past_key_values.0.key          [batch, kv_heads, past_sequence | capacity, head_dim]
+
+Axes that the source has fixed stay fixed. A graph without caches keeps all that it takes and gives.
 """
 
 from dataclasses import replace
 
+import onnx_graphsurgeon as gs
+
 from suture.core.signature import LOGITS, MASK, NTK_ALPHA, POSITIONS, TOKENS, WRITE_INDICES, Cache, past_name, present_name
-from suture.surgery.graph import Graph
+from suture.surgery.graph import Graph, static_dim
 
 TOTAL = "past_sequence + sequence"
 
 
 def run(graph: Graph) -> int:
     signature = graph.signature
+    if not signature.caches and not signature.encoder_caches:
+        return 0
     names = {signature.tokens: TOKENS, signature.positions: POSITIONS, signature.mask: MASK, signature.logits: LOGITS}
     names |= {signature.ntk_alpha: NTK_ALPHA, signature.write_indices: WRITE_INDICES}
     for cache in (*signature.caches, *signature.encoder_caches):
@@ -56,25 +62,35 @@ def _make_room(graph: Graph, names: set[str]) -> None:
 
 def _name_axes(graph: Graph) -> None:
     signature = graph.signature
-    past = signature.capacity if signature.static else "past_sequence"
-    rows = {signature.tokens: ["batch", "sequence"], signature.positions: ["batch", "sequence"]}
-    rows |= {signature.mask: ["batch", TOTAL]}
     inputs = {tensor.name: tensor for tensor in graph.gs.inputs}
     outputs = {tensor.name: tensor for tensor in graph.gs.outputs}
-    for name, shape in rows.items():
-        if name in inputs and len(inputs[name].shape) == 2:
-            inputs[name].shape = shape
-    mask = inputs.get(signature.mask)
-    if mask is not None and len(mask.shape) == 4:  # over slots, as somebody else made it
-        mask.shape = ["batch", mask.shape[1], "sequence", past if signature.static else TOTAL]
+    rows, steps = (_fixed(inputs.get(signature.tokens), axis, name) for axis, name in enumerate(("batch", "sequence")))
+    past = signature.capacity if signature.static else "past_sequence"
+    total = past if signature.static else TOTAL
+    _call(inputs.get(signature.tokens), [rows, steps])
+    _call(inputs.get(signature.positions), [rows, steps])
+    _call(inputs.get(signature.mask), [rows, TOTAL])
+    _call(inputs.get(signature.mask), [rows, None, steps, total])  # over slots, as somebody else made it
+    for name in (signature.write_indices, signature.sequence_lengths, signature.ntk_alpha):
+        _call(inputs.get(name), [rows])
     for cache in signature.caches:
-        _, kv_heads, _, head_dim = inputs[cache.past].shape
-        inputs[cache.past].shape = ["batch", kv_heads, past, head_dim]
-        outputs[cache.present].shape = ["batch", kv_heads, past if signature.static else TOTAL, head_dim]
+        _call(inputs[cache.past], [rows, None, past, None])
+        _call(outputs[cache.present], [rows, None, total, None])
     for cache in signature.encoder_caches:
-        _, kv_heads, slots, head_dim = inputs[cache.past].shape
-        slots = slots if isinstance(slots, int) else "encoder_sequence"
-        inputs[cache.past].shape = ["batch", kv_heads, slots, head_dim]
-    logits = outputs.get(signature.logits)
-    if logits is not None and logits.shape is not None and len(logits.shape) == 3:
-        logits.shape = ["batch", logits.shape[1] if logits.shape[1] == 1 else "sequence", logits.shape[2]]
+        _call(inputs[cache.past], [rows, None, "encoder_sequence", None])
+    _call(outputs.get(signature.logits), [rows, steps, None])
+    for tensor in outputs.values():
+        graph.interface.outputs.pop(tensor.name, None)
+
+
+def _call(tensor: gs.Tensor | None, names: list[str | int | None]) -> None:
+    """Gives the axes of a tensor of this rank these names, but those that are fixed or for which there is none."""
+    if tensor is not None and tensor.shape is not None and len(tensor.shape) == len(names):
+        tensor.shape = [
+            _fixed(tensor, axis, old if name is None else name) for axis, (old, name) in enumerate(zip(tensor.shape, names))
+        ]
+
+
+def _fixed(tensor: gs.Tensor | None, axis: int, otherwise: str | int) -> str | int:
+    size = None if tensor is None else static_dim(tensor, axis)
+    return otherwise if size is None else size

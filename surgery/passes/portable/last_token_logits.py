@@ -40,6 +40,7 @@ def _gather_before_head(graph: Graph, last: gs.Node) -> bool:
     need(vocab is not None, "the size of the vocabulary is not known")
     reshape.inputs[1] = graph.int64([-1, 1, vocab])
     reshape.outputs[0].shape = ["batch", 1, vocab]
+    graph.interface.outputs.pop(graph.signature.logits, None)
     graph.signature = replace(graph.signature, last_only=True)
     return True
 

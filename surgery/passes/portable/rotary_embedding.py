@@ -197,7 +197,7 @@ def _half(graph: Graph, table: gs.Tensor) -> gs.Tensor | None:
 
 def _is_doubled(graph: Graph, table: gs.Tensor, interleaved: int, size: int) -> bool:
     """Whether both halves of the table, or all neighbours in it, are equal wherever it was looked at."""
-    for probe in probes():
+    for probe in probes(graph):
         values = evaluate(graph, [table], probe)
         if values is None or values[0].shape[-1] != size:
             return False

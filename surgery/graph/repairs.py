@@ -1,0 +1,169 @@
+"""What is wrong with a source in a way that leaves no doubt of what it means is put right, and said; the rest is refused.
+
+a domain of known version that is used and not imported      →  its import
+two nodes of one name                                         →  a name each
+float16 and float32 where an operator takes one type          →  a Cast, as torch promotes: to what the graph declares for
+                                                                 the result; else a number follows the tensor beside it,
+                                                                 and of two tensors the narrower one is widened
+an output of another type than it is declared                 →  a Cast
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+
+from suture.core.errors import UserError
+from suture.core.signature import FLOATS
+from suture.core.traits import MICROSOFT, STANDARD
+
+GENERATION = ("BeamSearch", "GreedySearch", "Sampling", "WhisperBeamSearch")  # loops over whole decoders, as one operator
+
+
+def mend(model: ModelProto, where: object) -> list[str]:
+    """Mends the model, and says how. Raises UserError for what cannot be mended."""
+    nodes = list(_every_node(model.graph))
+    for node in nodes:
+        if node.domain == MICROSOFT and node.op_type in GENERATION:
+            what = f"{MICROSOFT}.{node.op_type} {node.name} generates inside the graph, around a decoder of its own"
+            raise UserError(where, what, "give the decoder, and generate outside")
+    return [*_imports(model, nodes, where), *_node_names(nodes), *_types(model)]
+
+
+def _every_node(graph: GraphProto) -> Iterator[NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from _every_node(inner)
+
+
+def _imports(model: ModelProto, nodes: list[NodeProto], where: object) -> list[str]:
+    imported = {"" if entry.domain in STANDARD else entry.domain for entry in model.opset_import}
+    imported |= {function.domain for function in model.functions}
+    missing = {"" if node.domain in STANDARD else node.domain: node for node in reversed(nodes)}
+    notes = []
+    for domain, node in missing.items():
+        if domain in imported:
+            continue
+        if domain != MICROSOFT:
+            what = f"{node.op_type} {node.name} is of {domain or 'ai.onnx'}, whose version the opset_import does not say"
+            raise UserError(where, what, "export it again")
+        model.opset_import.append(helper.make_opsetid(domain, 1))
+        notes.append(f"the source does not import {domain}, whose operators it uses: version 1 is taken")
+    return notes
+
+
+def _node_names(nodes: list[NodeProto]) -> list[str]:
+    names, notes = Counter(node.name for node in nodes if node.name), []
+    for name in [name for name, count in names.items() if count > 1]:
+        notes.append(f"{names[name]} nodes of the source are called {name}: they get a name each")
+        for number, node in enumerate((node for node in nodes if node.name == name), 1):
+            while number > 1 and (node.name == name or node.name in names):
+                node.name, number = f"{name}_{number}", number + 1
+            names[node.name] += 1
+    return notes
+
+
+# --- types ----------------------------------------------------------------------------------------------------------------
+
+
+def _types(model: ModelProto) -> list[str]:
+    graph = model.graph
+    numbers = {tensor.name: tensor for tensor in graph.initializer}
+    types = {name: tensor.data_type for name, tensor in numbers.items()}
+    types |= {value.name: value.type.tensor_type.elem_type for value in graph.input if value.type.HasField("tensor_type")}
+    casts = {attribute.i for node in graph.node if node.op_type == "Cast" for attribute in node.attribute}
+    if len((set(types.values()) | casts) & set(FLOATS)) < 2:
+        return []
+    declared = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
+    small = {name for name, tensor in numbers.items() if not tensor.dims}
+    small |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    version = next((entry.version for entry in model.opset_import if entry.domain in STANDARD), 1)
+    nodes, notes, cast = [], [], {}
+    for node in graph.node:
+        schema = _schema(node, version)
+        for names in _alike(node, schema).values():
+            found = {types.get(name, 0) for name in names} & set(FLOATS)
+            if len(found) < 2:
+                continue
+            target = _target(node, names, types, found, small, declared)
+            for index, name in enumerate(node.input):
+                if name in names and types.get(name, target) not in (target, 0):
+                    if (name, target) not in cast:
+                        cast[name, target] = f"{name}/{TensorProto.DataType.Name(target).lower()}"
+                        nodes.append(helper.make_node("Cast", [name], [cast[name, target]], to=target))
+                        types[cast[name, target]] = target
+                    node.input[index] = cast[name, target]
+            kinds = " and ".join(sorted(TensorProto.DataType.Name(each).lower() for each in found))
+            notes.append(f"{node.op_type} {node.name} mixes {kinds}: a Cast to {TensorProto.DataType.Name(target).lower()}")
+        nodes.append(node)
+        for name, kind in zip(node.output, _results(node, schema, types, declared)):
+            types[name] = kind
+    for value in graph.output:
+        wanted, found = declared.get(value.name, 0), types.get(value.name, 0)
+        if wanted in FLOATS and found in FLOATS and wanted != found:
+            inner = f"{value.name}/as_computed"
+            for node in nodes:
+                for names in (node.input, node.output):
+                    names[:] = [inner if name == value.name else name for name in names]
+            nodes.append(helper.make_node("Cast", [inner], [value.name], to=wanted))
+            notes.append(f"the output {value.name} is computed in another type than it is declared: a Cast")
+    if notes:
+        copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(copies)
+        kept = [value for value in graph.value_info if types.get(value.name, 0) in (0, value.type.tensor_type.elem_type)]
+        kept = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept]
+        del graph.value_info[:]
+        graph.value_info.extend(kept)
+    return notes
+
+
+def _schema(node: NodeProto, version: int) -> onnx.defs.OpSchema | None:
+    try:
+        return onnx.defs.get_schema(node.op_type, version, "") if node.domain in STANDARD else None
+    except onnx.defs.SchemaError:
+        return None
+
+
+def _type_names(sides: list, count: int) -> list[str]:
+    """By position; a variadic parameter's for all that follow."""
+    return [sides[min(index, len(sides) - 1)].type_str for index in range(count)] if sides else []
+
+
+def _alike(node: NodeProto, schema: onnx.defs.OpSchema | None) -> dict[str, list[str]]:
+    """The inputs that must be of one type, by what the schema calls it."""
+    alike: dict[str, list[str]] = {}
+    if schema is not None:
+        for name, kind in zip(node.input, _type_names(list(schema.inputs), len(node.input))):
+            if name:
+                alike.setdefault(kind, []).append(name)
+    return {kind: names for kind, names in alike.items() if len(names) > 1}
+
+
+def _target(node: NodeProto, names: list[str], types: dict, found: set, small: set, declared: dict) -> int:
+    if declared.get(node.output[0]) in found:
+        return declared[node.output[0]]
+    tensors = {types[name] for name in names if name not in small and types.get(name) in FLOATS}
+    return tensors.pop() if len(tensors) == 1 else TensorProto.FLOAT
+
+
+def _results(node: NodeProto, schema: onnx.defs.OpSchema | None, types: dict, declared: dict) -> list[int]:
+    """The outputs' types: what the schema ties to an input, what the attributes say, else what is declared."""
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    if node.op_type == "Cast" and "to" in attributes:
+        return [attributes["to"].i]
+    if node.op_type == "Constant" and "value" in attributes:
+        return [attributes["value"].t.data_type]
+    if schema is None:
+        first = types.get(node.input[0], 0) if node.input else 0
+        return [declared.get(name, 0) or first for name in node.output]
+    given = dict(zip(_type_names(list(schema.inputs), len(node.input)), (types.get(name, 0) for name in node.input)))
+    results = []
+    for name, kind in zip(node.output, _type_names(list(schema.outputs), len(node.output))):
+        single = kind.removeprefix("tensor(").removesuffix(")").upper()
+        fixed = TensorProto.DataType.Value(single) if single in TensorProto.DataType.keys() else 0  # noqa: SIM118 (an enum wrapper)
+        results.append(given.get(kind, 0) or fixed or declared.get(name, 0))
+    return results
