@@ -188,7 +188,7 @@ def test_not_onnx(tmp_path, capsys):
 def test_missing_and_truncated_weights(exported, tmp_path, capsys):
     path, weights = tmp_path / "model.onnx", tmp_path / "model.safetensors"
     shutil.copy(exported, path)
-    assert f"{weights}: weights file is missing" in refusal(capsys, path, "--out", tmp_path / "out")
+    assert f"{weights}: no such file; put it back" in refusal(capsys, path, "--out", tmp_path / "out")
     data = (exported.parent / "model.safetensors").read_bytes()
     header = 8 + struct.unpack("<Q", data[:8])[0]
     weights.write_bytes(data[: (header + len(data)) // 2])

@@ -309,5 +309,5 @@ TYPES_ONLY = frozenset(
     NegativeLogLikelihoodLoss NonMaxSuppression NonZero OneHot OptionalGetElement OptionalHasElement PRelu Pow QLinearMatMul
     QuantizeLinear RNN RandomNormal RandomNormalLike RandomUniform RandomUniformLike Reciprocal Relu Reshape Round Scan
     ScatterElements ScatterND Selu Shape Sigmoid Sign Sin Sinh Size SoftmaxCrossEntropyLoss Softplus Softsign SpaceToDepth
-    SplitToSequence Sqrt Sub Sum Tan Tanh ThresholdedRelu Tile Transpose Where""".split()
+    SplitToSequence Sqrt Sub Sum Tan Tanh ThresholdedRelu Tile Transpose Where""".split()  # noqa: SIM905
 )
