@@ -5,7 +5,18 @@ past_k_0, cache.0.k, ...  →  past_key_values.0.key          [batch, kv_heads, 
 
 from dataclasses import replace
 
-from suture.core.signature import LOGITS, MASK, NTK_ALPHA, POSITIONS, TOKENS, WRITE_INDICES, Cache, past_name, present_name
+from suture.core.signature import (
+    EMBEDDINGS,
+    LOGITS,
+    MASK,
+    NTK_ALPHA,
+    POSITIONS,
+    TOKENS,
+    WRITE_INDICES,
+    Cache,
+    past_name,
+    present_name,
+)
 from suture.surgery.graph import Graph
 
 TOTAL = "past_sequence + sequence"
@@ -13,7 +24,8 @@ TOTAL = "past_sequence + sequence"
 
 def run(graph: Graph) -> int:
     signature = graph.signature
-    names = {signature.tokens: TOKENS, signature.positions: POSITIONS, signature.mask: MASK, signature.logits: LOGITS}
+    tokens = TOKENS if signature.embedding_width is None else EMBEDDINGS
+    names = {signature.tokens: tokens, signature.positions: POSITIONS, signature.mask: MASK, signature.logits: LOGITS}
     names |= {signature.ntk_alpha: NTK_ALPHA, signature.write_indices: WRITE_INDICES}
     for cache in (*signature.caches, *signature.encoder_caches):
         names[cache.past] = past_name(cache.layer, cache.role)
@@ -29,7 +41,7 @@ def run(graph: Graph) -> int:
     absent = {tensor.name for tensor in unused}
     graph.signature = replace(
         signature,
-        tokens=signature.tokens and TOKENS,
+        tokens=signature.tokens and tokens,
         logits=signature.logits and LOGITS,
         positions=None if signature.positions is None or POSITIONS in absent else POSITIONS,
         mask=None if signature.mask is None or MASK in absent else MASK,
@@ -57,12 +69,16 @@ def _make_room(graph: Graph, names: set[str]) -> None:
 def _name_axes(graph: Graph) -> None:
     signature = graph.signature
     past = signature.capacity if signature.static else "past_sequence"
-    rows = {signature.tokens: ["batch", "sequence"], signature.positions: ["batch", "sequence"]}
-    rows |= {signature.mask: ["batch", TOTAL]}
+    width, position_rows = signature.embedding_width, signature.position_rows
+    rows = {
+        signature.tokens: ["batch", "sequence", *[width] * (width is not None)],
+        signature.positions: [*[position_rows] * (position_rows is not None), "batch", "sequence"],
+        signature.mask: ["batch", TOTAL],
+    }
     inputs = {tensor.name: tensor for tensor in graph.gs.inputs}
     outputs = {tensor.name: tensor for tensor in graph.gs.outputs}
     for name, shape in rows.items():
-        if name in inputs and len(inputs[name].shape) == 2:
+        if name in inputs and len(inputs[name].shape) == len(shape):
             inputs[name].shape = shape
     mask = inputs.get(signature.mask)
     if mask is not None and len(mask.shape) == 4:  # over slots, as somebody else made it
