@@ -98,7 +98,7 @@ def _at_run_time(proto: onnx.ModelProto, signature: Signature, profiles: tuple[P
     values = {value.name: value.type.tensor_type for value in (*proto.graph.input, *proto.graph.output)}
     largest = {name: [max(profile.shapes[name][2][axis] for profile in profiles) for axis in range(len(shapes[2]))]
                for profile in profiles[:1] for name, shapes in profile.shapes.items()}  # fmt: skip
-    tokens = math.prod(largest.get(signature.tokens) or _shape(values[signature.tokens]))
+    tokens = math.prod((largest.get(signature.tokens) or _shape(values[signature.tokens]))[:2])
     pasts = [
         (largest.get(cache.past) or _shape(values[cache.past]), values[cache.past].elem_type) for cache in signature.caches
     ]

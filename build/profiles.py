@@ -76,8 +76,9 @@ def _ranges(
 ) -> dict[str | tuple[str, int], Range]:
     """Ranges by place (input, axis) and, for inputs that the signature does not know, by the name of the dimension."""
     places: dict[str | tuple[str, int], Range] = {}
-    for name in (signature.tokens, signature.positions):
-        places |= {(name, 0): batch, (name, 1): sequence}
+    rows = 0 if signature.position_rows is None else 1
+    for name, first in ((signature.tokens, 0), (signature.positions, rows)):
+        places |= {(name, first): batch, (name, first + 1): sequence}
     for name in (signature.write_indices, signature.sequence_lengths, signature.ntk_alpha):
         places[name, 0] = batch
     if signature.mask and len(_dims(_input(proto, signature.mask))) == 2:

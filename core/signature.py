@@ -5,6 +5,9 @@ Two signatures (shapes in the field's letters: B batch, S tokens of this step, P
     growing   input_ids [B,S]  position_ids [B,S]  attention_mask [B,P+S]  past [B,kv_heads,P,head_dim]
     static    input_ids [B,S]  position_ids [B,S]  write_indices [B]       past [B,kv_heads,L,head_dim]
 
+In place of input_ids a graph may take inputs_embeds [B,S,hidden], and with mrope position_ids are [3,B,S]: temporal, height
+and width.
+
 Causal, but for models whose prompt sees itself in both directions (metadata suture.bidirectional): there a step's tokens see
 each other and all before. In the static form these take sequence_lengths [B], too: what a step is padded with must be hidden.
 
@@ -23,6 +26,7 @@ from suture.core.cpm_inputs import LAYOUT
 from suture.core.errors import UserError
 
 TOKENS = "input_ids"
+EMBEDDINGS = "inputs_embeds"
 POSITIONS = "position_ids"
 MASK = "attention_mask"
 WRITE_INDICES = "write_indices"
@@ -73,7 +77,7 @@ class Cache:
 class Signature:
     """Names of a graph's inputs and outputs; None for what it does not have."""
 
-    tokens: str | None  # None only in graphs without caches, such as encoders
+    tokens: str | None  # ids, or embeddings; None only in graphs without caches, such as encoders
     logits: str | None
     positions: str | None
     mask: str | None
@@ -93,6 +97,8 @@ class Signature:
     bidirectional: bool = False  # a step's tokens see each other, so a prompt in chunks is another one
     layout: tuple[str, ...] = ()  # inputs of suture.core.cpm_inputs
     prefix: tuple[int, ...] = ()  # tokens that begin every row, before the text
+    embedding_width: int | None = None  # where `tokens` are embeddings [B,S,width]
+    position_rows: int | None = None  # where positions are [rows,B,S]: temporal, height and width
 
     @property
     def inputs(self) -> set[str]:
@@ -151,10 +157,14 @@ def find_signature(
     write_indices = given.get("write_indices", write_indices)
     logits = given.get("logits") or find(name, outputs, LOGIT_NAMES, "logits output")
     sequence_lengths = _first(inputs, r"^sequence_lengths$", rank=1)
+    tokens = given.get("tokens") or _first(inputs, TOKEN_NAMES)
+    tokens = tokens or (_first(inputs, r"inputs?_embed", rank=3) if caches else None)
+    tokens = tokens or find(name, inputs, TOKEN_NAMES, "token input")
+    positions = given.get("positions") or _first(inputs, r"pos(ition)?_?(ids?|s)$|^positions?$")
     return Signature(
-        tokens=given.get("tokens") or find(name, inputs, TOKEN_NAMES, "token input"),
+        tokens=tokens,
         logits=logits,
-        positions=given.get("positions") or _first(inputs, r"pos(ition)?_?(ids?|s)$|^positions?$"),
+        positions=positions,
         mask=given.get("mask") or _first(inputs, r"^(?!.*(encoder|cross)).*mask"),
         write_indices=write_indices,
         sequence_lengths=sequence_lengths,
@@ -172,7 +182,29 @@ def find_signature(
         bidirectional=BIDIRECTIONAL in metadata,
         layout=tuple(name for name in LAYOUT if name in inputs and BIDIRECTIONAL in metadata),
         prefix=tuple(map(int, metadata[PREFIX].split())) if PREFIX in metadata else (),
+        embedding_width=_width(name, inputs[tokens]) if tokens else None,
+        position_rows=_position_rows(name, inputs[positions]) if positions else None,
     )
+
+
+def _width(name: object, tokens: onnx.ValueInfoProto) -> int | None:
+    """Of embeddings; None for token ids."""
+    if tokens.type.tensor_type.elem_type not in FLOATS:
+        return None
+    shape = _shape(tokens)
+    if len(shape) != 3 or not isinstance(shape[2], int) or shape[2] < 1:
+        raise UserError(name, f"{tokens.name} is {shape}, not [batch, sequence, a fixed width]", "export it with a fixed width")
+    return shape[2]
+
+
+def _position_rows(name: object, positions: onnx.ValueInfoProto) -> int | None:
+    """How many positions a token has; None for one, in [B,S]."""
+    shape = _shape(positions)
+    if len(shape) != 3:
+        return None
+    if not isinstance(shape[0], int) or shape[0] < 3:
+        raise UserError(name, f"{positions.name} is {shape}, not [3, batch, sequence]", "export it with that many fixed rows")
+    return shape[0]
 
 
 def _known(name: object, given: dict[str, str], inputs: dict, outputs: dict) -> dict[str, str]:

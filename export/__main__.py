@@ -1,6 +1,7 @@
 """python -m export --model NAME | --checkpoint DIR --out DIR [--dtype ...] [--weights copy|reference]"""
 
 import argparse
+import json
 from pathlib import Path
 
 import onnx
@@ -10,21 +11,28 @@ from rich.console import Console
 
 from suture.core.command import Parser, run
 from suture.core.errors import UserError
+from suture.core.manifest import read_manifest, remove_results, result
+from suture.core.parts import DECODER, PARTS, STAGE
 from suture.core.stage import Stage, alone
+from suture.export.description import description
 from suture.export.options import add_options
 from suture.export.packed import write_packed
-from suture.export.trace import trace, trace_encoder
+from suture.export.trace import trace, trace_graph
 from suture.export.weights import attach
-from suture.models import meta_model, open_checkpoint, shipped
+from suture.models import Checkpoint, meta_model, open_checkpoint, shipped
+from suture.models.checkpoint import CONFIG
+from suture.models.parts import Part, part_named, parts_of
 from suture.models.random_checkpoint import of_preset, presets
 
-DECODER, ENCODER = "model.onnx", "encoder.onnx"
+GRAPH = "model.onnx"
 
 
 def main() -> None:
     parser = Parser(prog="export", description="Write a checkpoint as ONNX with its KV cache as inputs and outputs.")
     add_options(parser)
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True)
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="of a model of several parts each goes to "
+                        "DIR/PART/export")  # fmt: skip
+    parser.add_argument("--pipeline", action="store_true", help=argparse.SUPPRESS)  # one part goes to DIR/export
     parser.add_argument("--force", action="store_true", help="run even if the results are up to date")
     options = parser.parse_args()
     export(options)
@@ -33,31 +41,66 @@ def main() -> None:
 def export(options: argparse.Namespace) -> None:
     folder = options.checkpoint or _named(options.model, options.out, options.dtype)
     checkpoint = open_checkpoint(folder)
-    dtype = options.dtype or checkpoint.dtype
-    stage = Stage(
-        "export",
-        options.out,
-        inputs=checkpoint.files,
-        options={"checkpoint": str(folder.resolve()), "dtype": dtype, "weights": options.weights},
-    )
-    if stage.up_to_date() and not options.force:
-        print(f"export: up to date ({options.out})")
-        return
     model = meta_model(checkpoint)
+    parts, out = parts_of(model), options.out
+    if options.part is None and len(parts) > 1:
+        _export_all(parts, checkpoint, options)
+        return
+    part = parts[0] if options.part is None else part_named(model, options.part)
+    out = out / "export" if options.pipeline else out
+    _export(part, _stage(part, checkpoint, out, options), checkpoint, options)
+    if out.name == "export":
+        remove_results(out.parent, STAGE)  # of an earlier model of several parts
+
+
+def _export_all(parts: tuple[Part, ...], checkpoint: Checkpoint, options: argparse.Namespace) -> None:
+    """Each part, and last of all parts.json: while parts are written there is none, so that nobody takes some of one model
+    and some of another."""
+    out, names = options.out, [part.name for part in parts]
+    index = Stage(STAGE, out, [checkpoint.folder / CONFIG], {**_asked(checkpoint, options), "parts": names})
+    listed = (read_manifest(out) or {}).get("options", {}).get("parts", [])
+    stages = [_stage(part, checkpoint, out / part.name / "export", options) for part in parts]
+    if options.force or not all(stage.up_to_date() for stage in (index, *stages)):
+        remove_results(out, STAGE)
+    for part, stage in zip(parts, stages):
+        _export(part, stage, checkpoint, options)
+    if result(out, PARTS):
+        return
+    with index.writing() as partial:
+        listed_now = [read_manifest(stage.out)["part"] for stage in stages]
+        (partial / PARTS).write_text(json.dumps({"parts": listed_now}, indent=1) + "\n", encoding="utf-8")
+    for name in set(listed) - set(names):
+        remove_results(out / name / "export", "export")
+
+
+def _export(part: Part, stage: Stage, checkpoint: Checkpoint, options: argparse.Namespace) -> None:
+    out, dtype = stage.out, stage.identity["options"]["dtype"]
+    if stage.up_to_date() and not options.force:
+        print(f"export: up to date ({out})")
+        return
     with stage.writing() as partial:
-        with Console().status(f"export: tracing {model.dimensions.layers} layers"):
-            graphs = _trace(model, getattr(torch, dtype))
-        packed = write_packed(graphs[DECODER], checkpoint, dtype, partial)
+        with Console().status(f"export: tracing the {part.name}"):
+            of_type = getattr(torch, dtype)
+            graph = trace(part.module, of_type) if part.kind == DECODER else trace_graph(part, of_type)
+        packed = write_packed(graph, checkpoint, dtype, partial)
         weights = "copy" if packed else options.weights  # of what is not packed, which must lie beside the rest
-        stage.extra |= attach(list(graphs.values()), checkpoint, dtype, weights, partial, options.out)
+        stage.extra |= attach(graph, checkpoint, dtype, weights, partial, out)
         stage.extra["bytes_copied"] += packed
-        for name, graph in graphs.items():
-            onnx.save(ir.to_proto(graph), partial / name)
-        stage.extra["nodes"] = len(graphs[DECODER].graph)
+        onnx.save(ir.to_proto(graph), partial / GRAPH)
+        stage.extra |= {"nodes": len(graph.graph), "part": description(part, graph)}
     print(
         f"export: {stage.extra['nodes']} nodes, {dtype}, weights by {stage.extra['weights']} "
-        f"({(stage.extra['bytes_referenced'] + stage.extra['bytes_copied']) / 1e6:.1f} MB) → {options.out}/{', '.join(graphs)}"
+        f"({(stage.extra['bytes_referenced'] + stage.extra['bytes_copied']) / 1e6:.1f} MB) → {out}/{GRAPH}"
     )
+
+
+def _stage(part: Part, checkpoint: Checkpoint, out: Path, options: argparse.Namespace) -> Stage:
+    return Stage("export", out, checkpoint.files, {**_asked(checkpoint, options), "part": part.name})
+
+
+def _asked(checkpoint: Checkpoint, options: argparse.Namespace) -> dict:
+    dtype = options.dtype or checkpoint.dtype
+    return {"checkpoint": str(checkpoint.folder.resolve()), "dtype": dtype, "weights": options.weights}
 
 
 def _named(name: str, out: Path, dtype: str | None) -> Path:
@@ -74,14 +117,6 @@ def _named(name: str, out: Path, dtype: str | None) -> Path:
     with alone(folder):
         of_preset(name, folder, dtype or "bfloat16")
     return folder
-
-
-def _trace(model: torch.nn.Module, dtype: torch.dtype) -> dict[str, ir.Model]:
-    """The graphs by the names of their files."""
-    if model.dimensions.encoder_slots is None:
-        return {DECODER: trace(model, dtype)}
-    decoder, encoder = model.parts()
-    return {DECODER: trace(decoder, dtype), ENCODER: trace_encoder(encoder, decoder, dtype)}
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
-"""What goes into a traced model and comes out: examples for the tracer, and the signature's names and axes.
+"""What goes into a traced part and comes out: examples for the tracer, and the names and axes of its graph.
 
 Example sizes are all different, and neither 0 nor 1, which torch.export would fix.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch.export import Dim
 
 from suture.core.cpm_inputs import LAYOUT, MOST_SEGMENTS, PLACED, PLACES, RELATIONS, made_up
-from suture.core.signature import FEATURES, LOGITS, MASK, NTK_ALPHA, POSITIONS, TOKENS, past_name, present_name
+from suture.core.signature import LOGITS, MASK, NTK_ALPHA, POSITIONS, TOKENS, past_name, present_name
 from suture.models import Dimensions
+from suture.models.parts import Part
 
 BATCH, SEQUENCE, PAST, LONGER = 2, 3, 5, 11
 TOTAL = "past_sequence + sequence"
@@ -60,12 +63,21 @@ def decoder_interface(dimensions: Dimensions, dtype: torch.dtype) -> Interface:
     return Interface(examples, dynamic, inputs, outputs)
 
 
-def encoder_interface(dimensions: Dimensions, features: tuple[int, int], dtype: torch.dtype) -> Interface:
-    """Of an encoder that ends in the caches of its decoder's cross-attention (see suture.models.whisper.WhisperEncoder)."""
-    example = torch.zeros(BATCH, *features, dtype=dtype)
-    shape = ["batch", dimensions.kv_heads, dimensions.encoder_slots, dimensions.head_dim]
-    outputs = {present_name(*place): shape for place in _places(dimensions.layers, "encoder.")}
-    return Interface((example,), ({0: Dim.AUTO},), {FEATURES: ["batch", *features]}, outputs)
+def graph_interface(part: Part, dtype: torch.dtype) -> Interface:
+    """Of a part that has neither cache nor steps. An axis of one name has one length in all inputs."""
+    lengths: dict[str, int] = {}
+    examples, dynamic = [], []
+    for port in part.inputs.values():
+        names = {axis: size for axis, size in enumerate(port.shape) if isinstance(size, str)}
+        shape = [size if isinstance(size, int) else lengths.setdefault(size, next(_unlike(lengths))) for size in port.shape]
+        examples.append(torch.zeros(shape, dtype=dtype if port.below is None else torch.int64))
+        dynamic.append(dict.fromkeys(names, Dim.AUTO))
+    inputs, outputs = ({name: list(port.shape) for name, port in ports.items()} for ports in (part.inputs, part.outputs))
+    return Interface(tuple(examples), tuple(dynamic), inputs, outputs)
+
+
+def _unlike(lengths: dict[str, int]) -> Iterator[int]:
+    return (length for length in count(BATCH) if length not in lengths.values())
 
 
 def _places(layers: int, side: str) -> list[tuple[int, str]]:

@@ -14,11 +14,12 @@ import torch
 from onnxscript import optimizer
 
 from suture.core.signature import BIDIRECTIONAL, LEARNED_POSITIONS, NTK_TRAINED_LENGTH, POSITIONS, PREFIX, TOKENS
-from suture.export.interface import Interface, decoder_interface, encoder_interface
+from suture.export.interface import Interface, decoder_interface, graph_interface
 from suture.export.repeat import LayersDiffer, repeat
 from suture.export.shallow import KEPT, without_middle
 from suture.export.translations import TABLE
 from suture.models import Dimensions
+from suture.models.parts import Part
 
 OPSET = 18  # every operator written out: what any runtime of the last years runs
 GROWING = re.compile(r"past_key_values\.\d+\.(decoder\.)?(key|value)$")
@@ -47,10 +48,10 @@ def trace(model: torch.nn.Module, dtype: torch.dtype, whole: bool = False) -> ir
     return _finished(_trace(model, interface, dtype), interface, dimensions.layers, dimensions)
 
 
-def trace_encoder(encoder: torch.nn.Module, decoder: torch.nn.Module, dtype: torch.dtype) -> ir.Model:
-    """The same for the encoder that fills the cross-attention caches of `decoder` (see suture.models.whisper.WhisperEncoder)."""
-    interface = encoder_interface(decoder.dimensions, encoder.features, dtype)
-    return _finished(_trace(encoder, interface, dtype), interface, decoder.dimensions.layers)
+def trace_graph(part: Part, dtype: torch.dtype) -> ir.Model:
+    """The same for a part that has neither cache nor steps, traced as it is."""
+    interface = graph_interface(part, dtype)
+    return _finished(_trace(part.module, interface, dtype), interface)
 
 
 def _trace(model: torch.nn.Module, interface: Interface, dtype: torch.dtype) -> ir.Model:
@@ -89,7 +90,9 @@ def _give_memory(model: torch.nn.Module, dtype: torch.dtype) -> None:
             setattr(module, name, torch.nn.Parameter(empty, requires_grad=False))
 
 
-def _finished(graph: ir.Model, interface: Interface, traced_layers: int, dimensions: Dimensions | None = None) -> ir.Model:
+def _finished(
+    graph: ir.Model, interface: Interface, traced_layers: int | None = None, dimensions: Dimensions | None = None
+) -> ir.Model:
     inputs = graph.graph.inputs
     inputs[:] = [value for value in inputs if value.name != POSITIONS or value.uses()]  # a model may not look at them
     _name_axes(graph.graph, interface)
@@ -105,7 +108,8 @@ def _finished(graph: ir.Model, interface: Interface, traced_layers: int, dimensi
         graph.metadata_props[BIDIRECTIONAL] = "1"
     if dimensions is not None and dimensions.prefix:
         graph.metadata_props[PREFIX] = " ".join(map(str, dimensions.prefix))
-    graph.metadata_props[TRACED_LAYERS] = str(traced_layers)
+    if traced_layers is not None:
+        graph.metadata_props[TRACED_LAYERS] = str(traced_layers)
     graph.producer_name = "suture"
     return graph
 

@@ -27,13 +27,14 @@ SAFETENSORS_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 ALIGNMENT = 64
 
 
-def attach(graphs: list[ir.Model], checkpoint: Checkpoint, dtype: str, mode: str | None, folder: Path, out: Path) -> dict:
-    """Points the graphs' parameters at their bytes; writes the copy, where one is needed, into `folder`.
+def attach(graph: ir.Model, checkpoint: Checkpoint, dtype: str, mode: str | None, folder: Path, out: Path) -> dict:
+    """Points the graph's parameters at their bytes; writes the copy, where one is needed, into `folder`.
 
     mode: "copy", "reference" (where the dtype allows: the rest is copied), or None to choose by size.
     Returns what the manifest records: the mode, the weights root relative to `out`, bytes referenced and copied.
     """
-    names = list(dict.fromkeys(name for graph in graphs for name in graph.graph.initializers if name in checkpoint.tensors))
+    initializers = graph.graph.initializers
+    names = [name for name in initializers if name in checkpoint.tensors]
     total = sum(_bytes(checkpoint.tensors[name], dtype) for name in names)
     mode = mode or ("copy" if total < COPY_BELOW else "reference")
     referenced = [name for name in names if mode == "reference" and checkpoint.tensors[name].dtype == dtype]
@@ -44,19 +45,17 @@ def attach(graphs: list[ir.Model], checkpoint: Checkpoint, dtype: str, mode: str
     if copied:
         entries |= write_copy(checkpoint, copied, dtype, folder / COPY)
         places |= dict.fromkeys(copied, out.resolve() / COPY)
-    root = Path(os.path.commonpath([place.parent for place in places.values()]))
+    root = Path(os.path.commonpath([place.parent for place in places.values()])) if places else out.resolve()
     for name, place in places.items():
         entry = entries[name]
-        for graph in graphs:
-            if name in graph.graph.initializers:
-                graph.graph.initializers[name].const_value = ir.ExternalTensor(
-                    str(place.relative_to(root)),
-                    entry.offset,
-                    entry.length,
-                    getattr(ir.DataType, {"float32": "FLOAT"}.get(dtype, dtype.upper())),
-                    shape=ir.Shape(entry.shape),
-                    name=name,
-                )
+        initializers[name].const_value = ir.ExternalTensor(
+            str(place.relative_to(root)),
+            entry.offset,
+            entry.length,
+            getattr(ir.DataType, {"float32": "FLOAT"}.get(dtype, dtype.upper())),
+            shape=ir.Shape(entry.shape),
+            name=name,
+        )
     return {
         "weights": mode,
         "weights_root": os.path.relpath(root, out.resolve()),

@@ -30,7 +30,9 @@ class Generator:
         self.options = options
         files = find_files(options.out, options.checkpoint)
         if options.results is not None:
-            _check_results(options.results, [options.prompts, files.graph, files.engine, files.encoder], files.checkpoint)
+            _check_results(
+                options.results, [options.prompts, files.graph, files.engine, *files.others.values()], files.checkpoint
+            )
         self.opened = open_model(files, options.runtime)
         if told := self.opened.model.signature.layout:
             wrong = f"its model is told more than text ({', '.join(told)}), which this has no tokenizer for"
@@ -94,11 +96,11 @@ class Generator:
             return None
         if not asked:
             raise UserError(self.options.out, "is a speech model", "give --audio FILE.wav")
-        if files.encoder is None:
-            raise UserError(self.options.out, "has no encoder.onnx", "export the checkpoint again")
+        if "encoder" not in files.others:
+            raise UserError(self.options.out, "has no graph of its encoder", "export the checkpoint again")
         from suture.generate.speech import EncoderSession, Speech  # here: it takes a second, and text needs none of it
 
-        speech = Speech(files.checkpoint, EncoderSession(files.encoder, signature, self.opened.device))
+        speech = Speech(files.checkpoint, EncoderSession(files.others["encoder"], signature, self.opened.device))
         self._check_tokens(speech.tokens, speech.file)
         return speech
 

@@ -1,7 +1,7 @@
 """A pipeline's folder to a model that can be stepped here: the engine, onnxruntime on CUDA, or onnxruntime on the CPU."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnxruntime as ort
@@ -9,12 +9,14 @@ import torch
 
 from suture.core.errors import UserError
 from suture.core.manifest import read_manifest, result
+from suture.core.parts import DECODER, PartFolder, find_parts
 from suture.core.shadow_copy import has_bfloat16
 from suture.core.weights import load_graph, streamed_bytes
 from suture.runtime.engine import read_description, why_not
 from suture.runtime.engine_decoder import EngineModel, open_engine
 from suture.runtime.graphs import OnnxDecoder, open_to_generate
 
+GRAPHS = ("surgery/model.onnx", "export/model.onnx")  # of a part, the first of them that is there
 CHUNK = 512  # tokens of a prompt read in one step
 
 
@@ -24,8 +26,8 @@ class Files:
 
     graph: Path | None
     engine: Path | None
-    encoder: Path | None
     checkpoint: Path
+    others: dict[str, Path] = field(default_factory=dict)  # the graphs of the model's other parts, by name
 
 
 @dataclass(frozen=True)
@@ -39,21 +41,34 @@ class Opened:
 
 
 def find_files(out: Path, checkpoint: Path | None) -> Files:
-    """`out`: a pipeline's folder, or one of its graphs. Raises UserError where there is nothing to run."""
-    folder = out.parent.parent if out.is_file() else out
-    graph = out if out.is_file() else _first(folder, "surgery/model.onnx", "export/model.onnx")
+    """`out`: a pipeline's folder, or one of its decoder's graphs. Raises UserError where there is nothing to run."""
+    parts = _parts(out)
+    decoder = next((part for part in parts if part.kind == DECODER), None)
+    if decoder is None:
+        raise UserError(out, "has no part that writes text", f"its parts are {', '.join(part.name for part in parts)}")
+    folder = decoder.folder
+    graph = out if out.is_file() else _first(folder, *GRAPHS)
     engine = None if out.is_file() else _first(folder, "build/model.engine")
     if graph is None and engine is None:
         raise UserError(
-            out, "has neither surgery/model.onnx nor export/model.onnx", "name the --out folder of suture/pipeline.py"
+            folder, "has neither surgery/model.onnx nor export/model.onnx", "name the --out folder of suture/pipeline.py"
         )
     recorded = (read_manifest(folder / "export") or {}).get("options", {}).get("checkpoint")
     found = checkpoint or (Path(recorded) if recorded else None)
     if found is None or not found.is_dir():
         wrong = "is no folder" if found else "does not say from which checkpoint it came"
         raise UserError(found or out, wrong, "name the checkpoint, whose tokenizer is needed, with --checkpoint DIR")
-    encoder = result(folder / "export", "encoder.onnx") and _first(folder, "encoder/surgery/model.onnx", "export/encoder.onnx")
-    return Files(graph, engine, encoder, found)
+    graphs = {part.name: _first(part.folder, *GRAPHS) for part in parts if part is not decoder}
+    return Files(graph, engine, found, {name: path for name, path in graphs.items() if path is not None})
+
+
+def _parts(out: Path) -> tuple[PartFolder, ...]:
+    """Of a graph OUT/STAGE/MODEL.onnx or OUT/PART/STAGE/MODEL.onnx the parts of OUT."""
+    if not out.is_file():
+        return find_parts(out)
+    folder = out.parent.parent
+    around = find_parts(folder.resolve().parent)
+    return around if any(part.folder.resolve() == folder.resolve() for part in around) else find_parts(folder)
 
 
 def open_model(files: Files, runtime: str) -> Opened:

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from transformers import WhisperForConditionalGeneration
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
+from suture.core.signature import FEATURES, past_name, present_name
 from suture.models import stepped
 from suture.models.dimensions import Dimensions
+from suture.models.parts import DECODER, GRAPH, Part, Port
 
 ARCHITECTURES = ("WhisperForConditionalGeneration",)
 PREFIX = "model."
@@ -61,10 +63,17 @@ class Whisper(nn.Module):
         logits = nn.functional.linear(hidden, self.model.decoder.embed_tokens.weight)
         return logits, [tensor for layer in caches[0].layers for tensor in (layer.keys, layer.values)]
 
-    def parts(self) -> tuple["Whisper", "WhisperEncoder"]:
-        """Decoder and encoder alone, over the same parameters."""
-        decoder = Whisper(self.config, None, self.model.decoder)
-        return decoder.eval(), WhisperEncoder(self.config, self.model.encoder, self.model.decoder).eval()
+    def parts(self) -> tuple[Part, Part]:
+        """The encoder, once for a piece of audio, then the decoder, step by step; over the same parameters."""
+        encoder = WhisperEncoder(self.config, self.model.encoder, self.model.decoder).eval()
+        decoder = Whisper(self.config, None, self.model.decoder).eval()
+        of = self.dimensions
+        places = [(layer, f"encoder.{role}") for layer in range(of.layers) for role in ("key", "value")]
+        caches = {present_name(*place): Port(("batch", of.kv_heads, of.encoder_slots, of.head_dim)) for place in places}
+        return (
+            Part("encoder", GRAPH, encoder, {FEATURES: Port(("batch", *encoder.features))}, caches),
+            Part("decoder", DECODER, decoder, reads={past_name(*each): f"encoder/{present_name(*each)}" for each in places}),
+        )
 
 
 class WhisperEncoder(nn.Module):

@@ -12,11 +12,13 @@ import torch
 
 from suture.core.cpm_inputs import made_up
 from suture.core.signature import Signature
+from suture.core.step_inputs import position_values, token_values
 from suture.runtime.engine import to_numpy
 
 # tokens [B,S], positions [B,S], mask [B,P+S], pasts [B,kv_heads,P,head_dim], alpha [B], cross-attention's caches by name
 # where there are any -> logits, presents
 Forward = Callable[..., tuple[np.ndarray, list[np.ndarray]]]
+Embed = Callable[[np.ndarray], np.ndarray]  # token ids [B,S] -> embeddings [B,S,width]
 ALL_ROWS = slice(None)
 
 NOISE_SEED = 20  # for the slots of a static cache that nothing has been written to
@@ -156,11 +158,12 @@ class GrowingDecoder:
 class StaticDecoder:
     """A cache of fixed capacity, the same buffer as input and output of each step.
 
-    With `noise` it begins full of it: a graph that attends to a slot which nobody has written to shows it.
+    With `noise` it begins full of it: a graph that attends to a slot which nobody has written to shows it. `embed` and
+    `noise` as of step_feeds, where without noise positions are a text's.
     """
 
-    def __init__(self, session: Session, signature: Signature, noise: bool = True):
-        self.session, self.signature = session, signature
+    def __init__(self, session: Session, signature: Signature, noise: bool = True, embed: Embed | None = None):
+        self.session, self.signature, self.embed, self.text = session, signature, embed, not noise
         first = session.caches[signature.caches[0].past]
         self.lengths = np.zeros(len(first), np.int64)
         if noise:
@@ -174,9 +177,8 @@ class StaticDecoder:
     ) -> dict[str, np.ndarray]:
         """What the graph is given for a step, by name, beside its caches."""
         names, lengths = self.signature, self.lengths[rows]
-        feeds = {
-            names.tokens: tokens_BS,
-            names.positions: positions_of(lengths, counts, tokens_BS.shape[1]),
+        positions = positions_of(lengths, counts, tokens_BS.shape[1])
+        feeds = step_feeds(names, tokens_BS, positions, self.embed, self.text) | {
             names.write_indices: lengths,
             names.sequence_lengths: counts,
             names.ntk_alpha: alpha,
@@ -210,6 +212,16 @@ class StaticDecoder:
 
     def caches(self) -> list[np.ndarray]:
         return [to_numpy(self.session.caches[cache.past]) for cache in self.signature.caches]
+
+
+def step_feeds(
+    signature: Signature, tokens_BS: np.ndarray, positions_BS: np.ndarray, embed: Embed | None = None, text: bool = False
+) -> dict[str | None, np.ndarray]:
+    """What a graph is given for its tokens and their positions. `embed`: the model's own embeddings, if they are not to be
+    made up; with `text` there are no made-up pictures among the positions."""
+    takes_ids = signature.embedding_width is None or embed is None
+    tokens = token_values(signature, tokens_BS) if takes_ids else embed(tokens_BS)
+    return {signature.tokens: tokens, signature.positions: position_values(signature, positions_BS, text)}
 
 
 def positions_of(lengths: np.ndarray, counts: np.ndarray, width: int) -> np.ndarray:

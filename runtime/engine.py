@@ -178,6 +178,31 @@ class EngineStep:
         return context
 
 
+def run_once(engine: Engine, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """All outputs of an engine that is no decoder, by name; bfloat16 as float32. Raises ValueError where no profile allows
+    the inputs' shapes."""
+    description = engine.description
+    profile = choose_profile(description, {name: value.shape for name, value in inputs.items()})
+    stream = torch.cuda.Stream() if engine.device != "cpu" else None
+    context = engine.context(profile, stream.cuda_stream if stream else 0)
+    with torch.cuda.stream(stream) if stream else contextlib.nullcontext():
+        buffers = {}
+        for tensor in description["inputs"]:
+            if tensor["role"] != "weight":
+                value = torch.from_numpy(np.ascontiguousarray(inputs[tensor["name"]]))
+                buffers[tensor["name"]] = value.to(engine.device, getattr(torch, tensor["dtype"]))
+                context.set_input_shape(tensor["name"], tuple(value.shape))
+        for tensor in description["outputs"]:
+            shape, dtype = tuple(context.get_tensor_shape(tensor["name"])), getattr(torch, tensor["dtype"])
+            buffers[tensor["name"]] = torch.empty(shape, dtype=dtype, device=engine.device)
+        for name, buffer in buffers.items():
+            context.set_tensor_address(name, buffer.data_ptr())
+        _execute(context, stream.cuda_stream if stream else 0)
+    if stream:
+        stream.synchronize()
+    return {tensor["name"]: to_numpy(buffers[tensor["name"]]) for tensor in description["outputs"]}
+
+
 def choose_profile(description: dict, shapes: dict[str, tuple[int, ...]]) -> int:
     """The first profile that allows the inputs' shapes: decode comes before prompt. Raises ValueError where none does."""
     for index, profile in enumerate(description["profiles"]):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from suture.core.signature import Cache, Signature
-from suture.runtime.decoders import OfSignature, StaticDecoder, made_up_constants
+from suture.runtime.decoders import Embed, OfSignature, StaticDecoder, made_up_constants
 from suture.runtime.engine import Engine, Session, read_description
 
 
@@ -17,6 +17,7 @@ class EngineModel(OfSignature):
     name: str
     signature: Signature
     engine: Engine = field(repr=False)
+    embed: Embed | None = field(repr=False, default=None)  # the model's own, where it takes embeddings
 
     @property
     def vocab(self) -> int:
@@ -31,12 +32,12 @@ class EngineModel(OfSignature):
             profile["shapes"][tokens][2] for profile in self.engine.description["profiles"] if tokens in profile["shapes"]
         ]
         shapes = shapes or [next(tensor["shape"] for tensor in self.engine.description["inputs"] if tensor["name"] == tokens)]
-        return max(batch for batch, _ in shapes), max(width for _, width in shapes)
+        return max(shape[0] for shape in shapes), max(shape[1] for shape in shapes)
 
     def decoder(self, batch: int, noise: bool = True) -> StaticDecoder:
         """With `noise`, as suture.runtime.graphs.OnnxDecoder.decoder."""
         session = Session(self.engine, batch)
-        made = StaticDecoder(session, self.signature, noise)
+        made = StaticDecoder(session, self.signature, noise, self.embed)
         if noise:
             shapes = [tuple(session.crossed[cache.past].shape[1:]) for cache in self.signature.encoder_caches]
             made.cross(made_up_constants(self.signature, shapes, batch, np.float32))

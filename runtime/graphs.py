@@ -7,6 +7,7 @@ import ctypes
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import ml_dtypes
@@ -22,7 +23,7 @@ from suture.core.shadow_copy import float32_shadow_copy, has_bfloat16
 from suture.core.signature import QUANTIZED, Signature, find_signature
 from suture.core.tensors import tensor_bytes
 from suture.core.weights import ORT_ROOT_OPTION, load_graph, weights_root
-from suture.runtime.decoders import GrowingDecoder, OfSignature, RowDecoder, StaticDecoder, made_up_constants
+from suture.runtime.decoders import Embed, GrowingDecoder, OfSignature, RowDecoder, StaticDecoder, made_up_constants, step_feeds
 from suture.runtime.io_binding import BoundSession, CopyingSession
 from suture.runtime.layerwise import LayerwiseSession, is_large, with_fewer_slots, with_products_by_rows
 
@@ -31,6 +32,13 @@ ARRAYS = {  # of caches; a bfloat16 graph runs as its float32 shadow copy
     TensorProto.FLOAT16: np.float16,
     TensorProto.INT8: np.int8,
     TensorProto.FLOAT8E4M3FN: ml_dtypes.float8_e4m3fn,
+}
+TOKEN_TYPES = {
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(bfloat16)": np.float32,  # copied into bound memory of its type
 }
 OWN_OPERATORS = "model.ort.onnx"  # what surgery --onnxruntime writes beside model.onnx
 HEADROOM = 1.2  # of the weights, for what a session needs beside them
@@ -49,6 +57,8 @@ class OnnxDecoder(OfSignature):
     quantised: str | None = None  # the format and options that surgery quantised it with
     rounds: bool = False  # whether it rounds activations or its cache to 8 bits
     device: str = "cpu"  # or "cuda"
+    token_type: type = np.int64  # of its token ids, or embeddings
+    embed: Embed | None = field(repr=False, default=None)  # the model's own, where it takes embeddings
     decoding: Callable[[int], ort.InferenceSession | None] = field(repr=False, default=lambda batch: None)
 
     @property
@@ -62,21 +72,23 @@ class OnnxDecoder(OfSignature):
         dtype = ARRAYS.get(self.signature.dtype, np.float32)
         shapes = [(batch, *shape) for shape in self.cache_shapes]
         if not self.signature.static:
-            made = GrowingDecoder(self._forward, [np.zeros(shape, dtype) for shape in shapes])
+            made = GrowingDecoder(partial(self._forward, not noise), [np.zeros(shape, dtype) for shape in shapes])
         elif self.layerwise:
-            made = StaticDecoder(CopyingSession(self.session, self.signature, shapes, dtype), self.signature, noise)
+            copying = CopyingSession(self.session, self.signature, shapes, dtype)
+            made = StaticDecoder(copying, self.signature, noise, self.embed)
         else:
             bound = BoundSession(self.session, self.signature, batch, self.device)
             bound.decoding = self.decoding(batch) or self.session
-            made = StaticDecoder(bound, self.signature, noise)
+            made = StaticDecoder(bound, self.signature, noise, self.embed)
         if noise:
             dtype = ARRAYS.get(self.dtype, np.float32)
             made.cross(made_up_constants(self.signature, self.encoder_shapes, batch, dtype))
         return made
 
-    def _forward(self, tokens, positions, mask, pasts, alpha, **crossed):
+    def _forward(self, text, tokens, positions, mask, pasts, alpha, **crossed):
         names = self.signature
-        feeds = {names.tokens: tokens, names.positions: positions, names.mask: mask, names.ntk_alpha: alpha}
+        feeds = step_feeds(names, tokens, positions, self.embed, text) | {names.mask: mask, names.ntk_alpha: alpha}
+        feeds[names.tokens] = feeds[names.tokens].astype(self.token_type)
         feeds = {name: value for name, value in feeds.items() if name is not None}
         feeds |= crossed | {cache.past: past for cache, past in zip(names.caches, pasts)}
         outputs = [names.logits, *(cache.present for cache in names.caches)]
@@ -139,7 +151,10 @@ def graph_of(
         raise UserError(name, "the sizes of its cross-attention's caches are not fixed", "fix all but the batch")
     quantised = next((entry.value for entry in model.metadata_props if entry.key == QUANTIZED), None)
     rounds = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
-    return OnnxDecoder(name, signature, session, tuple(cache_shapes), encoder_shapes, logits[-1], quantised, rounds, device)
+    (taken,) = (value.type for value in session.get_inputs() if value.name == signature.tokens)
+    return OnnxDecoder(
+        name, signature, session, tuple(cache_shapes), encoder_shapes, logits[-1], quantised, rounds, device, TOKEN_TYPES[taken]
+    )
 
 
 def open_session(model: onnx.ModelProto, root: Path, name: str) -> ort.InferenceSession | LayerwiseSession:

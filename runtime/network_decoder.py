@@ -13,7 +13,7 @@ from suture.core.network.parse import parse
 from suture.core.network.runner import to_numpy
 from suture.core.signature import Signature, find_signature
 from suture.core.weights import load_graph
-from suture.runtime.decoders import Decoder, GrowingDecoder, OfSignature, StaticDecoder, made_up_constants
+from suture.runtime.decoders import Decoder, Embed, GrowingDecoder, OfSignature, StaticDecoder, made_up_constants, step_feeds
 from suture.runtime.graphs import refuse_unknown_inputs
 from suture.runtime.layerwise import is_large, with_fewer_slots
 
@@ -25,6 +25,7 @@ class NetworkModel(OfSignature):
     name: str
     signature: Signature
     evaluate: Evaluator = field(repr=False)
+    embed: Embed | None = field(repr=False, default=None)  # the model's own, where it takes embeddings
 
     @property
     def vocab(self) -> int:
@@ -32,13 +33,14 @@ class NetworkModel(OfSignature):
 
     def decoder(self, batch: int) -> Decoder:
         if self.signature.static:
-            return StaticDecoder(NetworkSession(self.evaluate, self.signature, batch), self.signature)
+            session = NetworkSession(self.evaluate, self.signature, batch)
+            return StaticDecoder(session, self.signature, embed=self.embed)
         empty = _empty(self.evaluate, self.signature, batch, slots=0)
         return GrowingDecoder(self._forward, [_cache_array(cache) for cache in empty.values()])
 
     def _forward(self, tokens, positions, mask, pasts, alpha):
         names, declared = self.signature, self.evaluate.network.tensors
-        feeds = {names.tokens: tokens, names.positions: positions, names.mask: mask, names.ntk_alpha: alpha}
+        feeds = step_feeds(names, tokens, positions, self.embed) | {names.mask: mask, names.ntk_alpha: alpha}
         feeds |= {cache.past: to_torch(past, TORCH[declared[cache.past].dtype]) for cache, past in zip(names.caches, pasts)}
         feeds |= _constant(self.evaluate, names, len(tokens))
         values = self.evaluate({name: value for name, value in feeds.items() if name is not None})

@@ -1,8 +1,9 @@
 """suture run --model NAME | --checkpoint DIR --out DIR: export, surgery, build and validate, in order.
 
 Each stage runs as its own process, exactly as `python -m STAGE` would, writes DIR/STAGE and is skipped while its results
-hold. Options of the stages are taken here too and passed on. The first stage that does not end with 0 is the last that runs,
-and its exit status is the pipeline's.
+hold. Of a model of several parts each part goes through surgery and build in turn, in DIR/PART/STAGE. Options of the stages
+are taken here too and passed on. The first stage that does not end with 0 is the last that runs, and its exit status is the
+pipeline's.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +25,13 @@ from suture.build import options as build_options
 from suture.core import child
 from suture.core.command import DONE, FAULT, FOUND_DIFFERENCE, INTERRUPTED, UNUSABLE_INPUT, Parser, end_with_parent, given, run
 from suture.core.manifest import read_manifest
+from suture.core.parts import find_parts
 from suture.export import options as export_options
 from suture.surgery import options as surgery_options
 from suture.validate import options as validate_options
 
 PATIENCE = 10  # seconds that a stage has to end itself after Ctrl-C
-ENCODERS = {"surgery": "export/encoder.onnx", "build": "encoder/surgery/model.trt.onnx"}  # what stages read for an encoder
+READS = {"surgery": "export/model.onnx", "build": "surgery/model.trt.onnx"}  # of a part's folder
 ENGINE_WEIGHTS = "--engine-weights"  # build's --weights, which here would be export's
 STOPPED = {  # what the table says of a stage that did not do its work
     FOUND_DIFFERENCE: "found a difference: see above",
@@ -61,31 +64,28 @@ def main() -> int:
     if options.cache == "static" and given(options, "max_past"):
         parser.error("--max-past is a growing cache's; leave it out, or add --cache growing")
 
-    out = options.out
-    inputs = {
-        "export": [],
-        "surgery": [str(out / "export" / "model.onnx")],
-        "build": [str(out / "surgery" / "model.trt.onnx")],
-        "validate": [str(out)],
-    }
     outcomes: list[Outcome] = []
-    for stage, group in groups.items():
-        arguments = [*inputs[stage], *_given(group, options)]
-        if stage != "validate":
-            arguments += ["--out", str(out / stage)]
-        outcomes.append(_run(stage, arguments + ["--force"] * options.force, out))
-        if stage in ENCODERS and outcomes[-1].status == DONE and _has_encoder(out):
-            arguments = [str(out / ENCODERS[stage]), *_given(group, options), "--out", str(out / "encoder" / stage)]
-            outcomes.append(_run(stage, arguments + ["--force"] * options.force, out / "encoder"))
-            outcomes[-1].stage += " of the encoder"
-        if outcomes[-1].status != DONE:
+    for outcome in _stages(groups, options):
+        outcomes.append(outcome)
+        if outcome.status != DONE:
             break
     Console().print(_table(outcomes))
     return outcomes[-1].status
 
 
-def _has_encoder(out: Path) -> bool:
-    return "encoder.onnx" in (read_manifest(out / "export") or {}).get("outputs", {})
+def _stages(groups: dict[str, argparse._ArgumentGroup], options: argparse.Namespace) -> Iterator[Outcome]:
+    """Runs one stage of one part after another."""
+    out, given_to = options.out, {stage: _given(group, options) for stage, group in groups.items()}
+    given_to = {stage: arguments + ["--force"] * options.force for stage, arguments in given_to.items()}
+    yield _run("export", [*given_to["export"], "--pipeline", "--out", str(out)], out)
+    parts = find_parts(out)
+    for stage, reads in READS.items():
+        for part in parts:
+            arguments = [str(part.folder / reads), *given_to[stage], "--out", str(part.folder / stage)]
+            outcome = _run(stage, arguments, part.folder)
+            outcome.stage += f" of {part.name}" * (len(parts) > 1)
+            yield outcome
+    yield _run("validate", [str(out), *given_to["validate"]], out)
 
 
 def _given(group: argparse._ArgumentGroup, options: argparse.Namespace) -> list[str]:
@@ -121,6 +121,7 @@ def _run(stage: str, arguments: list[str], out: Path) -> Outcome:
         status = FAULT if status == FOUND_DIFFERENCE and not compares else status  # by itself, Python ends with 1
         return Outcome(stage, status, seconds, STOPPED.get(status, f"failed with status {status}"))
     try:
+        out = find_parts(out)[0].folder if stage == "export" else out
         manifest = read_manifest(out / stage)
         if status == FOUND_DIFFERENCE and manifest["verdict"] not in ("different", "failed"):  # an earlier run's
             return Outcome(stage, FAULT, seconds, STOPPED[FAULT])

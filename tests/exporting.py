@@ -28,7 +28,7 @@ CONFIG = json.loads((ROOT / "models" / "tiny-qwen" / "config.json").read_text())
 
 
 def export(checkpoint: Path, out: Path, **given: object) -> Path:
-    options = {"model": None, "dtype": None, "weights": None, "force": False} | given
+    options = {"model": None, "dtype": None, "weights": None, "part": None, "pipeline": False, "force": False} | given
     stage.export(Namespace(checkpoint=checkpoint, out=out, **options))
     return out / "model.onnx"
 

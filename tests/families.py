@@ -14,6 +14,7 @@ import transformers
 from filelock import FileLock
 from safetensors.torch import save_file
 
+from suture.core.parts import DECODER, find_parts
 from suture.export import __main__ as export
 from suture.models import architecture, random_checkpoint
 from suture.surgery import __main__ as surgery
@@ -180,20 +181,21 @@ def operated(name: str, dtype: str, shared: Path) -> Path:
 
 
 def export_and_operate(source: Path, out: Path, dtype: str, weights: str | None = None) -> None:
-    """Decoder, and encoder where there is one."""
-    export.export(Namespace(model=None, checkpoint=source, out=out / "export", dtype=dtype, weights=weights, force=False))
-    surgery.main([str(out / "export" / "model.onnx"), "--out", str(out / "surgery"), "--capacity", str(CAPACITY)])
-    if (out / "export" / "encoder.onnx").exists():
-        surgery.main([str(out / "export" / "encoder.onnx"), "--out", str(out / "encoder" / "surgery")])
+    """Every part."""
+    asked = {"model": None, "checkpoint": source, "dtype": dtype, "weights": weights, "part": None}
+    export.export(Namespace(**asked, out=out, pipeline=True, force=False))
+    for part in find_parts(out):
+        capacity = ["--capacity", str(CAPACITY)] if part.kind == DECODER else []
+        surgery.main([str(part.folder / "export" / "model.onnx"), "--out", str(part.folder / "surgery"), *capacity])
 
 
 def surgered(out: Path) -> list[Path]:
     """The folders of a pipeline's folder that surgery wrote."""
-    return [out / "surgery", *out.glob("encoder/surgery")]
+    return [part.folder / "surgery" for part in find_parts(out)]
 
 
 def levels(out: Path) -> list[dict]:
-    """What levels 1, 2 and 3 of a pipeline's folder found; of an encoder, too, where there is one."""
+    """What levels 1, 2 and 3 of a pipeline's folder found of each part."""
     validate_pipeline(out, Namespace(text=None, tolerance=None, seed=0, force=False))
     report = json.loads((out / "validate" / "report.json").read_text())
     return [level for level in report["levels"] if level["number"] < 4]

@@ -66,8 +66,12 @@ def audio(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def out(checkpoint, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("pipeline")
-    for stage, given in (("export", ["--checkpoint", checkpoint]), ("surgery", [out / "export" / "model.onnx"])):
-        command = [sys.executable, "-m", stage, *map(str, given), "--out", str(out / stage)]
+    decoder = out / "decoder"
+    for stage, given, folder in (
+        ("export", ["--checkpoint", checkpoint], out),
+        ("surgery", [decoder / "export" / "model.onnx"], decoder / "surgery"),
+    ):
+        command = [sys.executable, "-m", stage, *map(str, given), "--out", str(folder)]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return out
 
@@ -84,7 +88,7 @@ def expected(checkpoint: Path, audio: Path, language: str | None, task: str) -> 
     return written
 
 
-@pytest.mark.parametrize("graph", ["", "export/model.onnx"], ids=["static", "growing"])
+@pytest.mark.parametrize("graph", ["", "decoder/export/model.onnx"], ids=["static", "growing"])
 @pytest.mark.parametrize(
     ("language", "task"), [("en", "transcribe"), ("de", "transcribe"), ("de", "translate"), (None, "transcribe")]
 )
@@ -100,7 +104,7 @@ def test_tokens_are_those_of_transformers(checkpoint, out, audio, capsys, graph,
     assert printed.out == "".join(tokenizer.decode(window) + "\n" for window in windows)
 
 
-@pytest.mark.parametrize("graph", ["", "export/model.onnx"], ids=["static", "growing"])
+@pytest.mark.parametrize("graph", ["", "decoder/export/model.onnx"], ids=["static", "growing"])
 def test_the_encoder_counts(out, audio, monkeypatch, graph):
     """Its time until the first token, and its caches in what every step reads."""
     speaker = Generator(

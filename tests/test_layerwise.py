@@ -11,6 +11,7 @@ import torch
 from decoder_graphs import decoder_graph
 
 from suture.core.network.parse import LARGE
+from suture.core.parts import find_parts
 from suture.core.weights import load_graph, references, tensor_bytes
 from suture.models import checkpoint_folder
 from suture.runtime import layerwise
@@ -20,7 +21,7 @@ from suture.runtime.network_decoder import open_network
 from suture.surgery.__main__ import main
 from suture.validate import reference
 from suture.validate.compare import compare
-from suture.validate.encoder import compare_encoders, in_onnxruntime, make_features
+from suture.validate.graph_part import compare_runs, in_onnxruntime, make_inputs
 from suture.validate.levels import compare_graphs
 from suture.validate.reference import open_reference
 from suture.validate.scenarios import make_scenarios, random_tokens
@@ -59,13 +60,14 @@ def test_parts_compute_what_the_whole_does(static, dtype, tmp_path, monkeypatch)
 
 def test_an_encoder_runs_by_parts(shared, monkeypatch):
     out = families.operated("whisper", "float32", shared)
-    path = out / "encoder" / "surgery" / "model.onnx"
-    _, features = make_features(out / "export" / "encoder.onnx", seed=0)
+    part = find_parts(out)[0]
+    path = part.folder / "surgery" / "model.onnx"
+    _, inputs = make_inputs(part.folder / "export" / "model.onnx", part, seed=0)
     whole = in_onnxruntime(path, "whole")
     monkeypatch.setattr(layerwise, "LARGE", 0)
     monkeypatch.setattr(layerwise, "MOST_WEIGHTS", 20_000)
     assert len(split(load_graph(path))) > 4
-    assert compare_encoders(whole, in_onnxruntime(path, "parts"), features, 1e-6).status == "passed"
+    assert compare_runs(whole, in_onnxruntime(path, "parts"), inputs, 1e-6).status == "passed"
 
 
 def test_each_part_has_few_weights_and_each_node_one_part(tmp_path, everything_is_large):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from suture.core.errors import UserError
+from suture.core.parts import DECODER
 from suture.core.signature import find_signature
 from suture.core.weights import load_graph
 from suture.export import __main__ as export
@@ -19,11 +20,12 @@ from suture.export.interface import decoder_interface
 from suture.export.shallow import KEPT, without_middle
 from suture.export.trace import TRACED_LAYERS, trace
 from suture.models import architecture, load_model, open_checkpoint, random_checkpoint
+from suture.models.parts import parts_of
 from suture.models.random_checkpoint import read_config
 from suture.surgery import __main__ as surgery
-from suture.validate.compare import DIFFERENT, PASSED
-from suture.validate.encoder import compare_encoder
-from suture.validate.levels import find_pipeline
+from suture.validate.compare import DIFFERENT, NOT_RUN, PASSED
+from suture.validate.graph_part import graph_level
+from suture.validate.pipeline import find_pipeline
 from tests.families import (
     CAPABILITIES,
     DECOMPOSED,
@@ -108,7 +110,7 @@ def test_whispers_numbers_are_transformers(shared):
     ours, model = load_model(open_checkpoint(checkpoint("whisper", shared)), torch.float32), reference("whisper")
     torch.manual_seed(1)
     dims, features = ours.dimensions, torch.randn(2, 8, 24)
-    decoder, encoder = ours.parts()
+    encoder, decoder = (part.module for part in ours.parts())
     cross = encoder(features)
     assert {tuple(cache.shape) for cache in cross} == {(2, dims.kv_heads, dims.encoder_slots, dims.head_dim)}
     ids = torch.randint(3, dims.vocab, (2, 15))
@@ -144,7 +146,7 @@ def test_fuses_all_and_every_level_agrees(name, dtype, shared, record_property):
     for folder in surgered(out):
         assert counts(onnx.load(folder / "model.onnx"), DECOMPOSED) == {}
         assert json.loads((folder / "report.json").read_text())["unfused"] == []
-    fused = counts(onnx.load(out / "surgery" / "model.onnx"), FUSED)
+    fused = counts(onnx.load(find_pipeline(out, None).decoder.portable), FUSED)
     assert fused == FAMILIES[name].fused
     found = levels(out)
     assert [level["status"] for level in found] == [PASSED] * (6 if name == "whisper" else 3)
@@ -156,22 +158,24 @@ def test_fuses_all_and_every_level_agrees(name, dtype, shared, record_property):
 def test_levels_of_an_encoder_see_a_changed_graph(shared, tmp_path):
     """A graph with another GELU, in place of the portable one."""
     out = operated("whisper", "float32", shared)
-    files = find_pipeline(out, None).encoder
+    files = find_pipeline(out, None).parts[0]
+    assert files.part.name == "encoder"
     changed = onnx.load(files.portable)
     gelus = [node for node in changed.graph.node if node.op_type == "Gelu"]
     assert len(gelus) == 4
     for node in gelus:
         node.attribute[0].CopyFrom(onnx.helper.make_attribute("approximate", "tanh"))
     onnx.save(changed, tmp_path / "model.onnx")
-    found = dict(compare_encoder(replace(files, portable=tmp_path / "model.onnx"), checkpoint("whisper", shared), None, 0))
-    assert [found[number].status for number in (1, 2, 3)] == [PASSED, DIFFERENT, DIFFERENT]
-    assert {output.output for output in found[2].scenarios[0].outputs} == {
+    other = replace(files, portable=tmp_path / "model.onnx")
+    found = [graph_level(other, checkpoint("whisper", shared), None, 0, number) for number in (1, 2, 3, 4)]
+    assert [level.status for level in found] == [PASSED, DIFFERENT, DIFFERENT, NOT_RUN]
+    assert {output.output for output in found[1].comparison.scenarios[0].outputs} == {
         f"present.{layer}.encoder.{role}" for layer in (0, 1) for role in ("key", "value")
     }
-    unfinished = dict(compare_encoder(replace(files, lowered=None), None, None, 0))
-    assert "is not here" in unfinished[1]
-    assert "surgery has not been run" in unfinished[2]
-    assert unfinished[3] == unfinished[2]
+    unfinished = [graph_level(replace(files, lowered=None), None, None, 0, number) for number in (1, 2, 3)]
+    assert "is not here" in unfinished[0].reason
+    assert "surgery has not been run" in unfinished[1].reason
+    assert unfinished[2].reason == unfinished[1].reason
 
 
 @pytest.mark.every
@@ -213,7 +217,7 @@ def numbered(graph, known):
 
 
 def decoder(model):
-    return model if model.dimensions.encoder_slots is None else model.parts()[0]
+    return next(part.module for part in parts_of(model) if part.kind == DECODER)
 
 
 @pytest.mark.parametrize(("name", "dtype", "capabilities"), BUILDS)

@@ -49,7 +49,11 @@ def source(shared):
 
 
 def export_float32(checkpoint: Path, out: Path) -> Path:
-    export(Namespace(checkpoint=checkpoint, model=None, dtype="float32", weights=None, out=out, force=False))
+    export(
+        Namespace(
+            checkpoint=checkpoint, model=None, dtype="float32", weights=None, part=None, pipeline=False, out=out, force=False
+        )
+    )
     return out / "model.onnx"
 
 

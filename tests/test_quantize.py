@@ -12,12 +12,14 @@ from onnx import numpy_helper
 from test_surgery import refusal
 
 from suture.core.network.inputs import make_feeds
+from suture.core.parts import DECODER, PartFolder
 from suture.core.weights import ORT_ROOT_OPTION, load_graph, weights_root
 from suture.models import checkpoint_folder
 from suture.models.tokenizer import open_tokenizer
 from suture.runtime.graphs import graph_of, open_graph
 from suture.surgery.__main__ import main
-from suture.validate.levels import Pipeline, token_level
+from suture.validate.levels import token_level
+from suture.validate.pipeline import PartFiles, Pipeline
 from suture.validate.report import make_report, render
 
 LAYERS, CAPACITY = 4, 64  # conftest.quantised
@@ -116,7 +118,8 @@ def test_the_report_shows_what_the_format_costs(quantised, tiny_export):
     folder = quantised("--quantize", "int4", "--group-size", "64")
     source, files = checkpoint_folder("tiny-qwen"), (tiny_export, folder, folder / "float")
     exported, model, before = (each / "model.onnx" for each in files)
-    pipeline = Pipeline(exported, model, before, lowered=None, engine=None, checkpoint=source, text=None, results=None)
+    files = PartFiles(PartFolder("decoder", DECODER, folder), exported, model, before, lowered=None, engine=None)
+    pipeline = Pipeline((files,), checkpoint=source, text=None, results=None)
     tokenizer, text = open_tokenizer(source), (source / "heldout.txt").read_text(encoding="utf-8")
     portable = open_graph(model, "portable")
     level = token_level(pipeline, portable, tokenizer, tokenizer.encode(text[:4000]))

@@ -32,7 +32,9 @@ def exported(tmp_path_factory) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     shutil.copy(source / "qwen.tiktoken", folder)
     out = folder / "export"
-    export(Namespace(checkpoint=folder, model=None, dtype="float16", weights=None, out=out, force=False))
+    export(
+        Namespace(checkpoint=folder, model=None, dtype="float16", weights=None, part=None, pipeline=False, out=out, force=False)
+    )
     return out / "model.onnx"
 
 
@@ -77,7 +79,18 @@ def test_kernels_read_small_weights(exported, tmp_path, monkeypatch, options, we
 def test_int8_weights_stay_small_in_bfloat16(exported, tmp_path, monkeypatch, skipped):
     """Gate and up that are apart TensorRT writes out in bfloat16 at every step, to join them; in float16 it does not."""
     source = exported.parents[1]
-    export(Namespace(checkpoint=source, model=None, dtype="bfloat16", weights=None, out=tmp_path / "export", force=False))
+    export(
+        Namespace(
+            checkpoint=source,
+            model=None,
+            dtype="bfloat16",
+            weights=None,
+            part=None,
+            pipeline=False,
+            out=tmp_path / "export",
+            force=False,
+        )
+    )
     arguments = [str(tmp_path / "export" / "model.onnx"), "--out", str(tmp_path / "surgery"), "--capacity", "64", "--verify"]
     assert main([*arguments, "--quantize", "int8", *skipped]) == 0
     out = tmp_path / "build"

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from suture.core.command import Parser, given, run
 from suture.core.errors import UserError
-from suture.core.manifest import MANIFEST, read_manifest
+from suture.core.manifest import read_manifest
 from suture.core.stage import Stage
 from suture.core.weights import load_graph, weight_files, weights_root
 from suture.runtime.graphs import open_graph
@@ -21,8 +21,9 @@ from suture.validate.bundle import write_bundle
 from suture.validate.check import main as check_command
 from suture.validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED
 from suture.validate.level import Level
-from suture.validate.levels import compare_graphs, find_pipeline, run_levels, scenarios_for
+from suture.validate.levels import compare_graphs, run_levels, scenarios_for
 from suture.validate.options import add_options
+from suture.validate.pipeline import find_pipeline
 from suture.validate.progress import Progress
 from suture.validate.report import exit_status, make_report, verdict, write_report
 
@@ -81,13 +82,16 @@ def _refuse_without_effect(parser: Parser, options: argparse.Namespace) -> None:
 def bundle_pipeline(folder: Path, options: argparse.Namespace) -> int:
     """Writes what a machine with a GPU needs to run the pipeline's engine, and says what to do with it."""
     pipeline = find_pipeline(folder, options.text)
-    for stage, path in (("surgery", pipeline.portable), ("surgery", pipeline.lowered), ("build", pipeline.engine)):
+    files = pipeline.decoder
+    if files is None:
+        raise UserError(folder, "has no part that writes tokens", "run its engines with suture.runtime.engine")
+    for stage, path in (("surgery", files.portable), ("surgery", files.lowered), ("build", files.engine)):
         if path is None:
-            raise UserError(folder / stage, "has no results", f"run python -m {stage} first")
+            raise UserError(files.part.folder / stage, "has no results", f"run python -m {stage} first")
     out = options.out or folder / "bundle"
     with Progress(console) as progress:
         progress.tell("writing the bundle")
-        bundle = write_bundle(pipeline.portable, pipeline.lowered, pipeline.engine, out,
+        bundle = write_bundle(files.portable, files.lowered, files.engine, out,
                               lambda graph: scenarios_for(pipeline, graph, options.seed), options.tolerance)  # fmt: skip
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     for each in bundle["left_out"]:
@@ -102,11 +106,10 @@ def validate_pipeline(folder: Path, options: argparse.Namespace, results: Path |
 
     `results`: of the folder's bundle, from a machine with a GPU."""
     pipeline = find_pipeline(folder, options.text, results)
-    manifests = [path for name in ("export", "surgery", "build") if (path := folder / name / MANIFEST).is_file()]
     stage = Stage(
         "validate",
         folder / "validate",
-        inputs=[*pipeline.files, *manifests, *_weights(pipeline.graphs)],
+        inputs=[*pipeline.files, *_weights(pipeline.graphs)],
         options={"text": options.text, "tolerance": options.tolerance, "seed": options.seed},
     )
     title = pipeline.checkpoint.resolve().name if pipeline.checkpoint else folder.resolve().name

@@ -1,33 +1,31 @@
 """The levels of validation that a pipeline's folder allows, each a comparison with the step before.
 
-1 PyTorch ↔ exported graph. 2 Exported ↔ portable graph. 3 Portable graph ↔ TensorRT's network. 4 Portable graph ↔
-engine. 5 Tokens: PyTorch ↔ portable graph on real text. A level that this machine cannot run says why; it has not passed.
-A level whose files are broken or lost, though a stage wrote them, has failed.
+Of each part: 1 PyTorch ↔ exported graph. 2 Exported ↔ portable graph. 3 Portable graph ↔ TensorRT's network. 4 Portable graph ↔
+engine. Of the whole model: 5 Tokens: PyTorch ↔ portable graph on real text. A level that this machine cannot run says why; it
+has not passed. A level whose files are broken or lost, though a stage wrote them, has failed.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from onnx import TensorProto
 
 from suture.core.errors import UserError
-from suture.core.manifest import read_manifest, recorded_file
 from suture.core.network.compare import ROUNDED
 from suture.core.network.evaluate import NotEvaluated
 from suture.core.network.parse import NoTensorRT
-from suture.models import open_checkpoint
-from suture.models.tokenizer import Tokenizer, open_tokenizer, tokenizer_files
+from suture.core.parts import DECODER
+from suture.models.tokenizer import Tokenizer, open_tokenizer
 from suture.runtime.engine import read_description, takes, why_not
 from suture.runtime.engine_decoder import open_engine
 from suture.runtime.graphs import OnnxDecoder, open_graph
 from suture.runtime.network_decoder import open_network
 from suture.validate.bundle import Results, read_results
-from suture.validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED, TOLERANCES, Comparison, ScenarioResult, compare
-from suture.validate.encoder import EncoderFiles, compare_encoder
+from suture.validate.compare import DIFFERENT, NOT_RUN, PASSED, TOLERANCES, ScenarioResult, compare
+from suture.validate.graph_part import graph_level
 from suture.validate.level import TITLES, Broken, Level, failed, not_run
+from suture.validate.pipeline import PartFiles, Pipeline
 from suture.validate.progress import Progress
 from suture.validate.reference import open_reference
 from suture.validate.runners import Model
@@ -36,128 +34,108 @@ from suture.validate.tokens import compare_tokens, quantisation_cost
 
 SHADOW_COPY_NOTE = "In onnxruntime, bfloat16 graphs ran as float32 shadow copies with the same weights: its CPU has no bfloat16"
 
+NO_TOKENS = "no part of the model writes tokens"
+
 LAYERWISE_NOTE = (
     "The model is too large to be loaded at once: it ran layer by layer, in few steps, over caches of few slots, which "
     "nothing but their shapes depends on"
 )
 
 
-@dataclass(frozen=True)
-class Pipeline:
-    """The files of a pipeline's folder that validation reads; None where a stage has not written them. One that a stage's
-    manifest lists may be gone."""
-
-    exported: Path
-    portable: Path | None
-    unquantised: Path | None  # the portable graph before it was quantised, where it was
-    lowered: Path | None
-    engine: Path | None
-    checkpoint: Path | None
-    text: Path | None
-    results: Path | None  # of the bundle's run.py, from a machine with a GPU
-    encoder: EncoderFiles | None = None
-
-    @property
-    def graphs(self) -> list[Path]:
-        files = [self.exported, self.portable, self.unquantised, self.lowered]
-        if self.encoder:
-            files += [self.encoder.exported, self.encoder.portable, self.encoder.lowered]
-        return [path for path in files if path and path.is_file()]
-
-    @property
-    def files(self) -> list[Path]:
-        """All that is read, but the graphs' weights."""
-        described = self.engine and self.engine.with_name("engine.json")
-        files = [*self.graphs, *(path for path in (self.engine, described) if path and path.is_file())]
-        files += [path for path in (self.text, self.results) if path]
-        if self.checkpoint:
-            files += tokenizer_files(self.checkpoint)
-            with suppress(UserError):  # the level that reads it says what is wrong with it
-                files += open_checkpoint(self.checkpoint).files
-        return list(dict.fromkeys(files))
-
-
-def find_pipeline(folder: Path, text: Path | None, results: Path | None = None) -> Pipeline:
-    """Raises UserError where there is no exported graph, or `text` is no file."""
-    exported = recorded_file(folder / "export", "model.onnx")
-    if exported is None:
-        raise UserError(folder, "has no export/model.onnx", "name the --out folder of suture/pipeline.py, or two .onnx files")
-    if text is not None and not text.is_file():
-        raise UserError(text, "no such file", "name a text file with --text")
-    recorded = (read_manifest(folder / "export") or {}).get("options", {}).get("checkpoint")
-    checkpoint = Path(recorded) if recorded and Path(recorded).is_dir() else None
-    heldout = checkpoint / "heldout.txt" if checkpoint else None
-    encoder = recorded_file(folder / "export", "encoder.onnx")
-    operated = folder / "encoder" / "surgery"
-    return Pipeline(
-        exported=exported,
-        portable=recorded_file(folder / "surgery", "model.onnx"),
-        unquantised=recorded_file(folder / "surgery", "float/model.onnx"),
-        lowered=recorded_file(folder / "surgery", "model.trt.onnx"),
-        engine=recorded_file(folder / "build", "model.engine"),
-        checkpoint=checkpoint,
-        text=text or (heldout if heldout and heldout.is_file() else None),
-        results=results,
-        encoder=encoder and EncoderFiles(encoder, *(recorded_file(operated, f"model{end}") for end in (".onnx", ".trt.onnx"))),
-    )
-
-
 def run_levels(
     pipeline: Pipeline, tolerance: float | None, seed: int, save: Callable[[int, str], Path], progress: Progress
 ) -> list[Level]:
-    """All five levels in order, then the first three of an encoder. `save(level, scenario)` names Polygraphy's file."""
-    exported, portable = _opened(pipeline.exported, "exported"), _opened(pipeline.portable, "portable")
-    tokenizer, ids, no_text = _read_text(pipeline)
-    known = next((graph for graph in (exported, portable) if isinstance(graph, OnnxDecoder)), None)
-    large = known is not None and known.layerwise
-    capacity = portable.capacity if isinstance(portable, OnnxDecoder) else None
-    scenarios = []  # of none, where there is no graph to ask
-    if known:
-        source = text_tokens(ids, seed) if ids else random_tokens(known.vocab, seed)
-        scenarios = make_scenarios(source, capacity, known.trained_length, large, known.prefix)
+    """Levels 1 to 4 of each part, in the order in which they are called, then level 5 of the whole model.
+    `save(level, scenario)` names Polygraphy's file."""
+    levels, decoder = [], None
+    for files in pipeline.parts:
+        name = f"{files.part.name}: " if len(pipeline.parts) > 1 else ""
+        if files.part.kind == DECODER:
+            saved = partial(_saved, save, files.part.name) if name else save
+            checked = DecoderLevels(pipeline, files, tolerance, seed, saved, progress.tell)
+            decoder = decoder or checked
+            check = checked.check
+        else:
+            check = partial(graph_level, files, pipeline.checkpoint, tolerance, seed)
+        for number in (1, 2, 3, 4):
+            levels.append(progress.level(f"level {number}, {name}{TITLES[number]}", partial(check, number)))
+            levels[-1].title = name + TITLES[number]
+    levels.append(progress.level(f"level 5, {TITLES[5]}", lambda: decoder.check(5) if decoder else not_run(5, NO_TOKENS)))
+    return levels
 
-    def run(
-        number: int, reference: Model, candidate: Model, allowed: float | None = None, asked: list[Scenario] = scenarios
+
+def _saved(save: Callable[[int, str], Path], part: str, number: int, scenario: str) -> Path:
+    return save(number, f"{part}-{scenario}")
+
+
+class DecoderLevels:
+    """The levels of a part that is a step with a KV cache, its graphs opened once for all."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        files: PartFiles,
+        tolerance: float | None,
+        seed: int,
+        save: Callable[[int, str], Path],
+        tell: Callable[[str], None],
+    ):
+        self.pipeline, self.files, self.tolerance, self.save, self.tell = pipeline, files, tolerance, save, tell
+        self.exported, self.portable = _opened(files.exported, "exported"), _opened(files.portable, "portable")
+        self.tokenizer, self.ids, self.no_text = _read_text(pipeline)
+        known = next((graph for graph in (self.exported, self.portable) if isinstance(graph, OnnxDecoder)), None)
+        self.large = known is not None and known.layerwise
+        capacity = self.portable.capacity if isinstance(self.portable, OnnxDecoder) else None
+        self.scenarios: list[Scenario] = []  # of none, where there is no graph to ask
+        if known:
+            source = text_tokens(self.ids, seed) if self.ids else random_tokens(known.vocab, seed)
+            self.scenarios = make_scenarios(source, capacity, known.trained_length, self.large, known.prefix)
+
+    def check(self, number: int) -> Level:
+        exported, portable = self.exported, self.portable
+        needs = {1: [exported], 2: [exported, portable], 3: [portable], 4: [portable], 5: [portable]}
+        broken = next((each for each in needs[number] if isinstance(each, Broken)), None)
+        if broken:
+            return failed(number, broken.reason)
+        if number == 1:
+            return _export_level(self.pipeline, exported, self._run, self.tell)
+        if number == 2:
+            return _surgery_level(self.files, exported, portable, self._run)
+        if number == 3:
+            return _network_level(self.files, portable, self._run, self.tell)
+        if number == 4:
+            return _engine_level(self.files, self.pipeline.results, portable, self.scenarios, self._run, self.tell)
+        return self._text_level()
+
+    def _run(
+        self,
+        number: int,
+        reference: Model,
+        candidate: Model,
+        allowed: float | None = None,
+        asked: list[Scenario] | None = None,
     ) -> Level:
         comparison = compare(
             reference,
             candidate,
-            asked,
-            tolerance or allowed,
-            save=lambda scenario: save(number, scenario),
-            tell=lambda scenario: progress.tell(f"level {number}: {scenario}"),
+            self.scenarios if asked is None else asked,
+            self.tolerance or allowed,
+            save=lambda scenario: self.save(number, scenario),
+            tell=lambda scenario: self.tell(f"level {number}: {scenario}"),
         )
         notes = [SHADOW_COPY_NOTE] if candidate.dtype == TensorProto.BFLOAT16 else []
-        notes += [LAYERWISE_NOTE] if large else []
+        notes += [LAYERWISE_NOTE] if self.large else []
         return Level(number, TITLES[number], comparison.status, comparison=comparison, notes=notes)
 
-    def text_level() -> Level:
-        if not (pipeline.checkpoint and portable):
+    def _text_level(self) -> Level:
+        if not (self.pipeline.checkpoint and self.portable):
             return not_run(5, "needs the checkpoint and the portable graph")
-        if large:
+        if self.large:
             return not_run(5, "a model that runs layer by layer takes too long to read a text")
-        if no_text:
-            return not_run(5, no_text)
-        progress.tell("level 5: reading text")
-        return token_level(pipeline, portable, tokenizer, ids)
-
-    needs = {1: [exported], 2: [exported, portable], 3: [portable], 4: [portable], 5: [portable]}
-    checks = {
-        1: lambda: _export_level(pipeline, exported, run, progress.tell),
-        2: lambda: _surgery_level(pipeline, exported, portable, run),
-        3: lambda: _network_level(pipeline, portable, run, progress.tell),
-        4: lambda: _engine_level(pipeline, portable, scenarios, run, progress.tell),
-        5: text_level,
-    }
-
-    def check(number: int) -> Level:
-        broken = next((each for each in needs[number] if isinstance(each, Broken)), None)
-        return failed(number, broken.reason) if broken else checks[number]()
-
-    levels = [progress.level(f"level {number}, {TITLES[number]}", partial(check, number)) for number in checks]
-    if pipeline.encoder:
-        levels += _encoder_levels(pipeline.encoder, pipeline.checkpoint, tolerance, seed, progress)
-    return levels
+        if self.no_text:
+            return not_run(5, self.no_text)
+        self.tell("level 5: reading text")
+        return token_level(self.pipeline, self.portable, self.tokenizer, self.ids)
 
 
 def compare_graphs(
@@ -190,15 +168,15 @@ def _export_level(pipeline: Pipeline, exported: OnnxDecoder, run: Callable[..., 
     return run(1, open_reference(pipeline.checkpoint, exported.dtype), exported)
 
 
-def _surgery_level(pipeline: Pipeline, exported: OnnxDecoder, portable: OnnxDecoder | None, run: Callable[..., Level]) -> Level:
+def _surgery_level(files: PartFiles, exported: OnnxDecoder, portable: OnnxDecoder | None, run: Callable[..., Level]) -> Level:
     """What surgery made of the exported graph, up to where it quantised it: level 5 says what that does."""
     if portable is None:
         return not_run(2, "surgery has written no portable graph")
     if portable.quantised is None:
         return run(2, exported, portable)
-    if pipeline.unquantised is None:
+    if files.unquantised is None:
         return not_run(2, "surgery has left no graph from before it quantised")
-    unquantised = _opened(pipeline.unquantised, "portable, not yet quantised")
+    unquantised = _opened(files.unquantised, "portable, not yet quantised")
     if isinstance(unquantised, Broken):
         return failed(2, unquantised.reason)
     level = run(2, exported, unquantised)
@@ -212,13 +190,13 @@ def _allowed(portable: OnnxDecoder) -> float:
 
 
 def _network_level(
-    pipeline: Pipeline, portable: OnnxDecoder | None, run: Callable[..., Level], tell: Callable[[str], None]
+    files: PartFiles, portable: OnnxDecoder | None, run: Callable[..., Level], tell: Callable[[str], None]
 ) -> Level:
-    if portable is None or pipeline.lowered is None:
+    if portable is None or files.lowered is None:
         return not_run(3, "surgery has written no lowered graph")
     tell("level 3: TensorRT parses the lowered graph")
     try:
-        network = open_network(pipeline.lowered, "TensorRT's network")
+        network = open_network(files.lowered, "TensorRT's network")
     except (NoTensorRT, NotEvaluated) as error:
         return not_run(3, str(error))
     except UserError as error:
@@ -227,33 +205,34 @@ def _network_level(
 
 
 def _engine_level(
-    pipeline: Pipeline,
+    files: PartFiles,
+    imported: Path | None,
     portable: OnnxDecoder | None,
     scenarios: list[Scenario],
     run: Callable[..., Level],
     tell: Callable[[str], None],
 ) -> Level:
-    if portable is None or pipeline.engine is None:
+    if portable is None or files.engine is None:
         return not_run(4, "no engine has been built")
     allowed = _allowed(portable)
-    if pipeline.results:
-        if pipeline.lowered is None:
-            raise UserError(pipeline.results, "cannot be tied to a lowered graph, which is not here", "run surgery again")
-        results: Results = read_results(pipeline.results, pipeline.portable, pipeline.lowered)
+    if imported:
+        if files.lowered is None:
+            raise UserError(imported, "cannot be tied to a lowered graph, which is not here", "run surgery again")
+        results: Results = read_results(imported, files.portable, files.lowered)
         level = run(4, portable, results, allowed, results.scenarios)
         level.notes += results.notes
         return level
     try:
-        description = read_description(pipeline.engine.with_name("engine.json"))
-        reason, expected, size = why_not(description), description["engine_bytes"], pipeline.engine.stat().st_size
+        description = read_description(files.engine.with_name("engine.json"))
+        reason, expected, size = why_not(description), description["engine_bytes"], files.engine.stat().st_size
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        return failed(4, f"{pipeline.engine.parent}: what build wrote cannot be read ({type(error).__name__}: {error})")
+        return failed(4, f"{files.engine.parent}: what build wrote cannot be read ({type(error).__name__}: {error})")
     if size != expected:
-        return failed(4, f"{pipeline.engine}: has {size} bytes, and was built with {expected}")
+        return failed(4, f"{files.engine}: has {size} bytes, and was built with {expected}")
     if reason:
         return not_run(4, f"{reason}; --bundle makes a folder to run where one is, and --import takes its results")
     tell("level 4: loading the engine")
-    engine = open_engine(pipeline.engine)
+    engine = open_engine(files.engine)
     fitting, others = [], []
     for scenario in scenarios:
         shapes = [step["tokens"].shape for step in scenario.steps]
@@ -264,25 +243,6 @@ def _engine_level(
         level.comparison.scenarios.append(ScenarioResult(scenario.name, scenario.what, NOT_RUN, reason))
     engine.engine.save_runtime_cache()
     return level
-
-
-def _encoder_levels(
-    files: EncoderFiles, checkpoint: Path | None, tolerance: float | None, seed: int, progress: Progress
-) -> Iterator[Level]:
-    compared = compare_encoder(files, checkpoint, tolerance, seed)
-
-    def check() -> Level:
-        number, found = next(compared)
-        title = f"Encoder: {TITLES[number]}"
-        if isinstance(found, Comparison):
-            return Level(number, title, found.status, comparison=found)
-        if isinstance(found, Broken):
-            return Level(number, title, FAILED, found.reason)
-        return Level(number, title, NOT_RUN, found)
-
-    for number in (1, 2, 3):
-        progress.tell(f"level {number} of the encoder")
-        yield progress.level(f"level {number}, encoder: {TITLES[number]}", check)
 
 
 def scenarios_for(pipeline: Pipeline, graph: OnnxDecoder, seed: int) -> list[Scenario]:
@@ -296,8 +256,9 @@ def token_level(pipeline: Pipeline, portable: OnnxDecoder, tokenizer: Tokenizer,
     """Level 5; for a quantised graph also what the format costs."""
     reference = open_reference(pipeline.checkpoint)
     tokens = compare_tokens(reference, portable, tokenizer, ids, portable.dtype, portable.quantised)
-    if portable.quantised and pipeline.unquantised:
-        graphs = {"before": pipeline.unquantised, "quantised": pipeline.portable}
+    files = pipeline.decoder
+    if portable.quantised and files.unquantised:
+        graphs = {"before": files.unquantised, "quantised": files.portable}
         tokens.cost = quantisation_cost(reference, graphs, portable.quantised, tokenizer, ids, tokens.readings[0])
     notes = [SHADOW_COPY_NOTE] if portable.dtype == TensorProto.BFLOAT16 else []
     return Level(5, TITLES[5], PASSED if tokens.passed else DIFFERENT, tokens=tokens, notes=notes)

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from suture.core.command import DONE, FOUND_DIFFERENCE
 from suture.core.errors import UserError
 from suture.core.manifest import peak_memory, read_manifest, result
+from suture.core.parts import PartFolder, find_parts
 from suture.core.reader import read_json
 from suture.validate import plots
 from suture.validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED
@@ -33,7 +34,9 @@ def exit_status(verdict: str) -> int:
 
 def make_report(title: str, levels: list[Level], versions: dict, started: float, folder: Path | None = None) -> dict:
     """What report.json holds. `folder`: the pipeline's, where there is one; `started`: by time.monotonic()."""
-    stages = [stage for name in STAGES if folder and (stage := _stage(folder, name))]
+    parts = find_parts(folder) if folder else ()
+    several = len(parts) > 1
+    stages = [stage for part in parts for name in STAGES if (stage := _stage(part, name, several))]
     stages.append({"name": "validate", "seconds": round(time.monotonic() - started, 3),
                    "peak_memory_bytes": peak_memory(), "outputs": {}, "options": {}})  # fmt: skip
     return {
@@ -41,37 +44,44 @@ def make_report(title: str, levels: list[Level], versions: dict, started: float,
         "verdict": verdict(levels),
         "summary": _summary(levels),
         "stages": stages,
-        "surgery": _read(folder / "surgery", "report.json") if folder else None,
-        "engine": _engine(folder / "build") if folder else None,
+        "parts": [
+            {
+                "name": part.name,
+                "surgery": _read(part.folder / "surgery", "report.json"),
+                "engine": _engine(part.folder / "build"),
+            }
+            for part in parts
+        ],
         "levels": [_level(level) for level in levels],
         "versions": versions,
     }
 
 
 def write_report(report: dict, folder: Path, pipeline: Path | None = None) -> None:
-    """`pipeline`: the folder whose surgery has drawn one layer before and after, where there is one."""
-    pictures = _pictures(pipeline / "surgery") if pipeline else {}
+    """`pipeline`: the folder in which surgery has drawn one layer before and after, where there is one."""
+    pictures = {part.name: _pictures(part.folder / "surgery") for part in find_parts(pipeline)} if pipeline else {}
     try:
         page = render(report, pictures)
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError):
-        if not (report["surgery"] or report["engine"]):
+        if not any(part["surgery"] or part["engine"] for part in report["parts"]):
             raise
-        report |= {"surgery": None, "engine": None}  # what lies in their reports' place is none
+        for part in report["parts"]:
+            part |= {"surgery": None, "engine": None}  # what lies in their reports' place is none
         report["summary"] += " What surgery or build wrote about its work cannot be read."
         page = render(report, pictures)
     (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (folder / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
-def render(report: dict, pictures: dict[str, str] | None = None) -> str:
+def render(report: dict, pictures: dict[str, dict[str, str]] | None = None) -> str:
     """The report as one HTML page that needs nothing beside it, and shows no markup from a file: text is escaped, and
-    `pictures`, SVG of a layer by before and after as data URIs, are images, in which no script runs."""
+    `pictures`, by part SVG of a layer by before and after as data URIs, are images, in which no script runs."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"error": _error, "bytes": _bytes, "seconds": _seconds, "bar": _bar}
-    return environment.get_template("report.html.j2").render(report, plots=plots, pictures=pictures or {})
+    return environment.get_template("report.html.j2").render(report, plots=plots, drawn=pictures or {})
 
 
 def _pictures(surgery: Path) -> dict[str, str]:
@@ -111,10 +121,10 @@ def _level(level: Level) -> dict:
     return found
 
 
-def _stage(folder: Path, name: str) -> dict | None:
-    manifest = read_manifest(folder / name)
+def _stage(part: PartFolder, name: str, several: bool) -> dict | None:
+    manifest = read_manifest(part.folder / name)
     return manifest and {
-        "name": name,
+        "name": f"{name} of {part.name}" if several else name,
         **{key: manifest.get(key) for key in ("seconds", "peak_memory_bytes", "outputs", "options")},
     }
 

@@ -17,6 +17,7 @@ from suture.core.errors import UserError
 from suture.core.network.validity import Use, uses_of_inputs
 from suture.core.shapes import ShapeRange, check_shapes
 from suture.core.signature import Signature, find_signature
+from suture.core.step_inputs import position_values, token_values
 
 ROWS, LENGTH, SIDE = 2, 8, 32  # of dimensions whose length the graph leaves open
 COUNT = 3  # of iterations
@@ -76,6 +77,15 @@ def _fits(sizes: list[int | str], shape: tuple[int, ...]) -> bool:
     return len(sizes) == len(shape) and all(not isinstance(size, int) or size == given for size, given in zip(sizes, shape))
 
 
+def make_noise(model: onnx.ModelProto, seed: int, below: dict[str, int]) -> dict[str, np.ndarray]:
+    """One set of inputs of a graph that is no decoder. `below`: by input, what its integers lie
+    below, where the graph itself may not show it."""
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in initializers]
+    uses = uses_of_inputs(model) | {name: Use(below=bound) for name, bound in below.items()}
+    return _noise(inputs, np.random.default_rng(seed), uses)
+
+
 def read_feeds(path: Path) -> list[Feeds]:
     """Inputs from a file of numpy arrays by name (.npz)."""
     if not zipfile.is_zipfile(path):
@@ -101,9 +111,10 @@ def _step(model, signature: Signature, inputs, past: int, tokens: int, rng) -> d
     for value in inputs:
         name, dtype, sizes = value.name, _dtype(value), _sizes(value)
         if name == signature.tokens:
-            array = rng.integers(0, vocabulary if isinstance(vocabulary, int) else 100, (rows, tokens))
+            ids = rng.integers(0, vocabulary if isinstance(vocabulary, int) else 100, (rows, tokens))
+            array = token_values(signature, ids)
         elif name == signature.positions:
-            array = positions if len(sizes) == 2 else np.broadcast_to(positions, (sizes[0], rows, tokens))
+            array = position_values(signature, positions)
         elif name == signature.write_indices:
             array = starts
         elif name == signature.sequence_lengths:

@@ -12,6 +12,7 @@ import onnxruntime as ort
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from suture.core.shadow_copy import float32_shadow_copy, has_bfloat16
+from suture.core.step_inputs import position_values, token_values
 from suture.surgery.graph import SMALL, Graph, onnx_type, static_dim
 
 ort.set_default_logger_severity(4)
@@ -131,9 +132,9 @@ def _feed(graph: Graph, tensor: gs.Tensor, probe: Probe) -> np.ndarray | None:
     signature = graph.signature
     dtype = onnx.helper.tensor_dtype_to_np_dtype(onnx_type(tensor))
     if tensor.name == signature.tokens:
-        return np.ones((probe.batch, probe.steps), dtype)
+        return token_values(signature, np.ones((probe.batch, probe.steps), np.int64)).astype(dtype)
     if tensor.name == signature.positions:
-        return probe.positions.astype(dtype)
+        return position_values(signature, probe.positions).astype(dtype)
     if tensor.name == signature.mask and len(tensor.shape) == 2:
         return probe.mask.astype(dtype)
     if tensor.name == signature.write_indices:

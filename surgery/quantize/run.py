@@ -25,6 +25,8 @@ from suture.surgery.quantize.writing import has_room, round_linear, write_linear
 def quantise(graph: Graph, request: Request, windows: np.ndarray | None) -> int:
     """Quantises the graph in place. `windows`, token ids [windows, tokens], is what formats are fitted to that need it.
     Returns how many products, tables and caches changed; what could not is in graph.near_misses."""
+    if windows is not None and graph.signature.embedding_width is not None:
+        raise UserError(str(request), "is fitted to token ids, and the graph takes embeddings", "choose a format that is not")
     matches = _quantise_weights(graph, request, windows) if request.format else 0
     if request.kv_cache != "none":
         matches += quantise_caches(graph, CACHES[request.kv_cache], windows)

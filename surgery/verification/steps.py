@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from suture.core.cpm_inputs import made_up
 from suture.core.shadow_copy import float32_shadow_copy, has_bfloat16
 from suture.core.signature import LOGITS, Cache, Signature
+from suture.core.step_inputs import position_values, token_values
 from suture.core.weights import ORT_ROOT_OPTION
 
 ANY_SIZE = 5  # of an axis that nothing says anything about
@@ -112,7 +113,7 @@ class Runner:
         signature = self.signature
         if signature.tokens is None:
             return step is STEPS[0]
-        rows, columns = _sizes(self.inputs[signature.tokens])
+        rows, columns = _sizes(self.inputs[signature.tokens])[:2]
         fixed = [(rows, len(step.counts)), (columns, step.new)]
         return all(not isinstance(size, int) or size == wanted for size, wanted in fixed) and (
             step.cached + step.new <= signature.capacity if signature.static else step.even or signature.mask is not None
@@ -157,8 +158,8 @@ class Runner:
         names = self.signature
         total = self._slots(step)
         known = {
-            names.tokens: _random("tokens", step.positions.shape, self.vocabulary),
-            names.positions: step.positions,
+            names.tokens: token_values(names, _random("tokens", step.positions.shape, self.vocabulary)),
+            names.positions: position_values(names, step.positions),
             names.write_indices: np.array(step.lengths),
             names.sequence_lengths: np.array(step.counts),
             names.ntk_alpha: np.array(self.alphas[: len(step.counts)]),

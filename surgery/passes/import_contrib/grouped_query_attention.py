@@ -201,6 +201,6 @@ def _positions(graph: Graph) -> gs.Tensor:
     """position_ids, int64 [B, S], added to the graph's inputs where there are none."""
     if graph.signature.positions is None:
         tokens = graph.input(graph.signature.tokens)
-        graph.gs.inputs.append(gs.Variable(POSITIONS, np.int64, list(tokens.shape)))
+        graph.gs.inputs.append(gs.Variable(POSITIONS, np.int64, list(tokens.shape[:2])))
         graph.signature = replace(graph.signature, positions=POSITIONS)
     return graph.input(graph.signature.positions)

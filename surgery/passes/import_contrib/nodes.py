@@ -41,7 +41,7 @@ def heads_first(graph: Graph, x: gs.Tensor, heads: int, head_dim: int, name: str
         return apart
     batch, steps = list(x.shape[:2]) if rank(x) == 3 else ["batch", "sequence"]
     tokens = graph.input(graph.signature.tokens) if graph.signature.tokens else x
-    source = tokens if rank(tokens) == 2 and list(tokens.shape) == [batch, steps] else x
+    source = tokens if rank(tokens) in (2, 3) and list(tokens.shape[:2]) == [batch, steps] else x
     rows = graph.new("Shape", [source], {"start": 0, "end": 2}, name=f"{name}/rows", dtype=np.int64, shape=[2])
     target = [rows, graph.int64([heads, head_dim])]
     target = graph.new("Concat", target, {"axis": 0}, name=f"{name}/shape", dtype=np.int64, shape=[4])

@@ -64,6 +64,7 @@ def _fuse(graph: Graph, attention: gs.Node, shared: Shared) -> bool:
     rotary = [None, None, None]
     if rotations[0] is not None:
         positions = graph.signature.positions
+        need(graph.signature.position_rows is None, "a token has several positions, and its table is looked up by one")
         rotary = [*rotary_tables(graph, *rotations, capacity, shared.tables), positions and graph.input(positions)]
         attrs |= {"do_rotary": 1, "rotary_interleaved": rotations[0].attrs.get("interleaved", 0)}
         query, new[0] = (rotation.inputs[0] for rotation in rotations)
@@ -131,4 +132,4 @@ def _heads_first(graph: Graph, context: gs.Tensor, result: gs.Variable, heads: i
 
 
 def _steps(graph: Graph) -> list:
-    return list(graph.input(graph.signature.tokens).shape)
+    return list(graph.input(graph.signature.tokens).shape[:2])

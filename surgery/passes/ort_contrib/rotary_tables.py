@@ -5,6 +5,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
+from suture.core.step_inputs import token_values
 from suture.surgery.graph import Graph, need, onnx_type, static_dim
 from suture.surgery.masks.mask_probe import evaluate
 
@@ -49,7 +50,7 @@ def _at(graph: Graph, tensors: list[gs.Tensor], start: int, stop: int) -> list[n
     """The tables of a step whose tokens have the positions from `start` to `stop`, each [stop - start, D/2]."""
     names, steps = graph.signature, stop - start
     feeds = {
-        names.tokens: np.zeros((1, steps), np.int64),
+        names.tokens: token_values(names, np.zeros((1, steps), np.int64)),
         names.positions: np.arange(start, stop)[None],
         names.write_indices: np.array([start]),
         names.ntk_alpha: np.ones(1, np.float32),

@@ -7,7 +7,7 @@ so that the reshapes around every Gemm meet and cancel, and are left only around
 
 import onnx_graphsurgeon as gs
 
-from suture.surgery.graph import Graph, onnx_type, producer, rank, static_dim
+from suture.surgery.graph import Graph, onnx_type, op_of, producer, rank, static_dim
 from suture.surgery.graph.files import sort
 from suture.surgery.passes.portable.linear import rows_by
 
@@ -16,7 +16,7 @@ NORMS = ("RMSNormalization", "LayerNormalization")
 
 
 def run(graph: Graph) -> int:
-    matches = graph.match(_flatten_embedding, graph.nodes("Gather"))
+    matches = graph.match(_flatten_embedding, graph.nodes("Gather")) + _flatten_given(graph)
     sort(graph)
     matches += graph.match(_move_below, graph.nodes(*ELEMENTWISE, *NORMS, "Split"))
     return matches + graph.match(_cancel, graph.nodes("Reshape"))
@@ -35,6 +35,22 @@ def _flatten_embedding(graph: Graph, gather: gs.Node) -> bool:
     flat.shape = ["tokens", features]
     graph.replace(embedded, "Reshape", [flat, rows_by(graph, embedded, features)])
     return True
+
+
+def _flatten_given(graph: Graph) -> int:
+    """The same for embeddings that the graph is given."""
+    width = graph.signature.embedding_width
+    if width is None:
+        return 0
+    given = graph.input(graph.signature.tokens)
+    readers = [node for node in given.outputs if op_of(node) in (*ELEMENTWISE, *NORMS)]
+    if not readers:
+        return 0
+    flat = graph.new("Reshape", [given, graph.int64([-1, width])], shape=["tokens", width])
+    rows = graph.new("Reshape", [flat, rows_by(graph, given, width)], shape=list(given.shape))
+    for node in readers:
+        node.inputs = [rows if tensor is given else tensor for tensor in node.inputs]
+    return 1
 
 
 def _move_below(graph: Graph, node: gs.Node) -> bool:

@@ -9,7 +9,18 @@ from dataclasses import replace
 
 import onnx_graphsurgeon as gs
 
-from suture.core.signature import LOGITS, MASK, NTK_ALPHA, POSITIONS, TOKENS, WRITE_INDICES, Cache, past_name, present_name
+from suture.core.signature import (
+    EMBEDDINGS,
+    LOGITS,
+    MASK,
+    NTK_ALPHA,
+    POSITIONS,
+    TOKENS,
+    WRITE_INDICES,
+    Cache,
+    past_name,
+    present_name,
+)
 from suture.surgery.graph import Graph, static_dim
 
 TOTAL = "past_sequence + sequence"
@@ -19,7 +30,8 @@ def run(graph: Graph) -> int:
     signature = graph.signature
     if not signature.caches and not signature.encoder_caches:
         return 0
-    names = {signature.tokens: TOKENS, signature.positions: POSITIONS, signature.mask: MASK, signature.logits: LOGITS}
+    tokens = TOKENS if signature.embedding_width is None else EMBEDDINGS
+    names = {signature.tokens: tokens, signature.positions: POSITIONS, signature.mask: MASK, signature.logits: LOGITS}
     names |= {signature.ntk_alpha: NTK_ALPHA, signature.write_indices: WRITE_INDICES}
     for cache in (*signature.caches, *signature.encoder_caches):
         names[cache.past] = past_name(cache.layer, cache.role)
@@ -35,7 +47,7 @@ def run(graph: Graph) -> int:
     absent = {tensor.name for tensor in unused}
     graph.signature = replace(
         signature,
-        tokens=signature.tokens and TOKENS,
+        tokens=signature.tokens and tokens,
         logits=signature.logits and LOGITS,
         positions=None if signature.positions is None or POSITIONS in absent else POSITIONS,
         mask=None if signature.mask is None or MASK in absent else MASK,
@@ -68,7 +80,9 @@ def _name_axes(graph: Graph) -> None:
     past = signature.capacity if signature.static else "past_sequence"
     total = past if signature.static else TOTAL
     _call(inputs.get(signature.tokens), [rows, steps])
+    _call(inputs.get(signature.tokens), [rows, steps, None])  # embeddings
     _call(inputs.get(signature.positions), [rows, steps])
+    _call(inputs.get(signature.positions), [None, rows, steps])  # mrope's
     _call(inputs.get(signature.mask), [rows, TOTAL])
     _call(inputs.get(signature.mask), [rows, None, steps, total])  # over slots, as somebody else made it
     for name in (signature.write_indices, signature.sequence_lengths, signature.ntk_alpha):

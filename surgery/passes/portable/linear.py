@@ -58,6 +58,6 @@ def rows_by(graph: Graph, x: gs.Tensor, features: int) -> gs.Tensor:
     if all(static_dim(x, axis) is not None for axis in range(leading)):
         return graph.int64([*(static_dim(x, axis) for axis in range(leading)), features])
     tokens = next((tensor for tensor in graph.gs.inputs if tensor.name == graph.signature.tokens), x)
-    source = tokens if leading == 2 and list(x.shape[:2]) == list(tokens.shape) else x
+    source = tokens if leading == 2 and list(x.shape[:2]) == list(tokens.shape[:2]) else x
     rows = graph.new("Shape", [source], {"start": 0, "end": leading}, dtype=np.int64, shape=[leading])
     return graph.new("Concat", [rows, graph.int64([features])], {"axis": 0}, dtype=np.int64, shape=[leading + 1])

@@ -16,6 +16,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from suture.core.signature import Cache
+from suture.core.step_inputs import position_values, token_values
 from suture.surgery.graph import Graph, NoMatch, need, onnx_type, op_of, producer, rank, static_dim, through
 from suture.surgery.masks.mask_probe import evaluate
 from suture.surgery.masks.masks import BOOL, FAR_BELOW
@@ -125,7 +126,11 @@ def _is_causal(graph: Graph, attention: gs.Node, past: gs.Variable, steps: set[i
 def _feeds(graph: Graph, rows: int, tokens: int, full: int, known: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Inputs of a step by name: tokens, positions, caches, and the one that says how full the caches are."""
     signature = graph.signature
-    feeds = {signature.tokens: np.ones((rows, tokens)), signature.positions: full + np.tile(np.arange(tokens), (rows, 1))}
+    positions = full + np.tile(np.arange(tokens), (rows, 1))
+    feeds = {
+        signature.tokens: token_values(signature, np.ones((rows, tokens), np.int64)),
+        signature.positions: position_values(signature, positions),
+    }
     for cache in signature.caches:
         feeds[cache.past] = np.zeros(
             (rows, *(size if isinstance(size, int) else 1 for size in graph.input(cache.past).shape[1:]))

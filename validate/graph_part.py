@@ -1,0 +1,171 @@
+"""A part's graphs, each against the one before it: PyTorch, exported, portable, TensorRT's network, the engine.
+
+Of any part that has neither cache nor steps, such as an encoder. What goes in is drawn from the part's own description, and
+each output is compared whole.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from onnx import TensorProto
+
+from suture.core.errors import UserError
+from suture.core.network.compare import difference
+from suture.core.network.dtypes import TORCH
+from suture.core.network.evaluate import Evaluator, NotEvaluated
+from suture.core.network.inputs import make_noise
+from suture.core.network.parse import NoTensorRT, parse
+from suture.core.network.runner import to_numpy
+from suture.core.parts import PartFolder
+from suture.core.weights import load_graph, weights_root
+from suture.models import open_checkpoint
+from suture.models.parts import part_named
+from suture.runtime.engine import Engine, read_description, run_once, why_not
+from suture.runtime.graphs import open_session
+from suture.validate.compare import DIFFERENT, PASSED, TOLERANCES, Comparison, OutputError, ScenarioResult
+from suture.validate.level import TITLES, Level, failed, not_run
+from suture.validate.pipeline import PartFiles
+from suture.validate.reference import DTYPES, load_reference
+
+SHADOW_COPIES = {
+    TensorProto.BFLOAT16: TOLERANCES[TensorProto.FLOAT]
+}  # both sides compute bfloat16 as float32, with the same weights
+BATCH = "batch"  # the name of the axis along which rows know nothing of each other
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """Something that computes the part: its inputs by name, floats as float32, to its outputs by name."""
+
+    name: str
+    run: Callable[[Arrays], Arrays]
+
+
+def graph_level(files: PartFiles, checkpoint: Path | None, tolerance: float | None, seed: int, number: int) -> Level:
+    """One of the levels 1 to 4."""
+    if number > 1 and (files.portable is None or files.lowered is None):
+        return not_run(number, f"surgery has not been run on {files.part.name}/export/model.onnx")
+    try:
+        dtype, inputs = make_inputs(files.exported, files.part, seed)
+        exact = tolerance or SHADOW_COPIES.get(dtype) or TOLERANCES[dtype]
+        if number == 1:
+            exported = in_onnxruntime(files.exported, "exported")
+            if checkpoint is None:
+                return not_run(1, "the checkpoint that export/manifest.json names is not here")
+            return _compared(1, in_pytorch(checkpoint, files, dtype), exported, inputs, exact)
+        portable = in_onnxruntime(files.portable, "portable")
+        if number == 2:
+            return _compared(2, in_onnxruntime(files.exported, "exported"), portable, inputs, exact)
+        rounded = tolerance or TOLERANCES[dtype]
+        if number == 3:
+            return _compared(3, portable, in_network(files.lowered), inputs, rounded)
+        if files.engine is None:
+            return not_run(4, "no engine has been built")
+        reason = why_not(_description(files.engine))
+        return not_run(4, reason) if reason else _compared(4, portable, in_engine(files.engine), inputs, rounded)
+    except (NoTensorRT, NotEvaluated) as error:
+        return not_run(number, str(error))
+    except UserError as error:
+        return failed(number, error)
+
+
+def _compared(number: int, reference: Runnable, candidate: Runnable, inputs: Arrays, tolerance: float) -> Level:
+    comparison = compare_runs(reference, candidate, inputs, tolerance)
+    return Level(number, TITLES[number], comparison.status, comparison=comparison)
+
+
+def compare_runs(reference: Runnable, candidate: Runnable, inputs: Arrays, tolerance: float) -> Comparison:
+    """The reference takes row by row, where all inputs have as many, the candidate all at once."""
+    started = time.perf_counter()
+    count = {len(value) if value.ndim else 0 for value in inputs.values()}
+    rows = range(max(count)) if len(count) == 1 and 0 not in count else ()
+    alone = [reference.run({name: value[row : row + 1] for name, value in inputs.items()}) for row in rows]
+    expected = {name: np.concatenate([each[name] for each in alone]) for name in alone[0]} if alone else reference.run(inputs)
+    between = time.perf_counter()
+    found = candidate.run(inputs)
+    seconds = {reference.name: between - started, candidate.name: time.perf_counter() - between}
+    shapes = ", ".join(f"{name} {'×'.join(map(str, value.shape))}" for name, value in inputs.items())
+    result = ScenarioResult("random inputs", shapes, PASSED, seconds=seconds)
+    for name, values in expected.items():
+        compared = difference(name, values, found.get(name))
+        result.outputs.append(OutputError(name, compared.error, 0, compared.problem))
+        if compared.beyond(tolerance):
+            result.status = DIFFERENT
+    return Comparison(reference.name, candidate.name, tolerance, [result])
+
+
+def make_inputs(exported: Path, part: PartFolder, seed: int) -> tuple[int, Arrays]:
+    """The onnx.TensorProto type that the part computes in, and values for its inputs that this type can hold, as float32."""
+    graph = load_graph(exported)
+    below = {name: described["below"] for name, described in part.inputs.items() if "below" in described}
+    values = make_noise(graph, seed, below)
+    floats = [value.type.tensor_type.elem_type for value in (*graph.graph.input, *graph.graph.output)]
+    dtype = next((kind for kind in floats if kind in DTYPES), TensorProto.FLOAT)
+    return dtype, {name: value.astype(np.float32) if _is_float(value) else value for name, value in values.items()}
+
+
+def in_pytorch(checkpoint: Path, files: PartFiles, dtype: int) -> Runnable:
+    """The checkpoint's own; its outputs under the exported graph's names."""
+    module = part_named(load_reference(open_checkpoint(checkpoint), dtype), files.part.name).module
+    graph = load_graph(files.exported).graph
+    names = [value.name for value in graph.output]
+
+    @torch.inference_mode()
+    def run(inputs: Arrays) -> Arrays:
+        found = module(*(torch.from_numpy(inputs[value.name]) for value in graph.input))
+        return {name: value.numpy() for name, value in zip(names, [found] if isinstance(found, torch.Tensor) else found)}
+
+    return Runnable("PyTorch", run)
+
+
+def in_onnxruntime(path: Path, name: str) -> Runnable:
+    graph = load_graph(path)
+    session = open_session(graph, weights_root(path), str(path))  # a bfloat16 graph runs as its float32 shadow copy
+    names = [output.name for output in session.get_outputs()]
+    halves = {value.name for value in graph.graph.input if value.type.tensor_type.elem_type == TensorProto.FLOAT16}
+
+    def run(inputs: Arrays) -> Arrays:
+        feeds = {key: value.astype(np.float16) if key in halves else value for key, value in inputs.items()}
+        return dict(zip(names, session.run(names, feeds)))
+
+    return Runnable(name, run)
+
+
+def in_network(lowered: Path) -> Runnable:
+    """What TensorRT's parser made of the lowered graph. Raises UserError where it refuses."""
+    evaluate = Evaluator(parse(lowered))
+    dtypes = {name: TORCH[evaluate.network.tensors[name].dtype] for name in evaluate.network.inputs}
+
+    def run(inputs: Arrays) -> Arrays:
+        outputs = evaluate({name: torch.from_numpy(inputs[name]).to(dtype) for name, dtype in dtypes.items()})
+        return {name: to_numpy(value) for name, value in outputs.items()}
+
+    return Runnable("TensorRT's network", run)
+
+
+def in_engine(path: Path) -> Runnable:
+    description = _description(path)
+    engine = Engine(path, description, path.parent / description["weights"]["root"])
+    return Runnable("engine", lambda inputs: run_once(engine, inputs))
+
+
+def _description(engine: Path) -> dict:
+    try:
+        description = read_description(engine.with_name("engine.json"))
+        expected, size = description["engine_bytes"], engine.stat().st_size
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        what = f"what build wrote cannot be read ({type(error).__name__}: {error})"
+        raise UserError(engine.parent, what, "run build again") from None
+    if size != expected:
+        raise UserError(engine, f"has {size} bytes, and was built with {expected}", "run build again")
+    return description
+
+
+def _is_float(value: np.ndarray) -> bool:
+    return value.dtype.kind == "f" or value.dtype.name == "bfloat16"
