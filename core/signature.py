@@ -36,6 +36,7 @@ LOGITS = "logits"
 QUANTISED = (onnx.TensorProto.INT8, onnx.TensorProto.FLOAT8E4M3FN)  # what a cache may be instead
 FEATURES = "input_features"  # of an encoder: log-mel spectrograms [B, mel bins, frames]
 TOKEN_NAMES = r"input_ids|tokens|decoder_input"
+EMBEDDING_NAMES = r"inputs?_embed"
 LOGIT_NAMES = r"logits|lm_head|output"
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 ROLES = ("tokens", "positions", "mask", "write_indices", "logits")  # of inputs and outputs, where names do not say
@@ -157,9 +158,7 @@ def find_signature(
     write_indices = given.get("write_indices", write_indices)
     logits = given.get("logits") or find(name, outputs, LOGIT_NAMES, "logits output")
     sequence_lengths = _first(inputs, r"^sequence_lengths$", rank=1)
-    tokens = given.get("tokens") or _first(inputs, TOKEN_NAMES)
-    tokens = tokens or (_first(inputs, r"inputs?_embed", rank=3) if caches else None)
-    tokens = tokens or find(name, inputs, TOKEN_NAMES, "token input")
+    tokens = given.get("tokens") or (_tokens(inputs) if caches else None) or find(name, inputs, TOKEN_NAMES, "token input")
     positions = given.get("positions") or _first(inputs, r"pos(ition)?_?(ids?|s)$|^positions?$")
     return Signature(
         tokens=tokens,
@@ -219,9 +218,14 @@ def _known(name: object, given: dict[str, str], inputs: dict, outputs: dict) -> 
     return given
 
 
+def _tokens(inputs: dict) -> str | None:
+    """The input with the step's tokens, or with their embeddings."""
+    return _first(inputs, TOKEN_NAMES) or _first(inputs, EMBEDDING_NAMES, rank=3)
+
+
 def _is_decoder(inputs: dict, outputs: dict, given: dict[str, str]) -> bool:
-    """Whether there are tokens of a batch, and logits."""
-    tokens = given.get("tokens") or _first(inputs, TOKEN_NAMES)
+    """Whether there are tokens or embeddings of a batch, and logits."""
+    tokens = given.get("tokens") or _tokens(inputs)
     rows = tokens is not None and len(_shape(inputs[tokens])) in (2, 3)
     return rows and bool(given.get("logits") or _first(outputs, LOGIT_NAMES))
 
