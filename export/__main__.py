@@ -1,87 +1,21 @@
 """python -m export --model NAME | --checkpoint DIR --out DIR [--dtype ...] [--weights copy|reference]"""
 
-import argparse
 from pathlib import Path
 
-import onnx
-import onnx_ir as ir
-import torch
-from rich.console import Console
-
-from suture.core.command import Parser, run
-from suture.core.errors import UserError
-from suture.core.stage import Stage, alone
-from suture.export.options import add_options
-from suture.export.packed import write_packed
-from suture.export.trace import trace, trace_encoder
-from suture.export.weights import attach
-from suture.models import meta_model, open_checkpoint, shipped
-from suture.models.random_checkpoint import of_preset, presets
-
-DECODER, ENCODER = "model.onnx", "encoder.onnx"
+from suture.core.command import DONE, Parser, run
+from suture.export.options import add_options, from_arguments
 
 
-def main() -> None:
-    parser = Parser(prog="export", description="Write a checkpoint as ONNX with its KV cache as inputs and outputs.")
+def main(arguments: list[str] | None = None, prog: str = "export") -> int:
+    parser = Parser(prog=prog, description="Write a checkpoint as ONNX with its KV cache as inputs and outputs.")
     add_options(parser)
     parser.add_argument("--out", metavar="DIR", type=Path, required=True)
     parser.add_argument("--force", action="store_true", help="run even if the results are up to date")
-    options = parser.parse_args()
-    export(options)
+    given = parser.parse_args(arguments)
+    from suture.export.stage import export  # only now: torch and transformers take seconds
 
-
-def export(options: argparse.Namespace) -> None:
-    folder = options.checkpoint or _named(options.model, options.out, options.dtype)
-    checkpoint = open_checkpoint(folder)
-    dtype = options.dtype or checkpoint.dtype
-    stage = Stage(
-        "export",
-        options.out,
-        inputs=checkpoint.files,
-        options={"checkpoint": str(folder.resolve()), "dtype": dtype, "weights": options.weights},
-    )
-    if stage.up_to_date() and not options.force:
-        print(f"export: up to date ({options.out})")
-        return
-    model = meta_model(checkpoint)
-    with stage.writing() as partial:
-        with Console().status(f"export: tracing {model.dimensions.layers} layers"):
-            graphs = _trace(model, getattr(torch, dtype))
-        packed = write_packed(graphs[DECODER], checkpoint, dtype, partial)
-        weights = "copy" if packed else options.weights  # of what is not packed, which must lie beside the rest
-        stage.extra |= attach(list(graphs.values()), checkpoint, dtype, weights, partial, options.out)
-        stage.extra["bytes_copied"] += packed
-        for name, graph in graphs.items():
-            onnx.save(ir.to_proto(graph), partial / name)
-        stage.extra["nodes"] = len(graphs[DECODER].graph)
-    print(
-        f"export: {stage.extra['nodes']} nodes, {dtype}, weights by {stage.extra['weights']} "
-        f"({(stage.extra['bytes_referenced'] + stage.extra['bytes_copied']) / 1e6:.1f} MB) → {options.out}/{', '.join(graphs)}"
-    )
-
-
-def _named(name: str, out: Path, dtype: str | None) -> Path:
-    """The folder of a checkpoint that comes with the project, or of one with the dimensions of a model that does not."""
-    if name in shipped():
-        return shipped()[name]
-    if name not in presets():
-        raise UserError(
-            f"--model {name}", f"is none of {', '.join([*sorted(shipped()), *presets()])}", "or give --checkpoint DIR"
-        )
-    folder = out / "checkpoint"
-    print(f"export: {name}: its weights do not come with the project, so random ones of its dimensions take their place in "
-          f"{folder}; give the published ones with --checkpoint DIR", flush=True)  # fmt: skip
-    with alone(folder):
-        of_preset(name, folder, dtype or "bfloat16")
-    return folder
-
-
-def _trace(model: torch.nn.Module, dtype: torch.dtype) -> dict[str, ir.Model]:
-    """The graphs by the names of their files."""
-    if model.dimensions.encoder_slots is None:
-        return {DECODER: trace(model, dtype)}
-    decoder, encoder = model.parts()
-    return {DECODER: trace(decoder, dtype), ENCODER: trace_encoder(encoder, decoder, dtype)}
+    export(given.out, from_arguments(given), given.force)
+    return DONE
 
 
 if __name__ == "__main__":

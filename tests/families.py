@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from argparse import Namespace
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,12 @@ import transformers
 from filelock import FileLock
 from safetensors.torch import save_file
 
-from suture.export import __main__ as export
+from suture.export.options import Options as ExportOptions
+from suture.export.stage import export
 from suture.models import architecture, random_checkpoint
 from suture.surgery import __main__ as surgery
-from suture.validate.__main__ import validate_pipeline
+from suture.validate.options import Options as ValidateOptions
+from suture.validate.stage import validate_pipeline
 
 ROOT = Path(__file__).parents[1]
 CAPACITY = 64
@@ -181,7 +182,7 @@ def operated(name: str, dtype: str, shared: Path) -> Path:
 
 def export_and_operate(source: Path, out: Path, dtype: str, weights: str | None = None) -> None:
     """Decoder, and encoder where there is one."""
-    export.export(Namespace(model=None, checkpoint=source, out=out / "export", dtype=dtype, weights=weights, force=False))
+    export(out / "export", ExportOptions(checkpoint=source, dtype=dtype, weights=weights))
     surgery.main([str(out / "export" / "model.onnx"), "--out", str(out / "surgery"), "--capacity", str(CAPACITY)])
     if (out / "export" / "encoder.onnx").exists():
         surgery.main([str(out / "export" / "encoder.onnx"), "--out", str(out / "encoder" / "surgery")])
@@ -194,7 +195,7 @@ def surgered(out: Path) -> list[Path]:
 
 def levels(out: Path) -> list[dict]:
     """What levels 1, 2 and 3 of a pipeline's folder found; of an encoder, too, where there is one."""
-    validate_pipeline(out, Namespace(text=None, tolerance=None, seed=0, force=False))
+    validate_pipeline(out, ValidateOptions())
     report = json.loads((out / "validate" / "report.json").read_text())
     return [level for level in report["levels"] if level["number"] < 4]
 

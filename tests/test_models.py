@@ -14,7 +14,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from suture.core.errors import UserError
 from suture.core.signature import find_signature
 from suture.core.weights import load_graph
-from suture.export import __main__ as export
+from suture.export import stage as export
 from suture.export.interface import decoder_interface
 from suture.export.shallow import KEPT, without_middle
 from suture.export.trace import TRACED_LAYERS, trace
