@@ -21,8 +21,8 @@ from suture.models.random_checkpoint import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPORT = (
-    "import suture.export.__main__ as stage, suture.export.trace as t; "
-    "stage.trace = lambda m, d: t.trace(m, d, whole={whole}); stage.main()"
+    "import suture.export.stage as stage, suture.export.trace as t; from suture.export.__main__ import main; "
+    "stage.trace = lambda m, d: t.trace(m, d, whole={whole}); main()"
 )
 
 

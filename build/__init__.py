@@ -1,8 +1,8 @@
 """Parses a lowered graph with TensorRT and builds its engine, in a child process, and says what was built.
 
-__main__.py   the command line, top to bottom what a build does
+stage.py      top to bottom what a build does
 flavour.py    what differs between standard TensorRT and TensorRT-RTX
-options.py    what its command line takes
+options.py    what it can be asked for
 profiles.py   ranges of the inputs' shapes, from the graph's signature
 audit.py      what would make an engine wrong or slow, found before it is built
 memory.py     what building and running it will take, and refusal of what cannot fit

@@ -1,179 +1,23 @@
 """python -m build MODEL.trt.onnx --out DIR: model.engine, engine.json and kernels.json."""
 
-import argparse
-import json
-import os
-from dataclasses import asdict
 from pathlib import Path
 
-import onnx
-
-from suture.build import flavour
-from suture.build.audit import audit_bound_weights, audit_graph, audit_scales, stop_on_errors
-from suture.build.cost import add_cost, describe_graph, kernels_a_layer, over_floor
-from suture.build.memory import Estimate, estimate, refuse_what_cannot_fit
-from suture.build.options import add_options
-from suture.build.precisions import supported
-from suture.build.process import build
-from suture.build.profiles import BATCH, dynamic_inputs, make_profiles
-from suture.build.weights import bindable, constant_bytes
-from suture.build.worker import Job
-from suture.core.command import Parser, given, run
-from suture.core.errors import UserError
-from suture.core.findings import Finding
-from suture.core.signature import Signature, find_signature
-from suture.core.stage import Stage
-from suture.core.weights import load_graph, weight_files, weights_root
-
-ENGINE = "model.engine"
-TIMINGS = "timings.cache"  # of kernels, where the flavour times them
-HELD_TWICE = 100_000_000  # bytes; less may be kernels' code
-COST = ("kernels", "kernels_by_layer", "kernels_outside_layers", "decode_bytes", "copied_bytes", "floor_bytes")
+from suture.build.options import add_options, from_arguments
+from suture.core.command import DONE, Parser, run
 
 
-def main(args: argparse.Namespace) -> None:
-    proto = load_graph(args.model)
-    root = weights_root(args.model)
-    kind = flavour.choose(args.tensorrt)
-    capabilities = flavour.capabilities(kind, args.compute_capability)
-    capabilities = supported(proto, args.model, capabilities, asked=args.compute_capability is not None)
-    signature = _signature(proto, args.model)
-    bound = bindable(proto, args.model) if args.weights == "input" else []
-    constant = constant_bytes(proto) - sum(weight.bytes for weight in bound)
-    if given(args, "max_past") and signature and signature.static:
-        raise UserError(
-            "--max-past", f"{args.model} has a static cache, which holds {signature.capacity} tokens", "leave it out"
-        )
-    two, limits = args.profiles == "two", {"batch": args.max_batch, "prompt": args.max_prompt, "past": args.max_past}
-    profiles = make_profiles(proto, signature, split=two, **limits)
-    options = {"tensorrt": kind, "compute_capability": capabilities, "weights": args.weights}
-    options["profiles"] = [asdict(profile) for profile in profiles]
-    stage = Stage("build", args.out, inputs=[args.model, *weight_files(proto, root)], options=options)
-    if stage.up_to_date() and not args.force:
-        print(f"build: {args.out} is up to date")
-        return
-
-    findings = audit_graph(proto, signature) + audit_scales(proto, root)
-    if bound:
-        findings += audit_bound_weights(proto, bound)
-    stop_on_errors(args.model, findings)
-    needed = estimate(proto, signature, profiles, constant, sum(weight.bytes for weight in bound))
-    refuse_what_cannot_fit(args.model, args.out, needed, as_inputs=bool(bound))
-    _say_memory(needed)
-    with stage.writing() as folder:
-        names = frozenset(weight.name for weight in bound)
-        job = Job(args.model, root, folder / ENGINE, kind, capabilities, signature, profiles, names, args.out / TIMINGS)
-        result = build(job)
-        kernels, graph = result["kernels"], describe_graph(proto, signature, names)
-        findings += result["findings"] + [finding for listed in kernels for finding in add_cost(listed, graph)]
-        findings += held_twice(job.engine.stat().st_size, constant, two)
-        description = {
-            "tensorrt": {"flavour": kind, "version": result["version"]},
-            "compute_capabilities": capabilities,
-            "signature": asdict(signature) if signature else None,
-            "inputs": with_roles(result["inputs"], signature, names),
-            "outputs": with_roles(result["outputs"], signature, names),
-            "profiles": [
-                {
-                    **(asdict(profile) if profile else {"name": listed["profile"], "shapes": {}}),
-                    **{key: listed[key] for key in COST},
-                }
-                for profile, listed in zip(profiles or [None], kernels)
-            ],
-            "memory": {"estimated": asdict(needed), "activations": result["activation_bytes"]},
-            "layers": result["layers"],
-            "weights": {
-                "mode": args.weights,
-                "constant_bytes": constant,
-                "root": os.path.relpath(root, args.out),
-                "inputs": [asdict(weight) for weight in bound],
-            },
-            "findings": [asdict(finding) for finding in findings],
-            "log_warnings": result["log_warnings"],
-            "engine_bytes": job.engine.stat().st_size,
-            "seconds": result["seconds"],
-            "peak_memory_bytes": result["peak_memory_bytes"],
-            "peak_anonymous_bytes": result["peak_anonymous_bytes"],
-        }
-        _write_json(folder / "engine.json", description)
-        _write_json(folder / "kernels.json", {"profiles": kernels})
-    _say_result(description, findings, kernels)
-
-
-def _signature(proto: onnx.ModelProto, model: Path) -> Signature | None:
-    """None for a graph that is no decoder, which is fine as long as no shape but the batch needs a range."""
-    try:
-        return find_signature(proto, model)
-    except UserError as error:
-        dynamic = ", ".join(value.name for value in dynamic_inputs(proto, but=BATCH))
-        if dynamic:
-            wrong = f"dynamic inputs ({dynamic}) of a graph that is no decoder with a KV cache: {error.parts[1]}"
-            raise UserError(model, wrong, "fix their shapes, or export with a KV cache") from None
-        return None
-
-
-def with_roles(tensors: list[dict], signature: Signature | None, weights: frozenset[str]) -> list[dict]:
-    """Adds what each tensor is for; a static cache's two ends are one buffer, named by `same_buffer_as`."""
-    roles: dict[str | None, dict] = {name: {"role": "weight"} for name in weights}
-    if signature:
-        for role in ("tokens", "positions", "mask", "write_indices", "sequence_lengths", "ntk_alpha", "logits"):
-            roles[getattr(signature, role)] = {"role": role}
-        for cache in signature.caches:
-            for name, other in ((cache.past, cache.present), (cache.present, cache.past)):
-                roles[name] = {"role": "cache", **({"same_buffer_as": other} if signature.static else {})}
-        roles |= {name: {"role": "layout"} for name in signature.layout}
-        roles |= {cache.past: {"role": "encoder_cache"} for cache in signature.encoder_caches}
-    return [{**tensor, **roles.get(tensor["name"], {"role": "other"})} for tensor in tensors]
-
-
-def held_twice(engine: int, constant: int, two: bool) -> list[Finding]:
-    """What two profiles fuse differently of constant weights, an engine holds twice. Sizes in bytes."""
-    more = engine - constant
-    if not two or more < max(0.2 * constant, HELD_TWICE):
-        return []
-    what = f"is {more / 1e6:,.1f} MB more than its weights: its two profiles hold some of them twice"
-    return [Finding("warning", ENGINE, what, "take --weights input, which share them, or --profiles one")]
-
-
-def _say_memory(needed: Estimate) -> None:
-    gpu = [f"{part} {getattr(needed, part) / 1e9:,.2f}" for part in ("weights", "caches", "activations", "logits")]
-    print(f"build: needs about {needed.builder_peak / 1e9:,.1f} GB of memory here; "
-          f"on the GPU {needed.gpu / 1e9:,.2f} GB at the largest shapes ({', '.join(gpu)})")  # fmt: skip
-
-
-def _say_result(description: dict, findings: list[Finding], kernels: list[dict]) -> None:
-    for finding in findings:
-        print(f"build: {finding.severity}: {finding}")
-    counts = ", ".join(_cost(listed) for listed in kernels)
-    if not any(listed["kernels"] for listed in kernels):
-        counts = "the builder's log lists no kernels"
-    size, gpus = description["engine_bytes"] / 1e6, ", ".join(description["compute_capabilities"])
-    seconds, memory = sum(description["seconds"].values()), f"{description['peak_memory_bytes'] / 1e6:,.0f} MB"
-    if anonymous := description["peak_anonymous_bytes"]:
-        memory += f" ({anonymous / 1e6:,.0f} MB of it mapped from no file)"
-    print(f"build: {ENGINE} {size:,.1f} MB for {gpus} in {seconds:.1f} s, peak memory {memory}; {counts}")
-
-
-def _cost(listed: dict) -> str:
-    """What a decode step costs in one profile."""
-    details = [f"{kernels_a_layer(listed)} a layer"] if listed["kernels_by_layer"] else []
-    if floor := over_floor(listed):
-        details.append(f"a token moves {floor:.2f} × the floor")
-    return f"{listed['profile']} {listed['kernels']} kernels" + f" ({', '.join(details)})" * bool(details)
-
-
-def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _arguments() -> argparse.Namespace:
-    parser = Parser(prog="python -m build", description=__doc__)
+def main(arguments: list[str] | None = None, prog: str = "build") -> int:
+    parser = Parser(prog=prog, description="Build a TensorRT engine of a lowered graph, and say what it will cost.")
     parser.add_argument("model", type=Path, metavar="MODEL.trt.onnx", help="the lowered graph that surgery wrote")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--force", action="store_true", help="build even if the results are up to date")
     add_options(parser)
-    return parser.parse_args()
+    given = parser.parse_args(arguments)
+    from suture.build.stage import build  # only now: onnx takes a second
+
+    build(given.model, given.out, from_arguments(given), given.force)
+    return DONE
 
 
 if __name__ == "__main__":
-    run("build", lambda: main(_arguments()))
+    run("build", main)

@@ -7,6 +7,7 @@ rtx         builds ahead of time, without a GPU, for the compute capabilities it
 import ctypes
 import importlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -33,10 +34,10 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(MODULES[name])
 
 
-def capabilities(name: str, wanted: list[str] | None) -> tuple[str, ...]:
+def capabilities(name: str, wanted: Sequence[str] | None) -> tuple[str, ...]:
     """The compute capabilities ("8.9") that an engine is built for. Raises UserError if the flavour cannot."""
     if name == "standard":
-        if wanted and wanted != [gpu_capability()]:
+        if wanted and list(wanted) != [gpu_capability()]:
             raise UserError(
                 "--compute-capability",
                 f"standard TensorRT builds for the GPU at hand, {gpu_capability()}",

@@ -1,9 +1,43 @@
-"""What build's command line takes. Imports nothing heavy: suture/pipeline.py reads it for --help."""
+"""What build can be asked for, and how its command line takes it. Imports nothing heavy: suture/pipeline.py reads it for
+--help."""
 
 import argparse
+from dataclasses import dataclass
 
 from suture.build import flavour
 from suture.core import arguments
+
+MAX_PAST = 2048  # tokens in a growing cache
+
+
+@dataclass(frozen=True)
+class Options:
+    """What build is asked for; each is the option of its name (docs/building.md).
+
+    tensorrt             "auto", "standard" or "rtx"
+    compute_capability   GPUs to build for, such as "8.9"; rtx only
+    weights              "constant", or "input": bound from their own files
+    profiles             "two", one for decoding and one for prompts, or "one"
+    max_batch            sequences
+    max_prompt           tokens of one step (default: 512, or the cache's capacity if less)
+    max_past             tokens in a growing cache (default: MAX_PAST); a static one has its capacity
+    """
+
+    tensorrt: str = "auto"
+    compute_capability: tuple[str, ...] | None = None
+    weights: str = "constant"
+    profiles: str = "two"
+    max_batch: int = 4
+    max_prompt: int | None = None
+    max_past: int | None = None
+
+
+def from_arguments(given: argparse.Namespace) -> Options:
+    capabilities = given.compute_capability
+    return Options(
+        given.tensorrt, capabilities and tuple(capabilities), given.weights, given.profiles, given.max_batch, given.max_prompt,
+        given.max_past,
+    )  # fmt: skip
 
 
 def add_options(parser: argparse.ArgumentParser, weights: str = "--weights") -> None:
@@ -19,5 +53,5 @@ def add_options(parser: argparse.ArgumentParser, weights: str = "--weights") -> 
     parser.add_argument("--max-batch", type=arguments.rows, default=4, metavar="N", help="sequences (default: 4)")
     parser.add_argument("--max-prompt", type=arguments.slots, metavar="N",
                         help="tokens of one step (default: 512, or the cache's capacity if less)")  # fmt: skip
-    parser.add_argument("--max-past", type=arguments.slots, default=2048, metavar="N",
-                        help="tokens in a growing cache; a static one has its capacity (default: 2048)")  # fmt: skip
+    parser.add_argument("--max-past", type=arguments.slots, metavar="N",
+                        help=f"tokens in a growing cache; a static one has its capacity (default: {MAX_PAST})")  # fmt: skip

@@ -1,9 +1,31 @@
-"""What export's command line takes. Imports nothing heavy: suture/pipeline.py reads it for --help."""
+"""What export can be asked for, and how its command line takes it. Imports nothing heavy: suture/pipeline.py reads it for
+--help."""
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Options:
+    """One of `checkpoint`, a folder with config.json and safetensors, and `model`, the name of one that comes along.
+
+    dtype     of weights and arithmetic, one of DTYPES (default: the checkpoint's own)
+    weights   "copy" beside the graph, or "reference" to the checkpoint's files (default: copy below 2 GB)
+    part      of a model of several parts this one alone
+    """
+
+    model: str | None = None
+    checkpoint: Path | None = None
+    dtype: str | None = None
+    weights: str | None = None
+    part: str | None = None
+
+
+def from_arguments(given: argparse.Namespace) -> Options:
+    return Options(given.model, given.checkpoint, given.dtype, given.weights, given.part)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

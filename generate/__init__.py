@@ -9,9 +9,5 @@ batch      the loop: rows of a batch that sequences take in turn
 sampling   logits to the next token
 text       tokens to text that can be shown
 speed      what it took
+model      the same for a program: a model that can be stepped, and continues text
 """
-
-import os
-
-# PyTorch and onnxruntime take turns here: threads of one that spin while they wait cost the other half its time.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -5,14 +5,16 @@ The text goes to standard output, all else to standard error.
 
 import sys
 
-from suture.core.command import run
+from suture.core.command import DONE, run
+from suture.core.third_party import let_threads_sleep
 from suture.generate.options import parse
 from suture.generate.prompts import read_prompts, said
 
 
-def main() -> None:
-    options = parse()
+def main(arguments: list[str] | None = None, prog: str = "generate") -> int:
+    options = parse(arguments, prog)
     prompts = read_prompts(options.prompts, options.chat, options.system) if options.prompts else []
+    let_threads_sleep()
     from suture.generate.command import Generator  # here: torch, onnxruntime and transformers take seconds
 
     generator = Generator(options)
@@ -27,6 +29,7 @@ def main() -> None:
         generator.converse(sys.stdin)
     for line in generator.speed.lines():
         print(f"generate: {line}", file=sys.stderr)
+    return DONE
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from pathlib import Path
 
 import torch
 
+from suture.convert import main
 from suture.core import reader
-from suture.core.command import Parser, run
+from suture.core.command import run
 from suture.core.errors import UserError
 from suture.core.refusals import Broken, refusals
 
@@ -37,21 +38,6 @@ CODES = {
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.uint16: "U16", torch.uint32: "U32", torch.uint64: "U64",
 }  # fmt: skip
 REMEDY = "check where it comes from; only weights are converted"
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = Parser(
-        prog="convert", description="Convert a published .pth, .bin or .ckpt file to safetensors; no code of it runs."
-    )
-    parser.add_argument("file", metavar="FILE", type=Path)
-    parser.add_argument(
-        "out", metavar="OUT", type=Path, help="a folder, for model.safetensors, or the name of a .safetensors file"
-    )
-    options = parser.parse_args(arguments)
-    names, left_out = convert(options.file, options.out)
-    if left_out:
-        print(f"convert: left out, as they are no weights: {', '.join(left_out[:5])}{' …' * (len(left_out) > 5)}")
-    print(f"convert: {options.file} → {', '.join(map(str, names))}")
 
 
 def convert(file: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> tuple[list[Path], list[str]]:

@@ -4,7 +4,6 @@ To be compared, a graph is computed as it is written, on the CPU; to generate te
 """
 
 import ctypes
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,6 +21,7 @@ from suture.core.manifest import result
 from suture.core.shadow_copy import float32_shadow_copy, has_bfloat16
 from suture.core.signature import QUANTIZED, Signature, find_signature
 from suture.core.tensors import tensor_bytes
+from suture.core.third_party import leave_attention_to_cudnn
 from suture.core.weights import ORT_ROOT_OPTION, load_graph, weights_root
 from suture.runtime.decoders import Embed, GrowingDecoder, OfSignature, RowDecoder, StaticDecoder, made_up_constants, step_feeds
 from suture.runtime.io_binding import BoundSession, CopyingSession
@@ -207,7 +207,7 @@ def cuda_session(
     fixed shapes all arithmetic on them is folded, as capturing needs."""
     attentions = [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
     if attentions and all(_has_keys_for_each_head(node) for node in attentions):
-        os.environ.setdefault("ORT_ENABLE_XQA", "0")  # a kernel for heads that share keys: slower than cuDNN's for these
+        leave_attention_to_cudnn()
     options = _fast_options(root)
     options.add_session_config_entry("session.qdq_matmulnbits_block_size", "128")  # of int8 weights with a scale an output
     for dim, size in zip(("batch", "sequence"), captured or ()):

@@ -19,8 +19,12 @@ from suture.core.stage import Stage
 from suture.core.weights import load_graph, place_weights, weight_files, weights_root
 from suture.surgery.graph import Graph, files
 from suture.surgery.masks.position_ids import known_positions
+from suture.surgery.options import from_arguments
+from suture.surgery.plan import make_plan
 from suture.surgery.reports.report import Report
-from suture.surgery.runner import lower, make_plan
+from suture.surgery.runner import lower
+
+KEPT = ("skip", "own", "attention", "onnxruntime")  # of the options that the graph was made with
 
 
 def main(line: list[str] | None = None) -> None:
@@ -36,7 +40,7 @@ def change_capacity(options: Namespace) -> None:
     """Writes the portable and the lowered graph, with `options.capacity` slots, into options.out."""
     path = options.model / "model.onnx" if options.model.is_dir() else options.model
     made_with = (read_manifest(path.parent) or {}).get("options", {})
-    kept = {name: made_with[name] for name in ("skip", "own", "attention", "onnxruntime") if name in made_with}
+    kept = {name: made_with[name] for name in KEPT if name in made_with}
     source = load_graph(path)
     read = [path, *weight_files(source, weights_root(path)), *(Path(each.partition("@")[0]) for each in kept.get("own", []))]
     stage = Stage("surgery", options.out, read, {"capacity": options.capacity, **kept})
@@ -49,7 +53,7 @@ def change_capacity(options: Namespace) -> None:
     before = portable.signature.capacity
     if before is None:
         raise UserError(path, "its cache grows, or it has none", "run surgery on it first")
-    plan = make_plan("static", options.capacity, "all", **kept)
+    plan = make_plan(from_arguments({**kept, "capacity": options.capacity}))
     if known := known_positions(portable, options.capacity):
         limit, where = known
         raise UserError(f"--capacity {options.capacity}", f"{where} knows {limit:,} positions", "give at most that many")

@@ -1,10 +1,65 @@
-"""What surgery's command line takes. Imports nothing heavy: suture/pipeline.py reads it for --help."""
+"""What surgery can be asked for, and how its command line takes it. Imports nothing heavy: suture/pipeline.py reads it for
+--help."""
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 from suture.core import arguments
 from suture.core.command import given
 from suture.surgery.quantize import options as quantising
+
+
+@dataclass(frozen=True)
+class Options:
+    """What surgery is asked for; each is the option of its name (docs/surgery.md).
+
+    cache         "static": of fixed capacity, written in place. "growing": as it comes
+    capacity      slots of a static cache
+    logits        "all" tokens', or those of each sequence's "last" valid one
+    merge         weights of each layer that become one: "qkv", "gate-up"
+    attention     what hides the rest of a static cache in the lowered graph: a "mask", or "lengths"
+    onnxruntime   whether to make the form in onnxruntime's own operators, too
+    skip          names of passes to leave out
+    own           passes of the user's: FILE.py, or FILE.py@PASS, to run after PASS
+    verify        whether to compare the graph before and after each pass; `bisect`: and find the first match that differs
+    past          a regular expression for the inputs that are caches; `named`: ROLE=NAME of other inputs and outputs
+    quantize ...  docs/quantisation.md
+    """
+
+    cache: str = "static"
+    capacity: int = 2048
+    logits: str = "all"
+    merge: tuple[str, ...] = ()
+    attention: str = "mask"
+    onnxruntime: bool = False
+    skip: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    verify: bool = False
+    bisect: bool = False
+    past: str | None = None
+    named: tuple[str, ...] = ()
+    quantize: str | None = None
+    kv_cache: str = "none"
+    calibration: Path | None = None
+    tokenizer: Path | None = None
+    group_size: int = 128
+    exclude: tuple[str, ...] = ()
+    lm_head: str = "int8"
+    embedding: str = "none"
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """`named` as role: name."""
+        return dict(each.split("=", 1) for each in self.named)
+
+
+def from_arguments(given: argparse.Namespace | Mapping) -> Options:
+    """What a command line says, or what a manifest records; what neither has is as it is by default."""
+    values = given if isinstance(given, Mapping) else vars(given)
+    known = {field.name: values[field.name] for field in fields(Options) if field.name in values}
+    return Options(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,8 @@
-"""The `suture` command: suture COMMAND ...; each command is a module with `main(arguments)` and takes --help itself."""
+"""The `suture` command: suture COMMAND ...; each command is a module with `main(arguments, prog)` and takes --help itself."""
 
 import importlib
 import sys
+from collections.abc import Callable
 
 from suture import __version__
 from suture.core.command import Parser, run
@@ -12,25 +13,30 @@ COMMANDS = {  # name: module, what it does
     "surgery": ("suture.surgery.__main__", "an ONNX file to the portable and the lowered graph"),
     "build": ("suture.build.__main__", "the lowered graph to a TensorRT engine"),
     "validate": ("suture.validate.__main__", "each step's result against the one before"),
-    "check": ("suture.validate.check", "what TensorRT's parser drops, misreads or refuses of any ONNX file"),
-    "convert": ("suture.models.convert", "a published pickle (.pth, .bin, .ckpt) to safetensors"),
     "generate": ("suture.generate.__main__", "text from a pipeline's folder"),
+    "check": ("suture.validate.check_command", "what TensorRT's parser drops, misreads or refuses of any ONNX file"),
+    "compare": ("suture.validate.compare_command", "two graphs with KV caches, step by step"),
+    "convert": ("suture.convert", "a published pickle (.pth, .bin, .ckpt) to safetensors"),
 }
+RESULT_ON_STDOUT = ("generate",)  # done when nobody reads it any more
 
 
 def main() -> None:
     listed = "\n".join(f"  {name:10} {what}" for name, (_, what) in COMMANDS.items())
     usage = f"usage: suture COMMAND ...\n\n{listed}\n\nsuture COMMAND --help says what each takes."
-    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print(usage)
     elif name == "--version":
         print(f"suture {__version__}")
     elif name in COMMANDS:
-        del sys.argv[1]
-        run(name, lambda: importlib.import_module(COMMANDS[name][0]).main())
+        run(name, lambda: _command(name)(arguments, f"suture {name}"), result_on_stdout=name in RESULT_ON_STDOUT)
     else:
         Parser(prog="suture").error(f"no command {name}; choose from {', '.join(COMMANDS)}")
+
+
+def _command(name: str) -> Callable[[list[str], str], int]:
+    return importlib.import_module(COMMANDS[name][0]).main
 
 
 if __name__ == "__main__":

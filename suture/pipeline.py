@@ -50,8 +50,8 @@ class Outcome:
     memory: int | None = None  # bytes at its peak, where it finished
 
 
-def main() -> int:
-    parser = Parser(prog="pipeline", description="Take a checkpoint to a TensorRT engine, and check every step.")
+def main(arguments: list[str] | None = None, prog: str = "pipeline") -> int:
+    parser = Parser(prog=prog, description="Take a checkpoint to a TensorRT engine, and check every step.")
     groups = {name: parser.add_argument_group(name) for name in ("export", "surgery", "build", "validate")}
     export_options.add_options(groups["export"])
     surgery_options.add_options(groups["surgery"])
@@ -59,7 +59,7 @@ def main() -> int:
     validate_options.add_options(groups["validate"])
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where each stage gets its folder")
     parser.add_argument("--force", action="store_true", help="run every stage, even if its results are up to date")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     surgery_options.refuse_without_effect(parser, options)
     if options.cache == "static" and given(options, "max_past"):
         parser.error("--max-past is a growing cache's; leave it out, or add --cache growing")

@@ -12,8 +12,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from suture.build import flavour
-from suture.build.__main__ import with_roles
 from suture.build.profiles import make_profiles
+from suture.build.stage import with_roles
 from suture.core.signature import find_signature
 
 HIDDEN, HEADS, HEAD_DIM, FFN, VOCABULARY, CAPACITY = 128, 4, 32, 256, 512, 64

@@ -12,7 +12,7 @@ from decoder_graphs import decoder
 from exporting import CONFIG, export, traced
 from filelock import FileLock
 
-from suture.export import __main__ as export_stage
+from suture.export import stage as export_stage
 from suture.models.random_checkpoint import write
 from suture.runtime.graphs import OnnxDecoder
 from suture.surgery import __main__ as surgery_stage

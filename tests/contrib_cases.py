@@ -9,8 +9,9 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from suture.surgery.graph import files
-from suture.surgery.passes.import_contrib import IMPORT_CONTRIB
-from suture.surgery.runner import make_plan, operate
+from suture.surgery.options import Options
+from suture.surgery.plan import Plan, make_plan
+from suture.surgery.runner import run_plan
 
 FLOAT, FLOAT16, INT64, INT32 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.INT32
 TOLERANCE = {FLOAT: 1e-5, FLOAT16: 5e-3}
@@ -64,10 +65,8 @@ def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray
 def standard(model: onnx.ModelProto, folder: Path):
     """What the passes over com.microsoft ops make of it, and their report."""
     onnx.save(model, folder / "source.onnx")
-    plan = make_plan("growing", 8, "all", own=[])
-    names = {module.__name__.rsplit(".", 1)[-1] for module in IMPORT_CONTRIB}
-    plan = type(plan)(tuple(each for each in plan.portable if each.name in names), ())
-    graph, _, report = operate(files.read(folder / "source.onnx"), plan)
+    plan = Plan(make_plan(Options(cache="growing")).portable[:1], ())
+    graph, _, report = run_plan(files.read(folder / "source.onnx"), plan)
     return files.to_model(graph), report
 
 

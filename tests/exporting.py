@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from argparse import Namespace
 from pathlib import Path
 
 import onnx
@@ -11,7 +10,8 @@ import onnxruntime as ort
 import torch
 
 from suture.core.weights import ORT_ROOT_OPTION, weights_root
-from suture.export import __main__ as stage
+from suture.export import stage
+from suture.export.options import Options
 from suture.models import load_model, open_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,9 +27,8 @@ CONFIG = json.loads((ROOT / "models" / "tiny-qwen" / "config.json").read_text())
 }
 
 
-def export(checkpoint: Path, out: Path, **given: object) -> Path:
-    options = {"model": None, "dtype": None, "weights": None, "part": None, "pipeline": False, "force": False} | given
-    stage.export(Namespace(checkpoint=checkpoint, out=out, **options))
+def export(checkpoint: Path, out: Path, dtype: str | None = None, weights: str | None = None, force: bool = False) -> Path:
+    stage.export(out, Options(checkpoint=checkpoint, dtype=dtype, weights=weights), force)
     return out / "model.onnx"
 
 

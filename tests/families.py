@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from argparse import Namespace
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,12 @@ from filelock import FileLock
 from safetensors.torch import save_file
 
 from suture.core.parts import DECODER, find_parts
-from suture.export import __main__ as export
+from suture.export.options import Options as ExportOptions
+from suture.export.stage import export
 from suture.models import architecture, random_checkpoint
 from suture.surgery import __main__ as surgery
-from suture.validate.__main__ import validate_pipeline
+from suture.validate.options import Options as ValidateOptions
+from suture.validate.stage import validate_pipeline
 
 ROOT = Path(__file__).parents[1]
 CAPACITY = 64
@@ -182,8 +183,7 @@ def operated(name: str, dtype: str, shared: Path) -> Path:
 
 def export_and_operate(source: Path, out: Path, dtype: str, weights: str | None = None) -> None:
     """Every part."""
-    asked = {"model": None, "checkpoint": source, "dtype": dtype, "weights": weights, "part": None}
-    export.export(Namespace(**asked, out=out, pipeline=True, force=False))
+    export(out, ExportOptions(checkpoint=source, dtype=dtype, weights=weights), pipeline=True)
     for part in find_parts(out):
         capacity = ["--capacity", str(CAPACITY)] if part.kind == DECODER else []
         surgery.main([str(part.folder / "export" / "model.onnx"), "--out", str(part.folder / "surgery"), *capacity])
@@ -196,7 +196,7 @@ def surgered(out: Path) -> list[Path]:
 
 def levels(out: Path) -> list[dict]:
     """What levels 1, 2 and 3 of a pipeline's folder found of each part."""
-    validate_pipeline(out, Namespace(text=None, tolerance=None, seed=0, force=False))
+    validate_pipeline(out, ValidateOptions())
     report = json.loads((out / "validate" / "report.json").read_text())
     return [level for level in report["levels"] if level["number"] < 4]
 

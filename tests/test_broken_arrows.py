@@ -1,6 +1,5 @@
 """What a stage wrote, and the next cannot use, is a check that failed; what a machine cannot do was not run."""
 
-import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from onnx import helper
 from suture.core.manifest import read_manifest
 from suture.core.network.parse import NO_TENSORRT
 from suture.validate import levels as validate_levels
-from suture.validate.__main__ import validate_pipeline
 from suture.validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED
+from suture.validate.options import Options
+from suture.validate.stage import validate_pipeline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LOWERED, PORTABLE, EXPORTED = "surgery/model.trt.onnx", "surgery/model.onnx", "export/model.onnx"
@@ -125,23 +125,19 @@ def pipeline(tmp_path) -> Path:
     return tmp_path
 
 
-def options(**given) -> argparse.Namespace:
-    return argparse.Namespace(**{"text": None, "tolerance": None, "seed": 0, "force": False, **given})
-
-
 def report_of(pipeline: Path) -> dict:
     return json.loads((pipeline / "validate" / "report.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
 
 
 def test_whole_arrows_pass(pipeline):
-    assert validate_pipeline(pipeline, options()) == 0
+    assert validate_pipeline(pipeline, Options()) == 0
     assert [level["status"] for level in report_of(pipeline)["levels"]] == [NOT_RUN, PASSED, PASSED, NOT_RUN, NOT_RUN]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.file}-{case.name}")
 def test_a_broken_arrow_fails(case, pipeline, capsys):
     case.damage(pipeline / case.file)
-    assert validate_pipeline(pipeline, options()) == 1
+    assert validate_pipeline(pipeline, Options()) == 1
     report = report_of(pipeline)
     assert report["verdict"] == FAILED
     levels = {level["number"]: level for level in report["levels"]}
@@ -150,17 +146,17 @@ def test_a_broken_arrow_fails(case, pipeline, capsys):
     html = (pipeline / "validate" / "report.html").read_text(encoding="utf-8")
     assert html.count('<span class="pill failed">') >= len(case.levels)
     capsys.readouterr()
-    assert validate_pipeline(pipeline, options()) == 1
+    assert validate_pipeline(pipeline, Options()) == 1
     assert "up to date, failed" in capsys.readouterr().out
 
 
 def test_an_edited_verdict_is_not_believed(pipeline, capsys):
     """The verdict that counts is the manifest's; report.json is for people."""
     empty(pipeline / LOWERED)
-    assert validate_pipeline(pipeline, options()) == 1
+    assert validate_pipeline(pipeline, Options()) == 1
     report = pipeline / "validate" / "report.json"
     report.write_text(report.read_text(encoding="utf-8").replace(FAILED, PASSED), encoding="utf-8")
-    assert validate_pipeline(pipeline, options()) == 1
+    assert validate_pipeline(pipeline, Options()) == 1
 
 
 def test_a_machine_without_tensorrt_has_not_run_it(pipeline, monkeypatch):
@@ -168,7 +164,7 @@ def test_a_machine_without_tensorrt_has_not_run_it(pipeline, monkeypatch):
         raise NO_TENSORRT
 
     monkeypatch.setattr(validate_levels, "open_network", absent)
-    assert validate_pipeline(pipeline, options()) == 0
+    assert validate_pipeline(pipeline, Options()) == 0
     level = report_of(pipeline)["levels"][2]
     assert level["status"] == NOT_RUN
     assert "is not installed" in level["reason"]
@@ -184,7 +180,7 @@ def test_an_engine_that_is_none_fails(described, engine, pipeline):
     (pipeline / "build" / "model.engine").write_bytes(engine)
     if described is not None:
         (pipeline / "build" / "engine.json").write_text(described, encoding="utf-8")
-    assert validate_pipeline(pipeline, options()) == 1
+    assert validate_pipeline(pipeline, Options()) == 1
     level = report_of(pipeline)["levels"][3]
     assert level["status"] == FAILED
     assert "build" in level["reason"]
@@ -199,7 +195,7 @@ def test_what_is_not_finite_differs(value, sides, tmp_path):
         (tmp_path / name).parent.mkdir()
         damaged = sides == "both" or static == (sides == "candidate")
         onnx.save(decoder_graph(static, nan=value) if damaged else decoder_graph(static), tmp_path / name)
-    assert validate_pipeline(tmp_path, options()) == 1
+    assert validate_pipeline(tmp_path, Options()) == 1
     assert report_of(tmp_path)["levels"][1]["status"] == DIFFERENT
     html = (tmp_path / "validate" / "report.html").read_text(encoding="utf-8")
     assert "not a number" in html or "infinite" in html
@@ -207,5 +203,5 @@ def test_what_is_not_finite_differs(value, sides, tmp_path):
 
 def test_the_manifest_says_what_the_report_does(pipeline):
     half(pipeline / LOWERED)
-    validate_pipeline(pipeline, options())
+    validate_pipeline(pipeline, Options())
     assert read_manifest(pipeline / "validate")["verdict"] == FAILED

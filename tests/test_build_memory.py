@@ -15,6 +15,7 @@ from test_build import saved
 from suture.build import __main__ as build_main
 from suture.build.memory import estimate, refuse_what_cannot_fit
 from suture.build.profiles import make_profiles
+from suture.build.stage import held_twice
 from suture.core.errors import UserError
 from suture.core.signature import find_signature
 from suture.surgery.__main__ import main as surgery_main
@@ -79,15 +80,15 @@ def test_a_build_that_cannot_fit_does_not_start(tmp_path, monkeypatch):
     monkeypatch.setattr("build.memory.TENSORRT", 10**15)
     monkeypatch.setattr(sys, "argv", ["build", str(saved(build_graphs.decoder(), tmp_path)), "--out", str(tmp_path / "out")])
     with pytest.raises(UserError, match="building its engine needs about 1000000"):
-        build_main.main(build_main._arguments())
+        build_main.main()
     assert not (tmp_path / "out").exists()
 
 
 def test_weights_that_an_engine_holds_twice():
-    assert build_main.held_twice(3_302_000_000, 3_299_000_000, two=True) == []
-    (finding,) = build_main.held_twice(6_000_000_000, 3_299_000_000, two=True)
+    assert held_twice(3_302_000_000, 3_299_000_000, two=True) == []
+    (finding,) = held_twice(6_000_000_000, 3_299_000_000, two=True)
     assert "2,701.0 MB more than its weights" in finding.what
-    assert build_main.held_twice(6_000_000_000, 3_299_000_000, two=False) == []
+    assert held_twice(6_000_000_000, 3_299_000_000, two=False) == []
 
 
 def gated_layers(folder: Path, layers: int = 4, hidden: int = 1024, features: int = 16384) -> Path:

@@ -1,6 +1,5 @@
 """validate --bundle and --import: what is sent to a GPU, its run on a stand-in for the engine, and what comes back."""
 
-import argparse
 import importlib
 import json
 import subprocess
@@ -17,10 +16,11 @@ from fake_engine import Context, FakeEngine
 from suture.build import flavour
 from suture.core.errors import UserError
 from suture.runtime.graphs import open_graph
-from suture.validate.__main__ import bundle_pipeline
 from suture.validate.bundle import read_results, write_bundle
 from suture.validate.compare import DIFFERENT, PASSED, compare
+from suture.validate.options import Options
 from suture.validate.scenarios import make_scenarios, random_tokens
+from suture.validate.stage import bundle_pipeline
 
 ROOT = Path(__file__).parents[1]
 
@@ -168,7 +168,7 @@ def test_bundle_of_a_folder_without_an_engine(pipeline, tmp_path):
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "model.onnx").write_bytes((pipeline / "export" / "model.onnx").read_bytes())
     with pytest.raises(UserError, match=f"{tmp_path}/surgery: has no results; run python -m surgery first"):
-        bundle_pipeline(tmp_path, argparse.Namespace(text=None))
+        bundle_pipeline(tmp_path, Options())
 
 
 def test_scenarios_that_the_engine_cannot_take_are_left_out(pipeline, tmp_path):

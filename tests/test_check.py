@@ -16,7 +16,7 @@ from suture.core.network.parse import Parser, ParserDied
 from suture.core.network.validity import uses_of_inputs
 from suture.core.network.windows import pooling
 from suture.core.shapes import ShapeRange, parse_shape, parse_shapes
-from suture.validate.check import main
+from suture.validate.check_command import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,7 +11,7 @@ import pytest
 from exporting import ROOT, export, traced
 
 from suture.core.errors import UserError
-from suture.export import __main__ as stage
+from suture.export import stage
 from suture.export import weights as export_weights
 
 

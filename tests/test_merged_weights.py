@@ -18,7 +18,9 @@ from suture.core.weights import ORT_ROOT_OPTION, references
 from suture.surgery.__main__ import main
 from suture.surgery.graph import files
 from suture.surgery.graph.weights import settle
-from suture.surgery.runner import make_plan, operate
+from suture.surgery.options import Options
+from suture.surgery.plan import make_plan
+from suture.surgery.runner import run_plan
 from tests.decoding import decode, largest_error
 from tests.graphs import weightless
 from tests.graphs.retype import retyped
@@ -42,7 +44,7 @@ GEMMS = {
 def operated(source: onnx.ModelProto, folder: Path, merge: tuple[str, ...]):
     """The portable graph with these weights merged, and what the pass said."""
     onnx.save(source, folder / "source.onnx")
-    portable, lowered, report = operate(files.read(folder / "source.onnx"), make_plan("static", 32, "all", merge=merge))
+    portable, lowered, report = run_plan(files.read(folder / "source.onnx"), make_plan(Options(capacity=32, merge=merge)))
     said = [each for each in report.passes if each.name == "merged_weights"]
     return files.to_model(portable), files.to_model(lowered), said
 

@@ -15,7 +15,7 @@ from suture.core.errors import UserError
 from suture.core.parts import DECODER
 from suture.core.signature import find_signature
 from suture.core.weights import load_graph
-from suture.export import __main__ as export
+from suture.export import stage as export
 from suture.export.interface import decoder_interface
 from suture.export.shallow import KEPT, without_middle
 from suture.export.trace import TRACED_LAYERS, trace

@@ -2,7 +2,6 @@
 TensorRT's network."""
 
 import json
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,8 @@ from suture.core.network.evaluate import Evaluator
 from suture.core.network.inputs import make_feeds
 from suture.core.network.parse import parse
 from suture.core.weights import load_graph
-from suture.export.__main__ import export
+from suture.export.options import Options
+from suture.export.stage import export
 from suture.models import checkpoint_folder, load_model, meta_model, open_checkpoint
 from suture.runtime.graphs import open_graph
 from suture.surgery.__main__ import main
@@ -49,11 +49,7 @@ def source(shared):
 
 
 def export_float32(checkpoint: Path, out: Path) -> Path:
-    export(
-        Namespace(
-            checkpoint=checkpoint, model=None, dtype="float32", weights=None, part=None, pipeline=False, out=out, force=False
-        )
-    )
+    export(out, Options(checkpoint=checkpoint, dtype="float32"))
     return out / "model.onnx"
 
 

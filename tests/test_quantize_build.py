@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,8 @@ from suture.build import __main__ as build_main
 from suture.build.precisions import supported
 from suture.core.errors import UserError
 from suture.core.weights import load_graph
-from suture.export.__main__ import export
+from suture.export.options import Options
+from suture.export.stage import export
 from suture.models import checkpoint_folder
 from suture.surgery.__main__ import main
 
@@ -32,9 +32,7 @@ def exported(tmp_path_factory) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     shutil.copy(source / "qwen.tiktoken", folder)
     out = folder / "export"
-    export(
-        Namespace(checkpoint=folder, model=None, dtype="float16", weights=None, part=None, pipeline=False, out=out, force=False)
-    )
+    export(out, Options(checkpoint=folder, dtype="float16"))
     return out / "model.onnx"
 
 
@@ -58,7 +56,7 @@ def test_kernels_read_small_weights(exported, tmp_path, monkeypatch, options, we
             supported(load_graph(lowered), lowered, (lacking,), asked=True)
     line = f"build {lowered} --out {out} --compute-capability 8.9 --profiles one --max-past 64"
     monkeypatch.setattr("sys.argv", line.split())
-    build_main.main(build_main._arguments())
+    build_main.main()
     (profile,) = json.loads((tmp_path / "build" / "kernels.json").read_text())["profiles"]
     products = [
         entry
@@ -79,24 +77,13 @@ def test_kernels_read_small_weights(exported, tmp_path, monkeypatch, options, we
 def test_int8_weights_stay_small_in_bfloat16(exported, tmp_path, monkeypatch, skipped):
     """Gate and up that are apart TensorRT writes out in bfloat16 at every step, to join them; in float16 it does not."""
     source = exported.parents[1]
-    export(
-        Namespace(
-            checkpoint=source,
-            model=None,
-            dtype="bfloat16",
-            weights=None,
-            part=None,
-            pipeline=False,
-            out=tmp_path / "export",
-            force=False,
-        )
-    )
+    export(tmp_path / "export", Options(checkpoint=source, dtype="bfloat16"))
     arguments = [str(tmp_path / "export" / "model.onnx"), "--out", str(tmp_path / "surgery"), "--capacity", "64", "--verify"]
     assert main([*arguments, "--quantize", "int8", *skipped]) == 0
     out = tmp_path / "build"
     line = f"build {tmp_path / 'surgery' / 'model.trt.onnx'} --out {out} --compute-capability 8.9"
     monkeypatch.setattr("sys.argv", line.split())
-    build_main.main(build_main._arguments())
+    build_main.main()
     decode, _ = json.loads((out / "kernels.json").read_text())["profiles"]
     written_out = [entry["name"] for entry in decode["entries"] if entry["kernel"] and not entry["inputs"]]
     said = [

@@ -206,8 +206,8 @@ def graphs(tmp_path) -> Path:
         (lambda: surgery(), ["surgery/model.onnx", "--out", "surgery"]),
         (lambda: capacity.main(), ["surgery", "--capacity", "8", "--out", "surgery"]),
         (lambda: capacity.main(), ["surgery", "--capacity", "8", "--out", "export"]),
-        (lambda: build_stage.main(build_stage._arguments()), ["surgery/model.trt.onnx", "--out", "surgery"]),
-        (lambda: build_stage.main(build_stage._arguments()), ["surgery/model.trt.onnx", "--out", "export"]),
+        (lambda: build_stage.main(), ["surgery/model.trt.onnx", "--out", "surgery"]),
+        (lambda: build_stage.main(), ["surgery/model.trt.onnx", "--out", "export"]),
         (lambda: validate_stage.main(), ["x.onnx", "surgery/model.onnx", "--out", "export"]),
         (lambda: validate_stage.main(), ["x.onnx", "surgery/model.onnx", "--out", "surgery"]),
         (lambda: validate_stage.main(), ["--network", "surgery/model.onnx", "--out", "surgery"]),
@@ -349,7 +349,7 @@ def test_build_sees_new_weights_and_a_damaged_engine(tmp_path, monkeypatch, caps
     line = [model, "--out", tmp_path / "out", "--compute-capability", "8.9"]
 
     def built() -> bool:
-        called(lambda: build_stage.main(build_stage._arguments()), *line, monkeypatch=monkeypatch)
+        called(lambda: build_stage.main(), *line, monkeypatch=monkeypatch)
         return "up to date" not in capsys.readouterr().out
 
     assert built()

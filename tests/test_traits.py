@@ -1,6 +1,7 @@
 """The closed world of operators: what a node has beyond what passes account for keeps them from taking it."""
 
 import ast
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,8 @@ import pytest
 from suture.core.signature import find_signature
 from suture.core.traits import ACCOUNTED, OTHERS, traits, unaccounted
 from suture.surgery.graph import Graph, files
-from suture.surgery.passes.import_contrib import IMPORT_CONTRIB
-from suture.surgery.passes.lowering import LOWERING
-from suture.surgery.passes.portable import PORTABLE, attention, constants, flat_tokens, last_token_logits, rms_norm, swish
+from suture.surgery.passes.portable import attention, constants, flat_tokens, last_token_logits, rms_norm, swish
+from suture.surgery.plan import LOWERING, PORTABLE
 
 ROOT = Path(__file__).parents[1]
 FINDERS = ("nodes", "producer", "consumers", "only_consumer", "through", "contrib_nodes")
@@ -30,8 +30,9 @@ def graph_of(text: str, weights: dict[str, np.ndarray] | None = None) -> Graph:
 def named_operators() -> set[str]:
     """Every operator by whose name a pass looks for a node."""
     names = set()
-    for module in (*IMPORT_CONTRIB, *PORTABLE, *LOWERING, last_token_logits):
-        for call in ast.walk(ast.parse(Path(module.__file__).read_text())):
+    runs = [each.run for phase in (*PORTABLE, *LOWERING) for each in phase.passes]
+    for path in {inspect.getfile(run) for run in runs}:
+        for call in ast.walk(ast.parse(Path(path).read_text())):
             function = call.func if isinstance(call, ast.Call) else None
             if getattr(function, "id", getattr(function, "attr", "")) in FINDERS:
                 names |= {each.value for each in call.args if isinstance(each, ast.Constant) and isinstance(each.value, str)}

@@ -9,8 +9,3 @@ report       the verdicts as JSON and HTML
 network      what TensorRT's parser understood, evaluated without a GPU
 bundle       a folder that a machine with a GPU runs (bundle_run is its run.py), and the results that it brings back
 """
-
-import os
-
-# PyTorch and onnxruntime take turns here: threads of one that spin while they wait cost the other half its time.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -2,39 +2,20 @@
 
 import argparse
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from suture.core.command import Parser, given, run
-from suture.core.errors import UserError
-from suture.core.manifest import read_manifest
-from suture.core.stage import Stage
-from suture.core.weights import load_graph, weight_files, weights_root
-from suture.runtime.graphs import open_graph
-from suture.validate.bundle import write_bundle
-from suture.validate.check import main as check_command
-from suture.validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED
-from suture.validate.level import Level
-from suture.validate.levels import compare_graphs, run_levels, scenarios_for
-from suture.validate.options import add_options
-from suture.validate.pipeline import find_pipeline
-from suture.validate.progress import Progress
-from suture.validate.report import exit_status, make_report, verdict, write_report
-
-COLORS = {PASSED: "green", DIFFERENT: "bold red", FAILED: "bold red", NOT_RUN: "dim"}
-console = Console()
+from suture.core.command import Parser, run
+from suture.core.command import given as is_given
+from suture.core.third_party import let_threads_sleep
+from suture.validate.check_command import main as check
+from suture.validate.options import add_options, from_arguments
 
 
-def main() -> int:
-    if "--network" in sys.argv[1:]:
-        return check_command([word for word in sys.argv[1:] if word != "--network"], "validate --network")
-    parser = Parser(prog="validate", description="Check a pipeline's results, or compare two graphs with KV caches.")
+def main(arguments: list[str] | None = None, prog: str = "validate") -> int:
+    words = sys.argv[1:] if arguments is None else arguments
+    if "--network" in words:
+        return check([word for word in words if word != "--network"], f"{prog} --network")
+    parser = Parser(prog=prog, description="Check a pipeline's results, or compare two graphs with KV caches.")
     parser.add_argument("what", nargs="+", type=Path, metavar="DIR | REFERENCE.onnx CANDIDATE.onnx")
     add_options(parser)
     parser.add_argument("--out", metavar="DIR", type=Path, help="where the report on two graphs goes (default: none)")
@@ -48,13 +29,18 @@ def main() -> int:
     parser.add_argument("--reference", metavar="PORTABLE.onnx", type=Path, help="with --network: the graph that "
                         "onnxruntime runs instead (for one with TensorRT's own ops)")  # fmt: skip
     parser.add_argument("--inputs", metavar="FILE.npz", type=Path, help="with --network: inputs by name")
-    options = parser.parse_args()
-    _refuse_without_effect(parser, options)
-    if len(options.what) == 2:
-        return validate_graphs(*options.what, options)
-    if options.bundle:
-        return bundle_pipeline(options.what[0], options)
-    return validate_pipeline(options.what[0], options, options.results)
+    given = parser.parse_args(arguments)
+    _refuse_without_effect(parser, given)
+    options = from_arguments(given)
+    what, *others = given.what
+    let_threads_sleep()
+    from suture.validate.stage import bundle_pipeline, validate_graphs, validate_pipeline  # only now: torch takes seconds
+
+    if others:
+        return validate_graphs(what, *others, options, given.out, given.force)
+    if given.bundle:
+        return bundle_pipeline(what, options, given.out)
+    return validate_pipeline(what, options, given.results, given.force)
 
 
 def _refuse_without_effect(parser: Parser, options: argparse.Namespace) -> None:
@@ -75,127 +61,8 @@ def _refuse_without_effect(parser: Parser, options: argparse.Namespace) -> None:
         if getattr(options, name) not in (None, False) and name not in forms[form]:
             option = {"results": "import"}.get(name, name)
             parser.error(f"--{option} says nothing with {form}{' without --out' * (name == 'force')}; leave it out")
-    if options.inputs is not None and given(options, "seed"):
+    if options.inputs is not None and is_given(options, "seed"):
         parser.error("--seed says nothing with --inputs, beside which nothing is drawn; leave one out")
-
-
-def bundle_pipeline(folder: Path, options: argparse.Namespace) -> int:
-    """Writes what a machine with a GPU needs to run the pipeline's engine, and says what to do with it."""
-    pipeline = find_pipeline(folder, options.text)
-    files = pipeline.decoder
-    if files is None:
-        raise UserError(folder, "has no part that writes tokens", "run its engines with suture.runtime.engine")
-    for stage, path in (("surgery", files.portable), ("surgery", files.lowered), ("build", files.engine)):
-        if path is None:
-            raise UserError(files.part.folder / stage, "has no results", f"run python -m {stage} first")
-    out = options.out or folder / "bundle"
-    with Progress(console) as progress:
-        progress.tell("writing the bundle")
-        bundle = write_bundle(files.portable, files.lowered, files.engine, out,
-                              lambda graph: scenarios_for(pipeline, graph, options.seed), options.tolerance)  # fmt: skip
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    for each in bundle["left_out"]:
-        _print(f"validate: left out: {each}")
-    _print(f"validate: {out}, {size / 1e6:,.1f} MB. Copy it to a machine with a GPU, run\n    python run.py")
-    _print(f"in it, and bring results.npz back to\n    python -m validate {folder} --import results.npz")
-    return 0
-
-
-def validate_pipeline(folder: Path, options: argparse.Namespace, results: Path | None = None) -> int:
-    """Runs all levels on a pipeline's folder and writes folder/validate. Returns the exit status.
-
-    `results`: of the folder's bundle, from a machine with a GPU."""
-    pipeline = find_pipeline(folder, options.text, results)
-    stage = Stage(
-        "validate",
-        folder / "validate",
-        inputs=[*pipeline.files, *_weights(pipeline.graphs)],
-        options={"text": options.text, "tolerance": options.tolerance, "seed": options.seed},
-    )
-    title = pipeline.checkpoint.resolve().name if pipeline.checkpoint else folder.resolve().name
-    return _run(stage, title, options.force, folder, lambda progress, save: run_levels(
-        pipeline, options.tolerance, options.seed, lambda level, scenario: save(f"{level}-{scenario}"), progress,
-    ))  # fmt: skip
-
-
-def validate_graphs(reference: Path, candidate: Path, options: argparse.Namespace) -> int:
-    """Compares two graphs; with --out, writes the same report there. Returns the exit status."""
-
-    def compare(progress: Progress, save: Callable[[str], Path] | None) -> list[Level]:
-        graphs = open_graph(reference), open_graph(candidate)
-
-        def check() -> Level:
-            return compare_graphs(*graphs, options.tolerance, options.seed, save, progress.tell)
-
-        return [progress.level(f"{reference} ↔ {candidate}", check)]
-
-    if options.out is None:
-        with Progress(console) as progress:
-            levels = compare(progress, None)
-        _show(levels)
-        return exit_status(verdict(levels))
-    inputs = [reference, candidate, *_weights([reference, candidate])]
-    stage = Stage("validate", options.out, inputs, {"tolerance": options.tolerance, "seed": options.seed})
-    return _run(stage, f"{reference.name} ↔ {candidate.name}", options.force, None, compare)
-
-
-def _run(stage: Stage, title: str, force: bool, folder: Path | None, check) -> int:
-    found = (read_manifest(stage.out) or {}).get("verdict")
-    if stage.up_to_date() and found in COLORS and not force:
-        _print(f"validate: up to date, {found} ({stage.out}/report.html)")
-        return exit_status(found)
-    started = time.monotonic()
-    with stage.writing() as partial:
-        (partial / "polygraphy").mkdir()
-
-        def save(name: str) -> Path:
-            return partial / "polygraphy" / f"{name.replace(' ', '-')}.json"
-
-        with Progress(console) as progress:
-            levels = check(progress, save)
-            progress.tell("writing the report")
-            write_report(make_report(title, levels, stage.identity["versions"], started, folder), partial, folder)
-        stage.extra["verdict"] = verdict(levels)
-    _show(levels)
-    _print(f"validate: {verdict(levels)} → {stage.out}/report.html", style=COLORS[verdict(levels)])
-    return exit_status(verdict(levels))
-
-
-def _weights(graphs: list[Path]) -> list[Path]:
-    """The files that the graphs' weights lie in; of a graph that cannot be read, a level says so."""
-    files = set()
-    for path in graphs:
-        with suppress(UserError):
-            files |= {*weight_files(load_graph(path), weights_root(path))}
-    return sorted(files)
-
-
-def _print(line: str, style: str | None = None) -> None:
-    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
-
-
-def _show(levels: list[Level]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("level", "", "result", "worst error"):
-        table.add_column(heading, overflow="fold")
-    for level in levels:
-        status = f"[{COLORS[level.status]}]{level.status}[/]"
-        details = "".join(f"\n[dim]{escape(detail)}[/]" for detail in _details(level))
-        table.add_row(str(level.number or ""), level.title + details, status, escape(level.worst))
-    console.print(table)
-
-
-def _details(level: Level) -> Iterator[str]:
-    if level.reason:
-        yield level.reason
-    for scenario in level.comparison.scenarios if level.comparison else []:
-        if scenario.reason:
-            yield f"{scenario.name}: {scenario.reason}"
-        elif scenario.status == DIFFERENT:
-            yield f"{scenario.name}: " + ", ".join(scenario.exceeding(level.comparison.tolerance)[:4])
-    for reading in level.tokens.readings if level.tokens else []:
-        yield (f"{reading.name}: {reading.agreement:.2%} of the likeliest tokens alike, mean KL {reading.mean_kl}, "
-               f"{reading.candidate_bits} bits a byte ({reading.reference_bits})")  # fmt: skip
 
 
 if __name__ == "__main__":

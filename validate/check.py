@@ -9,8 +9,7 @@ from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.logger import G_LOGGER
 from rich.console import Console
 
-from suture.core import arguments
-from suture.core.command import FOUND_DIFFERENCE, UNUSABLE_INPUT, Parser, run
+from suture.core.command import FOUND_DIFFERENCE, UNUSABLE_INPUT
 from suture.core.findings import Finding
 from suture.core.network.check import AGREES, CheckResult, check
 from suture.core.network.compare import Outcome
@@ -19,40 +18,10 @@ from suture.core.network.reports import as_json, write_junit
 from suture.core.shapes import parse_shapes
 from suture.core.stage import Stage
 from suture.core.weights import load_graph, weight_files, weights_root
+from suture.validate.check_command import STDOUT, add_options
 
-STDOUT = Path("-")
 SHOWN = 20  # outputs, the worst first
 console = Console()
-
-
-def main(arguments: list[str] | None = None, prog: str = "suture check") -> int:
-    """Reads the command line (sys.argv by default) and checks one file. Returns the exit status."""
-    parser = Parser(prog=prog, description="What TensorRT's parser drops, misreads or refuses of an ONNX file, and whether "
-                    "its network computes what onnxruntime computes. Exit status: 0 it does, 1 it does not, 2 refused.")  # fmt: skip
-    add_options(parser)
-    options = parser.parse_args(arguments)
-    return run_check(options)
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL.onnx")
-    parser.add_argument("--shape", action="append", default=[], metavar="NAME=2x128", help="shape of an input, or "
-                        "NAME=1x1,1x128,4x512 (min, opt, max), of which each is checked; once for each input")  # fmt: skip
-    parser.add_argument("--inputs", metavar="FILE.npz", type=Path, help="inputs by name (default: valid random ones)")
-    parser.add_argument("--reference", metavar="PORTABLE.onnx", type=Path, help="the graph that onnxruntime runs instead "
-                        "(for one with TensorRT's own ops)")  # fmt: skip
-    parser.add_argument("--tolerance", metavar="X", type=arguments.tolerance, help="error allowed, of the largest value (default: float32 "
-                        "1e-5, float16 1e-2, bfloat16 5e-2)")  # fmt: skip
-    parser.add_argument("--seed", metavar="N", type=arguments.seed, default=0, help="of the inputs drawn (default 0)")
-    parser.add_argument("--plugin", metavar="LIB", type=Path, action="append", default=[], help="plugin library for "
-                        "operators that TensorRT lacks; such layers are not evaluated")  # fmt: skip
-    parser.add_argument("--save", metavar="NET.json", type=Path, help="write the network and its outputs")
-    parser.add_argument("--against", metavar="NET.json", type=Path, help="name what differs from a saved network, of another "
-                        "TensorRT version for instance")  # fmt: skip
-    parser.add_argument("--json", metavar="FILE", type=Path, nargs="?", const=STDOUT, help="the result as JSON; to standard "
-                        "output, and nothing else there, without FILE")  # fmt: skip
-    parser.add_argument("--junit", metavar="FILE", type=Path, help="the result as JUnit XML")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="folder for network.json and Polygraphy's run results")
 
 
 def run_check(options: argparse.Namespace) -> int:
@@ -185,7 +154,3 @@ def _write(folder: Path, result: CheckResult) -> None:
             results.append((side, [IterationResult(values, runner_name=side)]))
         with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
             results.save(str(folder / f"network-{outcome.feeds.replace(' ', '-')}.polygraphy.json"))
-
-
-if __name__ == "__main__":
-    run("check", main)

@@ -1,9 +1,25 @@
-"""What validate's command line takes on a pipeline's folder. Imports nothing heavy: suture/pipeline.py reads it for --help."""
+"""What validate can be asked for, and how its command line takes it. Imports nothing heavy: suture/pipeline.py reads it for
+--help."""
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from suture.core import arguments
+
+
+@dataclass(frozen=True)
+class Options:
+    """`text`: a file to read, of a pipeline (default: the checkpoint's heldout.txt). `tolerance`: of the largest value
+    (default: by dtype). `seed`: of the tokens drawn."""
+
+    text: Path | None = None
+    tolerance: float | None = None
+    seed: int = 0
+
+
+def from_arguments(given: argparse.Namespace) -> Options:
+    return Options(given.text, given.tolerance, given.seed)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,6 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import shape_inference
 from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_dtype, get_onnx_tensor_shape
-from onnx_graphsurgeon.logger import G_LOGGER
 
 from suture.core.onnx_checks import onnx_refusals
 from suture.core.signature import find_signature
@@ -23,20 +22,24 @@ from suture.surgery.shapes.foreign_shapes import declare_shapes
 IR_VERSION = 11
 PRODUCER = "suture.surgery"  # export is another
 
-G_LOGGER.severity = G_LOGGER.ERROR  # graph-surgeon warns of dtypes numpy lacks, which are never touched here
-
 
 def read(path: Path, past_pattern: str | None = None, given: dict[str, str] | None = None) -> Graph:
     """Reads the graph of `path`, brought to opset 24, with inferred shapes and nodes named by module path."""
-    model = load_graph(path)
-    notes = mend(model, path)
-    signature = find_signature(model, path, past_pattern, need_caches=False, given=given)
+    return of_model(load_graph(path), path, weights_root(path), past_pattern, given)
+
+
+def of_model(
+    model: onnx.ModelProto, name: Path, root: Path, past_pattern: str | None = None, given: dict[str, str] | None = None
+) -> Graph:
+    """The same of a model in memory, which is used up. `name` is for errors; external weights lie under `root`."""
+    notes = mend(model, name)
+    signature = find_signature(model, name, past_pattern, need_caches=False, given=given)
     _name_by_module(model)
-    with onnx_refusals(path):
-        model = upgrade(model, path, _with_declared)
+    with onnx_refusals(name):
+        model = upgrade(model, name, _with_declared)
         interface = separate(model, [cache.present for cache in signature.caches])
         declare_shapes(model)
-        graph = Graph(infer_shapes(model), signature, weights_root(path), interface)
+        graph = Graph(infer_shapes(model), signature, root, interface)
     graph.notes = notes
     return graph
 
@@ -66,10 +69,14 @@ def inner_model(graph: Graph) -> onnx.ModelProto:
     model.producer_name = PRODUCER
     model.ir_version = max(model.ir_version, IR_VERSION)
     onnx.helper.set_model_props(model, graph.metadata)
-    seen = Counter()
+    taken, seen = {node.name for node in model.graph.node}, Counter()
     for node in model.graph.node:  # onnxruntime takes no two names alike
-        seen[node.name] += 1
-        node.name += f"_{seen[node.name]}" if seen[node.name] > 1 else ""
+        name = node.name
+        seen[name] += 1
+        while seen[name] > 1 and node.name in taken:
+            node.name = f"{name}_{seen[name]}"
+            seen[name] += 1
+        taken.add(node.name)
     return model
 
 

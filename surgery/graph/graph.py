@@ -11,21 +11,12 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 from onnx.external_data_helper import ExternalDataInfo
 from onnx_graphsurgeon.ir.tensor import LazyValues
-from onnx_graphsurgeon.util.misc import SynchronizedList
 
 from suture.core.signature import Signature
+from suture.core.third_party import prepare_graphsurgeon
 from suture.core.traits import STANDARD, unaccounted
 from suture.surgery.graph.interface import Interface
 
-
-def _remove_from_elem(nodes: SynchronizedList, tensor: gs.Tensor) -> None:
-    """Takes the node itself out of a tensor's producers or consumers. graph-surgeon's own takes out the first one that is
-    equal, for which it compares attributes and names, node by node: slow in large graphs, and wrong where two are alike."""
-    others = getattr(tensor, nodes.field_name)
-    list.pop(others, next(index for index, other in enumerate(others) if other is nodes.parent_obj))
-
-
-SynchronizedList._remove_from_elem = _remove_from_elem
 SMALL = 1 << 16  # elements; what is larger is a weight and is not read to decide a match
 
 
@@ -55,6 +46,7 @@ class Graph:
     """
 
     def __init__(self, model: onnx.ModelProto, signature: Signature, root: Path, interface: Interface | None = None):
+        prepare_graphsurgeon()
         self.gs = gs.import_onnx(model)
         self.signature = signature
         self.interface = interface or Interface()  # what the source calls the axes of inputs and outputs

@@ -5,8 +5,6 @@ All are symmetric, the only kind that TensorRT's parser takes: a value is q · s
 
 from dataclasses import dataclass
 
-from onnx import TensorProto
-
 BLOCKS = (16, 32, 64, 128, 256)  # sizes that both TensorRT and onnxruntime have kernels for
 
 
@@ -14,15 +12,21 @@ BLOCKS = (16, 32, 64, 128, 256)  # sizes that both TensorRT and onnxruntime have
 class Values:
     """A type to round to: q lies in [least, largest], and scales are such that the largest number becomes `largest`."""
 
-    dtype: int  # onnx.TensorProto type
+    name: str  # of the onnx.TensorProto type
     least: float
     largest: float
     bits: int
 
+    @property
+    def dtype(self) -> int:
+        from onnx import TensorProto  # only here: a command line reads the formats' names for --help
 
-INT8 = Values(TensorProto.INT8, -128, 127, 8)
-INT4 = Values(TensorProto.INT4, -8, 7, 4)
-FP8 = Values(TensorProto.FLOAT8E4M3FN, -448, 448, 8)
+        return TensorProto.DataType.Value(self.name)
+
+
+INT8 = Values("INT8", -128, 127, 8)
+INT4 = Values("INT4", -8, 7, 4)
+FP8 = Values("FLOAT8E4M3FN", -448, 448, 8)
 
 
 @dataclass(frozen=True)

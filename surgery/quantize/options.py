@@ -3,12 +3,14 @@
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from suture.core.command import given
 from suture.core.errors import UserError
 from suture.surgery.quantize.formats import BLOCKS, CACHES, FORMATS, HEADS, TABLES
 
-OPTIONS = ("quantize", "kv_cache", "calibration", "tokenizer", "group_size", "exclude", "lm_head", "embedding")
+if TYPE_CHECKING:
+    from suture.surgery.options import Options
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,10 @@ def refuse_without_effect(parser: argparse.ArgumentParser, options: argparse.Nam
             parser.error(f"--{name} says nothing where {what}; leave it out")
 
 
-def read_request(options: argparse.Namespace) -> Request | None:
+def read_request(options: "Options") -> Request | None:
     """None where nothing is to be quantised. Raises UserError for options that have no meaning together."""
     if options.quantize is None:
-        given = [name for name in ("exclude", "embedding") if getattr(options, name) not in ([], "none")]
+        given = [name for name in ("exclude", "embedding") if getattr(options, name) not in ((), "none")]
         if given:
             raise UserError(f"--{given[0]}", "says nothing without --quantize", "add --quantize FORMAT")
         if options.kv_cache == "none":
@@ -74,6 +76,6 @@ def read_request(options: argparse.Namespace) -> Request | None:
     if options.kv_cache != "none" and options.cache == "static":
         raise UserError(f"--kv-cache {options.kv_cache}", "TensorRT updates only floats in place", "add --cache growing")
     return Request(
-        options.quantize, options.group_size, tuple(options.exclude), options.lm_head, options.embedding,
+        options.quantize, options.group_size, options.exclude, options.lm_head, options.embedding,
         options.kv_cache, options.calibration, options.tokenizer,
     )  # fmt: skip

@@ -16,8 +16,10 @@ from onnx import TensorProto
 from suture.core.signature import LOGITS, Signature
 from suture.surgery.graph import Graph, files
 from suture.surgery.graph.weights import new_file, settle, under_one_root
+from suture.surgery.passes import Pass
+from suture.surgery.plan import Plan
 from suture.surgery.reports.report import Verdict
-from suture.surgery.runner import Pass, Plan, apply
+from suture.surgery.runner import apply
 from suture.surgery.verification.steps import ALPHAS, LAST, STEPS, Runner, Step, Unrunnable
 
 TOLERANCE = {TensorProto.FLOAT16: 2e-2}  # of an output's largest value; a bfloat16 graph runs as its float32 shadow copy
@@ -141,10 +143,10 @@ def compare(name: str, reference: State, before: State, after: State) -> float:
     return worst
 
 
-def narrow(found: ChangedOutput, plan: Plan, folder: Path) -> ChangedOutput:
+def narrow(found: ChangedOutput, plan: Plan, folder: Path | None) -> ChangedOutput:
     """The same difference, down to the first match of the pass that makes it (by bisection over the number of matches).
-    Weights that the pass writes on the way go into files in `folder`."""
-    each = next((each for each in (*plan.portable, *plan.lowering, *plan.ort_contrib) if each.name == found.name), None)
+    Weights that the pass writes on the way go into files in `folder`; None: they stay in the graphs."""
+    each = next((each for each in plan.passes if each.name == found.name), None)
     if each is None:
         return found
     _, matched, _ = _limited(found.before, each, None, folder)
@@ -190,10 +192,10 @@ def _differs(found: ChangedOutput, after: State, before: State | None = None) ->
     return None
 
 
-def _limited(before: State, each: Pass, limit: int | None, folder: Path) -> tuple[State, list[str], int]:
+def _limited(before: State, each: Pass, limit: int | None, folder: Path | None) -> tuple[State, list[str], int]:
     """What the pass makes of `before` if it stops after `limit` matches, the nodes it matched, and how often it says so."""
     graph = Graph(files.infer_shapes(before.model), before.signature, before.root)
-    graph.match_limit, graph.weights_file, graph.added = limit, new_file(folder), set(before.added)
+    graph.match_limit, graph.weights_file, graph.added = limit, folder and new_file(folder), set(before.added)
     matches = apply(graph, each)
     return State.of(graph, before.alphas), graph.matched, matches
 

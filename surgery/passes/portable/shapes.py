@@ -113,7 +113,10 @@ def _summands(dim: SymbolicDim, sizes: ShapeValues) -> list[Sum]:
 
 
 def _in_form(node: gs.Node, sizes: ShapeValues) -> bool:
-    dims = sizes.values[id(node.outputs[0])]
+    """Whether it is what _write would put in its place."""
+    dims = sizes.values.get(id(node.outputs[0]))
+    if not dims:
+        return False
     if node.op == "Shape":
         x = sizes.numbers.get(id(node.inputs[0]))
         return all(
@@ -121,13 +124,17 @@ def _in_form(node: gs.Node, sizes: ShapeValues) -> bool:
         )
     above = [tensor.inputs[0] if tensor.inputs else None for tensor in node.inputs]
     if node.op == "Squeeze":
-        return above[0] is not None and above[0].op == "Shape" and _in_form(above[0], sizes)
+        return above[0] is not None and above[0].op in ("Shape", "Add") and _in_form(above[0], sizes)
+    if node.op in ("Unsqueeze", "Gather") and len(dims) == 1 and rank(node.outputs[0]) == 1:
+        holder = None if isinstance(dims[0], int) else _holder(dims[0], sizes)
+        from_there = holder is not None and holder[0] is node.inputs[0]
+        return from_there and (node.op == "Unsqueeze" or sizes.symbolic_dims(node.inputs[1]) == [holder[1]])
     if node.op == "Add":
         return all(part is not None and part.op in ("Shape", "Squeeze") and _in_form(part, sizes) for part in above)
     if node.op != "Concat" or len(_runs(dims)) != len(above):
         return False
     computed = [part for part in above if part is not None and part.op in SIZE_OPS and part.op not in ("Unsqueeze", "Gather")]
-    return all(part.op == "Shape" and _in_form(part, sizes) for part in computed)
+    return all(part.op in ("Shape", "Add") and _in_form(part, sizes) for part in computed)
 
 
 def _write(graph: Graph, dims: list[SymbolicDim], scalar: bool, sizes: ShapeValues) -> gs.Tensor:

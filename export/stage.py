@@ -1,0 +1,109 @@
+"""Export as a stage: a checkpoint in, the graph of each of its parts in a folder out."""
+
+import json
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+from rich.console import Console
+
+from suture.core.errors import UserError
+from suture.core.manifest import read_manifest, remove_results, result
+from suture.core.parts import DECODER, PARTS, STAGE
+from suture.core.stage import Stage, alone
+from suture.export.description import description
+from suture.export.options import Options
+from suture.export.packed import write_packed
+from suture.export.trace import trace, trace_graph
+from suture.export.weights import attach
+from suture.models import Checkpoint, meta_model, open_checkpoint, shipped
+from suture.models.checkpoint import CONFIG
+from suture.models.parts import Part, part_named, parts_of
+from suture.models.random_checkpoint import of_preset, presets
+
+GRAPH = "model.onnx"
+
+
+def export(out: Path, options: Options, force: bool = False, pipeline: bool = False) -> None:
+    """Writes the checkpoint's graph into `out`, or, of a model of several parts, each part's into `out`/PART/export and
+    parts.json into `out`, unless they are there. `pipeline`: a single part goes to `out`/export. Raises UserError where
+    something cannot be read or written."""
+    folder = options.checkpoint or _named(options.model, out, options.dtype)
+    checkpoint = open_checkpoint(folder)
+    model = meta_model(checkpoint)
+    parts = parts_of(model)
+    if options.part is None and len(parts) > 1:
+        _export_all(out, parts, checkpoint, options, force)
+        return
+    part = parts[0] if options.part is None else part_named(model, options.part)
+    out = out / "export" if pipeline else out
+    _export(part, _stage(part, checkpoint, out, options), checkpoint, options, force)
+    if out.name == "export":
+        remove_results(out.parent, STAGE)  # of an earlier model of several parts
+
+
+def _export_all(out: Path, parts: tuple[Part, ...], checkpoint: Checkpoint, options: Options, force: bool) -> None:
+    """Each part, and last of all parts.json: while parts are written there is none, so that nobody takes some of one model
+    and some of another."""
+    names = [part.name for part in parts]
+    index = Stage(STAGE, out, [checkpoint.folder / CONFIG], {**_asked(checkpoint, options), "parts": names})
+    listed = (read_manifest(out) or {}).get("options", {}).get("parts", [])
+    stages = [_stage(part, checkpoint, out / part.name / "export", options) for part in parts]
+    if force or not all(stage.up_to_date() for stage in (index, *stages)):
+        remove_results(out, STAGE)
+    for part, stage in zip(parts, stages):
+        _export(part, stage, checkpoint, options, force)
+    if result(out, PARTS):
+        return
+    with index.writing() as partial:
+        listed_now = [read_manifest(stage.out)["part"] for stage in stages]
+        (partial / PARTS).write_text(json.dumps({"parts": listed_now}, indent=1) + "\n", encoding="utf-8")
+    for name in set(listed) - set(names):
+        remove_results(out / name / "export", "export")
+
+
+def _export(part: Part, stage: Stage, checkpoint: Checkpoint, options: Options, force: bool) -> None:
+    out, dtype = stage.out, stage.identity["options"]["dtype"]
+    if stage.up_to_date() and not force:
+        print(f"export: up to date ({out})")
+        return
+    with stage.writing() as partial:
+        with Console().status(f"export: tracing the {part.name}"):
+            of_type = getattr(torch, dtype)
+            graph = trace(part.module, of_type) if part.kind == DECODER else trace_graph(part, of_type)
+        packed = write_packed(graph, checkpoint, dtype, partial)
+        weights = "copy" if packed else options.weights  # of what is not packed, which must lie beside the rest
+        stage.extra |= attach(graph, checkpoint, dtype, weights, partial, out)
+        stage.extra["bytes_copied"] += packed
+        onnx.save(ir.to_proto(graph), partial / GRAPH)
+        stage.extra |= {"nodes": len(graph.graph), "part": description(part, graph)}
+    print(
+        f"export: {stage.extra['nodes']} nodes, {dtype}, weights by {stage.extra['weights']} "
+        f"({(stage.extra['bytes_referenced'] + stage.extra['bytes_copied']) / 1e6:.1f} MB) → {out}/{GRAPH}"
+    )
+
+
+def _stage(part: Part, checkpoint: Checkpoint, out: Path, options: Options) -> Stage:
+    return Stage("export", out, checkpoint.files, {**_asked(checkpoint, options), "part": part.name})
+
+
+def _asked(checkpoint: Checkpoint, options: Options) -> dict:
+    dtype = options.dtype or checkpoint.dtype
+    return {"checkpoint": str(checkpoint.folder.resolve()), "dtype": dtype, "weights": options.weights}
+
+
+def _named(name: str | None, out: Path, dtype: str | None) -> Path:
+    """The folder of a checkpoint that comes with the project, or of one with the dimensions of a model that does not."""
+    if name in shipped():
+        return shipped()[name]
+    if name not in presets():
+        raise UserError(
+            f"--model {name}", f"is none of {', '.join([*sorted(shipped()), *presets()])}", "or give --checkpoint DIR"
+        )
+    folder = out / "checkpoint"
+    print(f"export: {name}: its weights do not come with the project, so random ones of its dimensions take their place in "
+          f"{folder}; give the published ones with --checkpoint DIR", flush=True)  # fmt: skip
+    with alone(folder):
+        of_preset(name, folder, dtype or "bfloat16")
+    return folder

@@ -1,0 +1,144 @@
+"""Surgery in memory: a model in, the portable and the lowered model out."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from suture.core.tensors import check_places, references
+from suture.core.weights import load_graph, weights_root
+from suture.surgery.graph import Graph, files
+from suture.surgery.graph.weights import new_file
+from suture.surgery.options import Options
+from suture.surgery.passes import Pass
+from suture.surgery.plan import make_plan
+from suture.surgery.quantize.options import Request, read_request
+from suture.surgery.reports import picture
+from suture.surgery.reports.report import Report
+from suture.surgery.runner import lower, make_portable, unverified
+from suture.surgery.verification.steps import NO_ALPHAS
+from suture.surgery.verification.verify import ChangedOutput, Verifier, narrow
+
+PICTURED = 1  # the second layer: the first one also has what all layers share
+IN_MEMORY = Path("model")  # what errors call a model that has no file
+FLOAT = "float"  # the folder, beside a quantised graph, of the same graph before it was quantised
+AS_IT_COMES = Options()
+
+
+@dataclass(frozen=True)
+class Operated:
+    """What surgery made of a model. External weights are relative to `root`, but for those in the files `added`."""
+
+    portable: onnx.ModelProto
+    lowered: onnx.ModelProto
+    onnxruntime: onnx.ModelProto | None  # in onnxruntime's own operators, where the options ask for it
+    report: Report
+    root: Path
+    added: frozenset[str]  # absolute paths of the files, in `folder`, that passes wrote weights into
+    pictures: dict[str, str]  # of the second layer, "before" and "after", as SVG; none where no names say layers
+
+    @property
+    def models(self) -> list[onnx.ModelProto]:
+        return [each for each in (self.portable, self.lowered, self.onnxruntime) if each is not None]
+
+
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    """A graph is one large cycle of nodes and tensors: the collector would walk all of it, over and over, for nothing."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
+@collection_paused()
+def operate(
+    model: onnx.ModelProto | Path, options: Options = AS_IT_COMES, root: Path | None = None, folder: Path | None = None
+) -> Operated:
+    """Surgery on a model, or on the one in a file, which stay as they are.
+
+    `root`: the folder that a model's external weights are relative to (default: the working directory; a file says so
+    itself). `folder`: where weights that passes make are written, and the graph before it is quantised; None: the weights
+    stay in the models. Raises UserError for what surgery cannot read or do, ChangedOutput where `options.verify` finds one.
+    """
+    plan, request = make_plan(options), read_request(options)
+    source, name, root = _source(model, root)
+    graph = files.of_model(_copy(source), name, root, options.past, options.roles)
+    graph.weights_file = folder and new_file(folder)
+    pictures = {"before": picture.draw_layer(graph, PICTURED, f"Layer {PICTURED} before surgery")}
+    verifier = Verifier(source, graph.signature, root) if options.verify or options.bisect else None
+    quantise = request and Pass("quantise", str(request), Quantising(request, name, folder, verifier))
+    report = Report()
+    try:
+        portable = make_portable(graph, plan.portable, report, verifier or unverified, quantise)
+        forms = [portable, lower(portable, plan.lowering, report, verifier or unverified)]
+        if options.onnxruntime:  # its tables are those of rows that dynamic NTK leaves alone
+            if verifier:
+                verifier = Verifier(files.to_model(portable), portable.signature, root, NO_ALPHAS, portable.added)
+            forms.append(lower(portable, plan.ort_contrib, report, verifier or unverified, form="ort_contrib"))
+    except ChangedOutput as found:
+        raise (narrow(found, plan, folder) if options.bisect else found) from None
+    pictures["after"] = picture.draw_layer(portable, PICTURED, f"Layer {PICTURED} after surgery")
+    models = [files.without_shapes(files.to_model(each)) for each in forms]
+    return Operated(
+        portable=models[0],
+        lowered=models[1],
+        onnxruntime=models[2] if options.onnxruntime else None,
+        report=report,
+        root=root,
+        added=frozenset().union(*(each.added for each in forms)),
+        pictures={name: drawn for name, drawn in pictures.items() if drawn} if all(pictures.values()) else {},
+    )
+
+
+def _source(model: onnx.ModelProto | Path, root: Path | None) -> tuple[onnx.ModelProto, Path, Path]:
+    """The model, what errors call it, and the folder that its external weights are relative to."""
+    if isinstance(model, Path):
+        return load_graph(model), model, weights_root(model)
+    root = Path() if root is None else root
+    check_places(model, IN_MEMORY, root)
+    return model, IN_MEMORY, root
+
+
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+@dataclass
+class Quantising:
+    """Quantises a finished portable graph, of the model in file `source`; what follows is verified against the result."""
+
+    request: Request
+    source: Path
+    folder: Path | None
+    verifier: Verifier | None
+
+    def __call__(self, graph: Graph) -> int:
+        from suture.surgery.quantize.calibration import read_windows  # only here: torch takes 0.2 GB and seconds
+        from suture.surgery.quantize.run import quantise
+
+        if self.folder is not None:
+            _keep_float(graph, self.folder / FLOAT)
+            graph.weights_file = new_file(self.folder, "quantised")
+        windows = read_windows(self.request, self.source, graph.signature.capacity) if self.request.calibrated else None
+        matches = quantise(graph, self.request, windows)
+        if self.verifier is not None:
+            self.verifier.restart(graph)
+        return matches
+
+
+def _keep_float(graph: Graph, folder: Path) -> None:
+    """Writes the portable graph as it is before it is quantised, over the source's weights: what the exported graph can
+    be compared with. Not where passes have made weights of their own, which are not kept."""
+    model = files.without_shapes(files.to_model(graph))
+    if not any(reference["location"] in graph.added for _, reference in references(model)):
+        folder.mkdir()
+        onnx.save(model, folder / "model.onnx")

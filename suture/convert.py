@@ -1,0 +1,21 @@
+"""suture convert FILE OUT, as a command line; suture.models.convert does it."""
+
+from pathlib import Path
+
+from suture.core.command import DONE, Parser
+
+
+def main(arguments: list[str] | None = None, prog: str = "convert") -> int:
+    parser = Parser(prog=prog, description="Convert a published .pth, .bin or .ckpt file to safetensors; no code of it runs.")
+    parser.add_argument("file", metavar="FILE", type=Path)
+    parser.add_argument(
+        "out", metavar="OUT", type=Path, help="a folder, for model.safetensors, or the name of a .safetensors file"
+    )
+    options = parser.parse_args(arguments)
+    from suture.models.convert import convert  # only now: torch takes seconds
+
+    names, left_out = convert(options.file, options.out)
+    if left_out:
+        print(f"convert: left out, as they are no weights: {', '.join(left_out[:5])}{' …' * (len(left_out) > 5)}")
+    print(f"convert: {options.file} → {', '.join(map(str, names))}")
+    return DONE
