@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-DTYPES = ("float32", "float16", "bfloat16")
+from suture.core.dtypes import FLOAT_NAMES
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -11,7 +11,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--model", metavar="NAME", help="a checkpoint that comes with the project, such as tiny-qwen, or a "
                         "model's dimensions with random weights, such as llama-2-7b")  # fmt: skip
     source.add_argument("--checkpoint", metavar="DIR", type=Path, help="a folder with config.json and safetensors")
-    parser.add_argument("--dtype", choices=DTYPES, help="of weights and arithmetic (default: the checkpoint's own)")
+    parser.add_argument("--dtype", choices=FLOAT_NAMES, help="of weights and arithmetic (default: the checkpoint's own)")
     parser.add_argument(
         "--weights",
         choices=("copy", "reference"),

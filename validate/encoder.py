@@ -14,6 +14,7 @@ import onnx
 import torch
 from onnx import TensorProto
 
+from suture.core.dtypes import torch_dtype
 from suture.core.errors import UserError
 from suture.core.network.compare import difference
 from suture.core.network.dtypes import TORCH
@@ -26,7 +27,7 @@ from suture.models import open_checkpoint
 from suture.runtime.graphs import open_session
 from suture.validate.compare import DIFFERENT, PASSED, TOLERANCES, Comparison, OutputError, ScenarioResult
 from suture.validate.level import Broken
-from suture.validate.reference import DTYPES, load_reference
+from suture.validate.reference import load_reference
 
 ROWS = 2
 SHADOW_COPIES = {
@@ -108,7 +109,7 @@ def make_features(exported: Path, seed: int) -> tuple[int, np.ndarray]:
     given = _given(load_graph(exported))
     shape = [ROWS, *(dim.dim_value for dim in given.shape.dim[1:])]
     noise = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32))
-    return given.elem_type, noise.to(DTYPES[given.elem_type]).float().numpy()
+    return given.elem_type, noise.to(torch_dtype(given.elem_type)).float().numpy()
 
 
 def in_pytorch(checkpoint: Path, exported: Path, dtype: int) -> EncoderRun:

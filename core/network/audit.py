@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from suture.core.dtypes import BY_ONNX
 from suture.core.findings import Finding
 from suture.core.network.attentions import DTYPES, hindrance
 from suture.core.network.description import Layer, Network
@@ -17,19 +18,6 @@ from suture.core.network.misread import misread
 
 NONPAD_KV_SEQLEN = 6  # input of Attention
 FOLDED = ("Constant", "ConstantOfShape", "Identity", "Cast", "Shape", "If")  # nodes that may leave no layer of their own
-ONNX_DTYPES = {
-    onnx.TensorProto.FLOAT: "FLOAT",
-    onnx.TensorProto.DOUBLE: "DOUBLE",
-    onnx.TensorProto.FLOAT16: "HALF",
-    onnx.TensorProto.BFLOAT16: "BF16",
-    onnx.TensorProto.INT64: "INT64",
-    onnx.TensorProto.INT32: "INT32",
-    onnx.TensorProto.INT8: "INT8",
-    onnx.TensorProto.UINT8: "UINT8",
-    onnx.TensorProto.BOOL: "BOOL",
-    onnx.TensorProto.FLOAT8E4M3FN: "FP8",
-    onnx.TensorProto.INT4: "INT4",
-}
 SMALL = 64  # elements of a constant that may as well have become an attribute
 HOLDERS = ("Conv", "ConvTranspose", "BatchNormalization")  # their layers hold weights themselves
 MOVES = ("KV_CACHE_UPDATE", "CONCATENATION", "SHUFFLE", "UNSQUEEZE", "SQUEEZE", "SLICE", "CAST", "IDENTITY",
@@ -127,7 +115,7 @@ def _retyped(network: Network, model: onnx.ModelProto) -> Iterator[Finding]:
         typed = model.graph
     producer = {name: node for node in model.graph.node for name in node.output}
     for value in (*typed.value_info, *typed.input, *typed.output):
-        wanted = ONNX_DTYPES.get(value.type.tensor_type.elem_type)
+        wanted = getattr(BY_ONNX.get(value.type.tensor_type.elem_type), "tensorrt", None)
         found = network.tensors.get(value.name)
         if wanted is not None and found is not None and found.dtype != wanted:
             node = producer.get(value.name)

@@ -13,6 +13,7 @@ from onnx.external_data_helper import ExternalDataInfo
 from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.util.misc import SynchronizedList
 
+from suture.core.dtypes import HALVES
 from suture.core.signature import Signature
 from suture.core.traits import STANDARD, unaccounted
 from suture.surgery.graph.interface import Interface
@@ -285,7 +286,7 @@ def onnx_type(tensor: gs.Tensor) -> int | None:
 
 
 def is_half(tensor: gs.Tensor) -> bool:
-    return onnx_type(tensor) in (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    return onnx_type(tensor) in HALVES
 
 
 def rank(tensor: gs.Tensor) -> int | None:
