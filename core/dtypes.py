@@ -51,7 +51,7 @@ TABLE = (
     Dtype(TensorProto.UINT8, "uint8", 8, "uint8", "uint8", "UINT8", "U8"),
     Dtype(TensorProto.BOOL, "bool", 8, "bool", "bool", "BOOL", "BOOL"),
     Dtype(TensorProto.FLOAT8E4M3FN, "float8_e4m3fn", 8, "float8_e4m3fn", "float8e4m3fn", "FP8", "F8_E4M3"),
-    Dtype(TensorProto.FLOAT8E8M0, "float8_e8m0fnu", 8, "float8_e8m0fnu", None, "E8M0", "F8_E8M0"),
+    Dtype(TensorProto.FLOAT8E8M0, "float8_e8m0fnu", 8, "float8_e8m0fnu", None, "E8M0"),
     Dtype(TensorProto.INT4, "int4", 4, "int8", "int4", "INT4", exact=False),
     Dtype(TensorProto.UINT4, "uint4", 4, "uint8", "uint4", exact=False),
     Dtype(TensorProto.FLOAT4E2M1, "float4_e2m1fn", 4, "float16", None, "FP4", exact=False),

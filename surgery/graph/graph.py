@@ -15,7 +15,7 @@ from onnx_graphsurgeon.util.misc import SynchronizedList
 
 from suture.core.dtypes import HALVES
 from suture.core.signature import Signature
-from suture.core.traits import STANDARD, unaccounted
+from suture.core.traits import STANDARD, input_index, unaccounted
 from suture.surgery.graph.interface import Interface
 
 
@@ -283,6 +283,13 @@ def onnx_type(tensor: gs.Tensor) -> int | None:
     if dtype is None or isinstance(dtype, int):
         return dtype
     return onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+
+
+def input_of(node: gs.Node, name: str) -> gs.Tensor | None:
+    """What a node takes as the input that its operator calls so (suture.core.traits); None where it takes nothing there."""
+    index = input_index(node.op, name, "" if node.domain in STANDARD else node.domain)
+    tensor = node.inputs[index] if index < len(node.inputs) else None
+    return None if tensor is None or tensor.is_empty() else tensor
 
 
 def is_half(tensor: gs.Tensor) -> bool:
