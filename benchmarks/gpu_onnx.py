@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_torch import Caches
+from suture.core.dtypes import torch_dtype
 from suture.core.signature import Signature, find_signature, ntk_alpha
 from suture.core.weights import weights_root
 from suture.runtime.graphs import cuda_session, fast_session
-from suture.runtime.io_binding import ONNX_TYPES, Binding
-
-FLOATS = {ONNX_TYPES[dtype]: dtype for dtype in (torch.float16, torch.bfloat16, torch.float32)}
+from suture.runtime.io_binding import Binding
 
 
 class OnnxRun:
@@ -29,7 +28,7 @@ class OnnxRun:
         self.proto = onnx.load(model, load_external_data=False)
         self.signature: Signature = find_signature(self.proto, model)
         self.vocab = next(v for v in self.proto.graph.output if v.name == "logits").type.tensor_type.shape.dim[-1].dim_value
-        self.dtype = FLOATS[self.signature.dtype]
+        self.dtype = torch_dtype(self.signature.dtype)
         self.session, self.sizes = None, None
         self.buffers: dict[str, Tensor] = {}
 

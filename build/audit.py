@@ -17,11 +17,11 @@ from suture.core.errors import UserError
 from suture.core.findings import Finding
 from suture.core.signature import Signature
 from suture.core.tensors import references
+from suture.core.traits import STANDARD, named_input
 
 LOWER = "lower the graph with surgery and build its model.trt.onnx"
 STANDARD_DOMAINS = ("", "ai.onnx")
 IMPORT_CONTRIB = "com.microsoft"  # a domain whose ops the parser does tell apart
-NONPAD_KV_SEQLEN = 6  # inputs of ONNX Attention
 MOVES = ("TensorScatter", "Concat", "Reshape", "Transpose", "Expand", "Cast", "Identity", "Unsqueeze", "Squeeze")
 
 
@@ -135,8 +135,8 @@ def _causal_alignment(node: onnx.NodeProto, producers: dict, pasts: set[str]) ->
         yield Finding("warning", f"Attention {node.name}", what, "lower the graph with surgery --attention mask")
     if node.op_type != "Attention":
         return
-    if len(node.input) > NONPAD_KV_SEQLEN and node.input[NONPAD_KV_SEQLEN]:
-        what = f"TensorRT's parser drops its nonpad_kv_seqlen ({node.input[NONPAD_KV_SEQLEN]})"
+    if node.domain in STANDARD and (valid := named_input(node, "nonpad_kv_seqlen")):
+        what = f"TensorRT's parser drops its nonpad_kv_seqlen ({valid})"
         yield Finding("error", f"Attention {node.name}", what, LOWER)
     causal = any(attribute.name == "is_causal" and attribute.i for attribute in node.attribute)
     if causal and _comes_from(node.input[1], pasts, producers):

@@ -19,16 +19,19 @@ from dataclasses import dataclass, field
 import onnx
 
 from suture.build.audit import LOWER
+from suture.core.dtypes import BY_TENSORRT
 from suture.core.findings import Finding
 from suture.core.signature import Signature
 from suture.core.tensors import stored_size
 from suture.core.weights import streamed_bytes
 
+ALIASES = {"FP8": ("fp8e4m3",), "FP4": ("fp4e2m1",)}
 # As the builder's log calls them, in bytes an element.
 BYTES = {
-    "int64": 8, "float": 4, "int32": 4, "half": 2, "bfloat16": 2, "bf16": 2, "int8": 1, "uint8": 1, "bool": 1,
-    "fp8": 1, "fp8e4m3": 1, "e8m0": 1, "int4": 0.5, "fp4": 0.5, "fp4e2m1": 0.5,
-}  # fmt: skip
+    name: each.bytes
+    for each in BY_TENSORRT.values()
+    for name in (each.tensorrt.lower(), each.numpy, *ALIASES.get(each.tensorrt, ()))
+}
 GATHERS = re.compile(r"Gath|gather", re.ASCII)
 MOVES_ONLY = re.compile(r"__myl_(?:Resh|Tran|Move|Slic|Sque|Unsq)+_myl")
 KINDS = ("weights", "cache", "other")

@@ -19,6 +19,7 @@ import onnx
 from onnx import TensorProto
 
 from suture.build.profiles import Profile
+from suture.core.dtypes import FOUR_BITS
 from suture.core.errors import UserError
 from suture.core.signature import Signature
 from suture.core.tensors import stored_size, tensor_bytes
@@ -26,7 +27,6 @@ from suture.core.tensors import stored_size, tensor_bytes
 TENSORRT, A_LAYER = 350_000_000, 8_000_000
 KERNELS_A_LAYER = 1_000_000  # bytes of code in the engine's file, each profile's
 PRODUCTS = ("Gemm", "MatMul")
-FOUR_BITS = (TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1)
 
 
 @dataclass(frozen=True)

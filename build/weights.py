@@ -6,11 +6,11 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
+from suture.core.dtypes import FLOATS
 from suture.core.errors import UserError
 from suture.core.tensors import external, tensor_bytes
 
 PRODUCTS = ("Gemm", "MatMul", "Gather")
-FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from suture.build.profiles import Profile
 from suture.build.progress import Fraction
 from suture.build.weights import as_inputs
 from suture.core.command import end_with_parent
+from suture.core.dtypes import BY_TENSORRT
 from suture.core.errors import UserError
 from suture.core.reader import read_bytes
 from suture.core.signature import Signature
@@ -26,7 +27,6 @@ from suture.core.weights import MODEL_LIMIT
 
 LAST_PHASE = "Building engine from subgraph"  # weights are written after it, which can take half of the time, unreported
 ACTIVATIONS = "Total Activation Memory: "  # then bytes, once a profile
-DTYPES = {"HALF": "float16", "FLOAT": "float32", "BF16": "bfloat16"}  # others are called as in numpy
 
 
 @dataclass(frozen=True)
@@ -229,6 +229,6 @@ def _writer(trt, file):
 def _tensor(tensor) -> dict:
     return {
         "name": tensor.name,
-        "dtype": DTYPES.get(tensor.dtype.name, tensor.dtype.name.lower()),
+        "dtype": BY_TENSORRT[tensor.dtype.name].numpy,
         "shape": list(tensor.shape),
     }

@@ -23,6 +23,7 @@ import onnx
 
 from suture.core.cache_flow import grown
 from suture.core.cpm_inputs import LAYOUT
+from suture.core.dtypes import FLOATS
 from suture.core.errors import UserError
 
 TOKENS = "input_ids"
@@ -38,7 +39,6 @@ FEATURES = "input_features"  # of an encoder: log-mel spectrograms [B, mel bins,
 TOKEN_NAMES = r"input_ids|tokens|decoder_input"
 EMBEDDING_NAMES = r"inputs?_embed"
 LOGIT_NAMES = r"logits|lm_head|output"
-FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 ROLES = ("tokens", "positions", "mask", "write_indices", "logits")  # of inputs and outputs, where names do not say
 SIDES = {"encoder": "encoder.", "cross": "encoder.", "decoder": "decoder."}
 QUANTIZED = "suture.quantized"  # metadata of a quantised graph: the format, and the rest of the options that made it

@@ -11,12 +11,9 @@ from pathlib import Path, PurePosixPath
 import onnx
 from onnx import TensorProto
 
-from suture.core import reader
+from suture.core import dtypes, reader
 from suture.core.errors import UserError
 
-STORED = {  # bytes an element, where numpy's differ
-    TensorProto.INT4: 0.5, TensorProto.UINT4: 0.5, TensorProto.FLOAT4E2M1: 0.5, TensorProto.INT2: 0.25, TensorProto.UINT2: 0.25,
-}  # fmt: skip
 UNSIZED = (TensorProto.UNDEFINED, TensorProto.STRING)  # an element has no number of bytes
 KEPT_INSIDE = "keep weights below the model's own folder"
 
@@ -68,7 +65,8 @@ def tensor_bytes(tensor: TensorProto) -> int:
 
 def stored_size(dtype: int) -> float:
     """Bytes of an element of an onnx.TensorProto type."""
-    return STORED.get(dtype) or onnx.helper.tensor_dtype_to_np_dtype(dtype).itemsize
+    known = dtypes.BY_ONNX.get(dtype)
+    return known.bytes if known else onnx.helper.tensor_dtype_to_np_dtype(dtype).itemsize
 
 
 def check_places(model: onnx.ModelProto, where: Path, root: Path, but: Collection[str] = ()) -> None:

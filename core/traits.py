@@ -150,6 +150,21 @@ def traits(op: str, domain: str = "") -> Traits | None:
     return Traits(*names, attributes, variadic)
 
 
+def input_index(op: str, name: str, domain: str = "") -> int:
+    """The place of an operator's input, by its name. Raises ValueError where it has none of that name."""
+    known = traits(op, domain)
+    if known is None or name not in known.inputs:
+        raise ValueError(f"{op} has no input {name}")
+    return known.inputs.index(name)
+
+
+def named_input(node: onnx.NodeProto, name: str) -> str:
+    """The tensor that a node takes as the input of this name; "" where it takes none."""
+    domain = "" if node.domain in STANDARD else node.domain
+    index = input_index(node.op_type, name, domain)
+    return node.input[index] if index < len(node.input) else ""
+
+
 def unaccounted(
     op: str,
     domain: str | None,

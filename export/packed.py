@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from suture.core.dtypes import of_torch
 from suture.core.errors import UserError
 from suture.models import Checkpoint
 from suture.models.packed import REMEDY, PackedWeight, is_packed, load_packed
@@ -20,7 +21,6 @@ FILE = "packed.data"
 ALIGNMENT = 64
 OPSET, IR_VERSION = 21, 10  # the first with blocks and types of 4 bits; nothing else that export writes changed since its own
 BLOCKS = (1, 16, 32, 64, 128, 256)
-FLOATS = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16, torch.bfloat16: ir.DataType.BFLOAT16}
 
 
 def write_packed(model: ir.Model, checkpoint: Checkpoint, dtype: str, folder: Path) -> int:
@@ -74,7 +74,9 @@ def _constants(
         raise UserError(
             checkpoint.folder, f"{name} has 8 bits with zeros off their middle, which TensorRT has no form for", REMEDY
         )
-    scales = _external(f"{name}_scales", FLOATS[dtype], zeros.shape, scales.to(dtype).view(torch.uint8), file)
+    scales = _external(
+        f"{name}_scales", ir.DataType(of_torch(dtype).onnx), zeros.shape, scales.to(dtype).view(torch.uint8), file
+    )
     if symmetric:
         kind = {4: ir.DataType.INT4, 8: ir.DataType.INT8}[weight.bits]
         return [_external(f"{name}_q", kind, q.shape, _bytes(q ^ middle, weight.bits), file), scales]

@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
+from suture.core.dtypes import BY_NUMPY
 from suture.core.errors import UserError
 from suture.core.progress import counted
 from suture.models import Checkpoint
@@ -23,7 +24,6 @@ COPY = "model.safetensors"
 COPY_BELOW = 2_000_000_000  # bytes of weights, in the graph's dtype; above, a second copy is not made unasked
 SHOWN = 1 << 28  # bytes of a copy that takes long enough to say so
 CHUNK = 1 << 24  # elements converted at once
-SAFETENSORS_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 ALIGNMENT = 64
 
 
@@ -71,7 +71,7 @@ def write_copy(checkpoint: Checkpoint, names: list[str], dtype: str, path: Path)
         entry = checkpoint.tensors[name]
         length = _bytes(entry, dtype)
         header[name] = {
-            "dtype": SAFETENSORS_TYPES[dtype],
+            "dtype": BY_NUMPY[dtype].safetensors,
             "shape": list(entry.shape),
             "data_offsets": [end, end + length],
         }

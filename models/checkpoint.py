@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from suture.core.dtypes import BY_SAFETENSORS
 from suture.core.errors import UserError
 from suture.core.reader import open_regular, parse_json
 from suture.core.refusals import Broken, refusals
@@ -24,7 +25,7 @@ from suture.models.packed import PACKED, WEIGHT, is_packed, load_packed, packed_
 
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-FLOATS = {"F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2)}
+FLOATS = {code: BY_SAFETENSORS[code].numpy for code in ("F64", "F32", "F16", "BF16")}
 PIECE = 1 << 26  # bytes read at once
 HEADER_LIMIT = 100_000_000  # bytes; the format's own
 LARGEST = 1 << 48  # of one dimension, or of a file
@@ -210,7 +211,7 @@ def _entry(name: str, file: Path, data: int, place: object) -> TensorEntry:
     begin, end = offsets
     if 8 * (end - begin) != BITS[code] * math.prod(shape):
         raise Broken(f"{name} has {end - begin:,} bytes, which is not what its shape {shape} of {code} needs")
-    return TensorEntry(name, file, FLOATS[code][0] if code in FLOATS else code, tuple(shape), data + begin, end - begin)
+    return TensorEntry(name, file, FLOATS.get(code, code), tuple(shape), data + begin, end - begin)
 
 
 def _sizes(values: object) -> bool:

@@ -33,7 +33,7 @@ CHUNK = 1 << 22  # elements drawn at once
 ALIGNMENT = 64
 MADE = "random_weights.txt"  # says whose the files beside it are
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
-SAFETENSORS = {name: code for code, (name, _) in FLOATS.items()}
+SAFETENSORS = {name: code for code, name in FLOATS.items()}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import onnxruntime as ort
 import torch
 from onnx import TensorProto
 
+from suture.core.dtypes import HALVES, run_as
 from suture.core.errors import UserError
 from suture.core.manifest import result
 from suture.core.shadow_copy import float32_shadow_copy, has_bfloat16
@@ -28,11 +29,6 @@ from suture.runtime.io_binding import BoundSession, CopyingSession
 from suture.runtime.layerwise import LayerwiseSession, is_large, with_fewer_slots, with_products_by_rows
 
 APART = ["MatMulAddFusion"]  # takes the residual sum after a product of one row for a bias; quantised ones then stay unfused
-ARRAYS = {  # of caches; a bfloat16 graph runs as its float32 shadow copy
-    TensorProto.FLOAT16: np.float16,
-    TensorProto.INT8: np.int8,
-    TensorProto.FLOAT8E4M3FN: ml_dtypes.float8_e4m3fn,
-}
 TOKEN_TYPES = {
     "tensor(int32)": np.int32,
     "tensor(int64)": np.int64,
@@ -69,7 +65,7 @@ class OnnxDecoder(OfSignature):
     def decoder(self, batch: int, noise: bool = True) -> RowDecoder:
         """With `noise`, a static cache begins full of it, cross-attention reads made-up caches, and rows have made-up
         segments where a model is told them."""
-        dtype = ARRAYS.get(self.signature.dtype, np.float32)
+        dtype = run_as(self.signature.dtype)
         shapes = [(batch, *shape) for shape in self.cache_shapes]
         if not self.signature.static:
             made = GrowingDecoder(partial(self._forward, not noise), [np.zeros(shape, dtype) for shape in shapes])
@@ -81,7 +77,7 @@ class OnnxDecoder(OfSignature):
             bound.decoding = self.decoding(batch) or self.session
             made = StaticDecoder(bound, self.signature, noise, self.embed)
         if noise:
-            dtype = ARRAYS.get(self.dtype, np.float32)
+            dtype = run_as(self.dtype)
             made.cross(made_up_constants(self.signature, self.encoder_shapes, batch, dtype))
         return made
 
@@ -112,7 +108,7 @@ def open_to_generate(path: Path, device: str) -> OnnxDecoder:
     if device != "cuda" or not graph.signature.static:
         return graph
     quicker = result(path.parent, OWN_OPERATORS)
-    if path.name == "model.onnx" and quicker and graph.signature.dtype in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
+    if path.name == "model.onnx" and quicker and graph.signature.dtype in HALVES:
         path, model = quicker, load_graph(quicker)
     return replace(graph, decoding=lambda batch: captured_session(model, root, str(path), batch))
 

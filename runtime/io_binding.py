@@ -10,27 +10,9 @@ import numpy as np
 import onnxruntime as ort
 import torch
 
+from suture.core.dtypes import BY_ORT, of_torch, torch_dtype
 from suture.core.signature import Signature
 from suture.runtime.layerwise import LayerwiseSession
-
-TORCH_TYPES = {
-    "tensor(float)": torch.float32,
-    "tensor(float16)": torch.float16,
-    "tensor(bfloat16)": torch.bfloat16,
-    "tensor(int64)": torch.int64,
-    "tensor(int32)": torch.int32,
-    "tensor(int8)": torch.int8,
-    "tensor(float8e4m3fn)": torch.float8_e4m3fn,
-}
-ONNX_TYPES = {
-    torch.float32: 1,
-    torch.float16: 10,
-    torch.bfloat16: 16,
-    torch.int64: 7,
-    torch.int32: 6,
-    torch.int8: 3,
-    torch.float8_e4m3fn: 17,
-}
 
 
 class Binding:
@@ -79,7 +61,7 @@ class Binding:
         self.memory[name] = tensor if tensor.numel() else tensor.new_empty(1)  # onnxruntime wants an address of nothing, too
         self.on_gpu |= tensor.device.type == "cuda"
         address = self.memory[name].data_ptr()
-        bind(name, tensor.device.type, tensor.device.index or 0, ONNX_TYPES[tensor.dtype], list(tensor.shape), address)
+        bind(name, tensor.device.type, tensor.device.index or 0, of_torch(tensor.dtype).onnx, list(tensor.shape), address)
 
 
 class BoundSession:
@@ -108,7 +90,7 @@ class BoundSession:
 
     def _empty(self, name: str) -> torch.Tensor:
         declared = self.inputs[name]
-        return torch.zeros((self.batch, *declared.shape[1:]), dtype=TORCH_TYPES[declared.type], device=self.device)
+        return torch.zeros((self.batch, *declared.shape[1:]), dtype=torch_dtype(BY_ORT[declared.type]), device=self.device)
 
 
 class BoundStep:
@@ -119,7 +101,7 @@ class BoundStep:
         self.binding = Binding(bound.decoding if decodes else bound.session)
         self.buffers = {}
         for name in filter(self.binding.takes, feeds):
-            dtype, device = TORCH_TYPES[bound.inputs[name].type], self.binding.device(name)
+            dtype, device = torch_dtype(BY_ORT[bound.inputs[name].type]), self.binding.device(name)
             self.buffers[name] = torch.empty(feeds[name].shape, dtype=dtype, device=device)
             self.binding.input(name, self.buffers[name])
         for cache in bound.signature.caches:
@@ -131,7 +113,7 @@ class BoundStep:
         batch = len(feeds[bound.signature.tokens])
         places = 1 if bound.signature.last_only else width
         shape = (batch, places, bound.logits.shape[-1])
-        self.logits = torch.empty(shape, dtype=TORCH_TYPES[bound.logits.type], device=bound.device)
+        self.logits = torch.empty(shape, dtype=torch_dtype(BY_ORT[bound.logits.type]), device=bound.device)
         self.binding.output(bound.signature.logits, self.logits)
 
     def run(self, feeds: dict[str, np.ndarray]) -> torch.Tensor:

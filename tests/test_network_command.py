@@ -53,7 +53,7 @@ def test_command_prints_where_they_part_and_writes_results(tmp_path, capsys):
     assert check_network(path, out=tmp_path / "out") == 1
     shown = capsys.readouterr().out
     assert "nonpad_kv_seqlen" in shown
-    assert "they diverge at Attention" in shown
+    assert "first divergence at Attention" in shown
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
         "manifest.json", "network.json", *(f"network-{name}.polygraphy.json" for name in ("prompt", "chunk", "decode"))
     }  # fmt: skip

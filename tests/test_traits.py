@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 
 from suture.core.signature import find_signature
-from suture.core.traits import ACCOUNTED, OTHERS, traits, unaccounted
+from suture.core.traits import ACCOUNTED, OTHERS, input_index, named_input, traits, unaccounted
 from suture.surgery.graph import Graph, files
 from suture.surgery.passes.portable import attention, constants, flat_tokens, last_token_logits, rms_norm, swish
 from suture.surgery.plan import LOWERING, PORTABLE
@@ -160,3 +160,12 @@ def test_an_operator_of_another_domain_is_run_as_it_is():
     graph = graph_of("() => (float[1] y) <float[1] c = {1.0}> { a = Neg(c)  b = Neg(a)  y = Sqrt(b) }")
     constants.run(graph)
     assert ort.InferenceSession(files.to_model(graph).SerializeToString()).run(None, {})[0] == 1
+
+
+def test_inputs_go_by_their_operators_names():
+    assert input_index("Attention", "nonpad_kv_seqlen") == 6
+    assert input_index("TRT_Attention", "kv_lengths") == 5
+    node = onnx.helper.make_node("Attention", ["q", "k", "v", "", "", "", "valid"], ["y"])
+    assert [named_input(node, name) for name in ("attn_mask", "nonpad_kv_seqlen")] == ["", "valid"]
+    with pytest.raises(ValueError, match="no input mask"):
+        input_index("Attention", "mask")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from onnx import TensorProto
 
+from suture.core.dtypes import FLOATS
 from suture.core.errors import UserError
 from suture.core.network.compare import difference
 from suture.core.network.dtypes import TORCH
@@ -29,7 +30,7 @@ from suture.runtime.graphs import open_session
 from suture.validate.compare import DIFFERENT, PASSED, TOLERANCES, Comparison, OutputError, ScenarioResult
 from suture.validate.level import TITLES, Level, failed, not_run
 from suture.validate.pipeline import PartFiles
-from suture.validate.reference import DTYPES, load_reference
+from suture.validate.reference import load_reference
 
 SHADOW_COPIES = {
     TensorProto.BFLOAT16: TOLERANCES[TensorProto.FLOAT]
@@ -106,7 +107,7 @@ def make_inputs(exported: Path, part: PartFolder, seed: int) -> tuple[int, Array
     below = {name: described["below"] for name, described in part.inputs.items() if "below" in described}
     values = make_noise(graph, seed, below)
     floats = [value.type.tensor_type.elem_type for value in (*graph.graph.input, *graph.graph.output)]
-    dtype = next((kind for kind in floats if kind in DTYPES), TensorProto.FLOAT)
+    dtype = next((kind for kind in floats if kind in FLOATS), TensorProto.FLOAT)
     return dtype, {name: value.astype(np.float32) if _is_float(value) else value for name, value in values.items()}
 
 

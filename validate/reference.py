@@ -9,15 +9,10 @@ from onnx import TensorProto
 from torch import nn
 
 from suture.core.cpm_inputs import LAYOUT, made_up
+from suture.core.dtypes import run_as, torch_dtype
 from suture.models import Checkpoint, load_model, meta_model, open_checkpoint
 from suture.runtime.decoders import Decoder, GrowingDecoder, encoder_caches
 from suture.runtime.layerwise import LARGE
-
-DTYPES = {
-    TensorProto.FLOAT: torch.float32,
-    TensorProto.FLOAT16: torch.float16,
-    TensorProto.BFLOAT16: torch.bfloat16,
-}
 
 
 @dataclass(frozen=True)
@@ -59,9 +54,9 @@ class Reference:
         )
 
     @property
-    def _cache_dtype(self) -> type:
+    def _cache_dtype(self) -> np.dtype:
         """That of the caches that the graph is given: what it reads of an encoder is rounded alike."""
-        return np.float16 if self.dtype == TensorProto.FLOAT16 else np.float32
+        return run_as(self.dtype)
 
     @torch.inference_mode()
     def _forward(self, tokens, positions, mask, pasts, alpha):
@@ -79,14 +74,14 @@ class Reference:
 def open_reference(checkpoint: Path, weights: int = TensorProto.FLOAT) -> Reference:
     """The checkpoint's model, its weights rounded to the onnx.TensorProto type `weights`, as a graph of that type has
     them, so that what differs is the graph."""
-    name = f"PyTorch, {str(DTYPES[weights]).removeprefix('torch.')} weights"
+    name = f"PyTorch, {str(torch_dtype(weights)).removeprefix('torch.')} weights"
     return Reference(name, weights, load_reference(open_checkpoint(checkpoint), weights))
 
 
 def load_reference(checkpoint: Checkpoint, weights: int) -> nn.Module:
     """The checkpoint's model in float32, weights rounded to the onnx.TensorProto type `weights`. Of a large one, each
     module's are read when it is called."""
-    dtype = DTYPES[weights]
+    dtype = torch_dtype(weights)
     if sum(entry.length for entry in checkpoint.tensors.values()) >= LARGE:
         return _reading_as_it_goes(checkpoint, dtype)
     return load_model(checkpoint, dtype).float()

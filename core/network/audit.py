@@ -10,26 +10,14 @@ from dataclasses import dataclass
 
 import onnx
 
+from suture.core.dtypes import BY_ONNX
 from suture.core.findings import Finding
 from suture.core.network.attentions import DTYPES, hindrance
 from suture.core.network.description import Layer, Network
 from suture.core.network.misread import misread
+from suture.core.traits import STANDARD, named_input
 
-NONPAD_KV_SEQLEN = 6  # input of Attention
 FOLDED = ("Constant", "ConstantOfShape", "Identity", "Cast", "Shape", "If")  # nodes that may leave no layer of their own
-ONNX_DTYPES = {
-    onnx.TensorProto.FLOAT: "FLOAT",
-    onnx.TensorProto.DOUBLE: "DOUBLE",
-    onnx.TensorProto.FLOAT16: "HALF",
-    onnx.TensorProto.BFLOAT16: "BF16",
-    onnx.TensorProto.INT64: "INT64",
-    onnx.TensorProto.INT32: "INT32",
-    onnx.TensorProto.INT8: "INT8",
-    onnx.TensorProto.UINT8: "UINT8",
-    onnx.TensorProto.BOOL: "BOOL",
-    onnx.TensorProto.FLOAT8E4M3FN: "FP8",
-    onnx.TensorProto.INT4: "INT4",
-}
 SMALL = 64  # elements of a constant that may as well have become an attribute
 HOLDERS = ("Conv", "ConvTranspose", "BatchNormalization")  # their layers hold weights themselves
 MOVES = ("KV_CACHE_UPDATE", "CONCATENATION", "SHUFFLE", "UNSQUEEZE", "SQUEEZE", "SLICE", "CAST", "IDENTITY",
@@ -127,7 +115,8 @@ def _retyped(network: Network, model: onnx.ModelProto) -> Iterator[Finding]:
         typed = model.graph
     producer = {name: node for node in model.graph.node for name in node.output}
     for value in (*typed.value_info, *typed.input, *typed.output):
-        wanted = ONNX_DTYPES.get(value.type.tensor_type.elem_type)
+        known = BY_ONNX.get(value.type.tensor_type.elem_type)
+        wanted = "DOUBLE" if known is BY_ONNX[onnx.TensorProto.DOUBLE] else known and known.tensorrt
         found = network.tensors.get(value.name)
         if wanted is not None and found is not None and found.dtype != wanted:
             node = producer.get(value.name)
@@ -139,10 +128,10 @@ def _retyped(network: Network, model: onnx.ModelProto) -> Iterator[Finding]:
 
 def _dropped_lengths(model: onnx.ModelProto, masked: str) -> Iterator[Finding]:
     for node in _nodes(model.graph):
-        if node.op_type == "Attention" and len(node.input) > NONPAD_KV_SEQLEN and node.input[NONPAD_KV_SEQLEN]:
+        if node.op_type == "Attention" and node.domain in STANDARD and (valid := named_input(node, "nonpad_kv_seqlen")):
             yield Finding(
                 "error", f"Attention {_name(node)}",
-                f"the parser drops its nonpad_kv_seqlen ({node.input[NONPAD_KV_SEQLEN]}): it would attend to the whole "
+                f"the parser drops its nonpad_kv_seqlen ({valid}): it would attend to the whole "
                 "cache",
                 masked,
             )  # fmt: skip

@@ -10,35 +10,16 @@ import numpy as np
 import onnx
 import torch
 
+from suture.core import dtypes
 from suture.core.errors import UserError
 from suture.core.network.description import Constant, Packed, Reference
 from suture.core.weights import weights_root
 
-TORCH = {
-    "FLOAT": torch.float32,
-    "HALF": torch.float16,
-    "BF16": torch.bfloat16,
-    "INT64": torch.int64,
-    "INT32": torch.int32,
-    "INT8": torch.int8,
-    "UINT8": torch.uint8,
-    "BOOL": torch.bool,
-    "FP8": torch.float8_e4m3fn,
-    "E8M0": torch.float8_e8m0fnu,
-    "INT4": torch.int8,
-    "FP4": torch.float16,
-}
+TORCH = {name: dtypes.torch_dtype(each) for name, each in dtypes.BY_TENSORRT.items()}
 NARROW = (torch.float16, torch.bfloat16)
-ONNX = {
-    "BF16": onnx.TensorProto.BFLOAT16,
-    "FP8": onnx.TensorProto.FLOAT8E4M3FN,
-    "E8M0": onnx.TensorProto.FLOAT8E8M0,
-    "INT4": onnx.TensorProto.INT4,
-    "FP4": onnx.TensorProto.FLOAT4E2M1,
-}
 NARROW_IN_NUMPY = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e8m0fnu)  # what numpy has no dtype for
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # the magnitudes that FP4 has
-PACKED = ("int4", "uint4", "float4_e2m1fn")  # two to a byte
+PACKED = tuple(each.numpy for each in dtypes.TABLE if each.onnx in dtypes.FOUR_BITS)  # two to a byte
 
 
 def widen(tensor: torch.Tensor) -> torch.Tensor:
@@ -112,7 +93,7 @@ class Constants:
 
 
 def unpack(packed: Packed) -> np.ndarray:
-    return _unpacked(ONNX[packed.dtype], packed.shape, packed.data)
+    return _unpacked(dtypes.BY_TENSORRT[packed.dtype].onnx, packed.shape, packed.data)
 
 
 def _unpacked(data_type: int, shape, data: bytes) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 import numpy as np
 import torch
 
+from suture.core.dtypes import BY_NUMPY, torch_dtype
 from suture.core.errors import UserError
 from suture.core.network import arithmetic, attention, elementwise, quantization, sampling, sequences, shapes, windows
 from suture.core.network.description import Layer, Network
@@ -256,9 +257,5 @@ def _attentions(network: Network) -> dict[str, dict[str, str]]:
 
 def _dtype_of(array: np.ndarray) -> torch.dtype | None:
     """None where torch has none: text, lists, uncommon floats."""
-    names = {"float8_e4m3fn": torch.float8_e4m3fn, "bfloat16": torch.bfloat16, "int4": torch.int8}
-    names["float4_e2m1fn"] = torch.float16
-    try:
-        return names.get(array.dtype.name) or torch.from_numpy(np.empty(0, array.dtype)).dtype
-    except TypeError:
-        return None
+    known = BY_NUMPY.get(array.dtype.name)
+    return torch_dtype(known) if known and known.torch else None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx
 
+from suture.core.dtypes import BY_ORT
 from suture.core.errors import UserError
 from suture.core.network.advice import advice, origin
 from suture.core.network.description import Network, Refusal
@@ -186,9 +187,8 @@ def _types(path: Path, model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]
     except UserError:
         outputs = []
     for output in outputs:
-        element = {"tensor(float)": 1, "tensor(float16)": 10, "tensor(bfloat16)": 16, "tensor(int64)": 7, "tensor(int32)": 6,
-                   "tensor(bool)": 9, "tensor(uint8)": 2, "tensor(int8)": 3}.get(output.type)  # fmt: skip
-        if element and output.name not in known:
+        if output.type in BY_ORT and output.name not in known:
+            element = BY_ORT[output.type].onnx
             known[output.name] = onnx.helper.make_tensor_value_info(output.name, element, output.shape)
     for node in model.graph.node:
         like = known.get(node.input[0]) if node.op_type in ALIKE and node.input else None

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from suture.core.dtypes import BY_TENSORRT
 from suture.core.errors import UserError
 from suture.core.network.description import Constant, Layer, Network, Packed, Reference, Refusal, Tensor
 
 LARGE = 1 << 20  # bytes from which a constant stays in the ONNX file instead of being copied between processes
-BITS = {"BF16": 16, "FP8": 8, "E8M0": 8, "INT4": 4, "FP4": 4}  # of the dtypes that numpy lacks
 
 
 class NoTensorRT(UserError):
@@ -155,9 +155,9 @@ def _bytes_of(weights) -> memoryview | None:
     theirs wraps. None if it does not look like one."""
     wrapped = ctypes.cast(id(weights) + object.__basicsize__, ctypes.POINTER(ctypes.POINTER(_Weights)))[0][0]
     alike = (wrapped.type, wrapped.count) == (int(weights.dtype), weights.size) and wrapped.values
-    if not alike or weights.dtype.name not in BITS:
+    if not alike or weights.dtype.name not in BY_TENSORRT:
         return None
-    size = -(-weights.size * BITS[weights.dtype.name] // 8)
+    size = -(-weights.size * BY_TENSORRT[weights.dtype.name].bits // 8)
     return memoryview((ctypes.c_char * size).from_address(wrapped.values)).cast("B")
 
 

@@ -12,9 +12,10 @@ from onnx import TensorProto
 from onnx.external_data_helper import ExternalDataInfo
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
+from suture.core.dtypes import HALVES
 from suture.core.signature import Signature
 from suture.core.third_party import prepare_graphsurgeon
-from suture.core.traits import STANDARD, unaccounted
+from suture.core.traits import STANDARD, input_index, unaccounted
 from suture.surgery.graph.interface import Interface
 
 SMALL = 1 << 16  # elements; what is larger is a weight and is not read to decide a match
@@ -276,8 +277,15 @@ def onnx_type(tensor: gs.Tensor) -> int | None:
     return onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
 
+def input_of(node: gs.Node, name: str) -> gs.Tensor | None:
+    """What a node takes as the input that its operator calls so (suture.core.traits); None where it takes nothing there."""
+    index = input_index(node.op, name, "" if node.domain in STANDARD else node.domain)
+    tensor = node.inputs[index] if index < len(node.inputs) else None
+    return None if tensor is None or tensor.is_empty() else tensor
+
+
 def is_half(tensor: gs.Tensor) -> bool:
-    return onnx_type(tensor) in (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    return onnx_type(tensor) in HALVES
 
 
 def rank(tensor: gs.Tensor) -> int | None:

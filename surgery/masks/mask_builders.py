@@ -3,13 +3,21 @@
 from dataclasses import replace
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
 
 from suture.core.signature import SEQUENCE_LENGTHS
 from suture.surgery.graph import Graph
 
-HIDDEN = {"FLOAT16": -6e4, "BFLOAT16": -1e30, "FLOAT": -1e30}  # finite: a sum with a score stays finite
+# What is added to the score of a slot that does not count. Finite, so that a sum with a score stays finite and a row that sees
+# nothing is no NaN; below any score of its type, far enough that exp(score + HIDDEN - best) is 0.
+HIDDEN = {TensorProto.FLOAT16: -6e4, TensorProto.BFLOAT16: -1e30, TensorProto.FLOAT: -1e30}
+FAR_BELOW = -9e3  # a number at most this, in a graph that is read, hides: exporters write -1e4 (float16 rounds it) and less
+
+
+def masked_out(graph: Graph, dtype: int) -> gs.Constant:
+    """The constant that hides a slot, of an onnx.TensorProto type."""
+    return graph.number(HIDDEN[dtype], dtype)
 
 
 def own_slots(graph: Graph, write_indices: gs.Tensor) -> gs.Variable:
@@ -41,8 +49,7 @@ def step_bias(graph: Graph, write_indices: gs.Tensor, slots: gs.Tensor, added: g
     end = graph.new("Add", [write_indices, sequence_lengths(graph)], name="bias/valid_slots", shape=["batch"])
     end = graph.new("Unsqueeze", [end, graph.int64([1, 2, 3])], name="bias/end")
     visible = graph.new("Less", [slots, end], name="bias/visible", dtype=np.bool_)
-    hidden = graph.number(HIDDEN[onnx.TensorProto.DataType.Name(dtype)], dtype)
-    return graph.new("Where", [visible, added, hidden], name="bias/bias", dtype=dtype)
+    return graph.new("Where", [visible, added, masked_out(graph, dtype)], name="bias/bias", dtype=dtype)
 
 
 def causal_bias(
@@ -63,14 +70,13 @@ def causal_bias(
         before = graph.new("Sub", [own, graph.int64(window)], name="bias/before")
         inside = graph.new("Greater", [slots, before], name="bias/inside", dtype=np.bool_)
         visible = graph.new("And", [visible, inside], name="bias/visible", dtype=np.bool_)
-    hidden = graph.number(HIDDEN[onnx.TensorProto.DataType.Name(dtype)], dtype)
     added: gs.Tensor = graph.number(0, dtype)
     if slopes is not None:
         distance = graph.new("Cast", [graph.new("Sub", [slots, own], name="bias/distance")], {"to": dtype}, dtype=dtype)
         array = np.array(slopes, np.float32).reshape(1, -1, 1, 1)
         weights = gs.Constant(graph.unique("slopes"), array)
-        if dtype != onnx.TensorProto.FLOAT:
+        if dtype != TensorProto.FLOAT:
             weights = graph.new("Cast", [weights], {"to": dtype}, name="bias/slopes", dtype=dtype)
         added = graph.new("Mul", [distance, weights], name="bias/alibi", dtype=dtype)
     shape = ["batch", 1 if slopes is None else len(slopes), "sequence", past.shape[2]]
-    return graph.new("Where", [visible, added, hidden], name="bias/bias", dtype=dtype, shape=shape)
+    return graph.new("Where", [visible, added, masked_out(graph, dtype)], name="bias/bias", dtype=dtype, shape=shape)

@@ -7,10 +7,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from suture.surgery.graph import Graph, onnx_type, producer, through
+from suture.surgery.masks.mask_builders import FAR_BELOW
 from suture.surgery.masks.mask_probe import SHORT, Probe, evaluate, probes
 
 BOOL = 9
-FAR_BELOW = -9e3  # a bias at most this hides a slot
 LONGEST_WINDOW = 1 << 17
 
 

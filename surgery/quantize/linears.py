@@ -5,14 +5,13 @@ from fnmatch import fnmatch
 
 import onnx_graphsurgeon as gs
 import torch
-from onnx import TensorProto
 
+from suture.core.dtypes import FLOATS
 from suture.core.errors import UserError
 from suture.surgery.graph import Graph, onnx_type, producer, rank, static_dim
 from suture.surgery.quantize.feedback import Feedback
 
 BELOW_LOGITS = ("Reshape", "Cast", "Mul", "Div", "Add", "Tanh")  # what may follow the vocabulary's product
-FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 @dataclass(eq=False)

@@ -5,11 +5,10 @@ q = clamp(round(w / scale), least, largest)       scale = max(w / largest, w / l
 
 import numpy as np
 import torch
-from onnx import TensorProto
 
+from suture.core.dtypes import torch_dtype
 from suture.surgery.quantize.formats import FP8, Values
 
-FLOATS = {TensorProto.FLOAT: torch.float32, TensorProto.FLOAT16: torch.float16, TensorProto.BFLOAT16: torch.bfloat16}
 CLIPS = 1 - torch.arange(0, 11) * 0.05  # shares of the largest weight that a clipping search tries
 
 
@@ -20,7 +19,7 @@ def scales_of(largest: torch.Tensor, values: Values, dtype: int) -> torch.Tensor
 
 def stored(scales: torch.Tensor, dtype: int) -> torch.Tensor:
     """Scales as the float type `dtype` holds them; 1 where all numbers are zero."""
-    scales = scales.to(FLOATS[dtype]).float()
+    scales = scales.to(torch_dtype(dtype)).float()
     return torch.where(scales > 0, scales, torch.ones_like(scales))
 
 
@@ -89,4 +88,4 @@ def from_numpy(array: np.ndarray) -> torch.Tensor:
 
 def to_bytes(tensor: torch.Tensor, dtype: int) -> np.ndarray:
     """The tensor as bytes of the float type `dtype`, uint8."""
-    return tensor.contiguous().to(FLOATS[dtype]).view(torch.uint8).numpy()
+    return tensor.contiguous().to(torch_dtype(dtype)).view(torch.uint8).numpy()

@@ -9,10 +9,10 @@ padding ([B, T], [B, S, T]) or because the op is unidirectional, a large negativ
 """
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from suture.surgery.graph import Graph, need, onnx_type, rank, static_dim
+from suture.surgery.masks.mask_builders import masked_out
 from suture.surgery.passes.import_contrib.grouped_query_attention import BOOL, grown, lower_right
 from suture.surgery.passes.import_contrib.nodes import (
     contrib_nodes,
@@ -102,7 +102,7 @@ def _mask(
         visible = below if visible is None else graph.new("And", [visible, below], name="mask/visible", dtype=np.bool_)
     if visible is None or bias is None:
         return visible if bias is None else bias
-    lowest = graph.number(-6e4 if onnx_type(bias) == onnx.TensorProto.FLOAT16 else -1e30, onnx_type(bias))
+    lowest = masked_out(graph, onnx_type(bias))
     return graph.new("Where", [visible, bias, lowest], name="mask/bias", dtype=onnx_type(bias))
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from suture.surgery.graph import Graph, need, onnx_type, producer, rank, static_dim
+from suture.surgery.graph import Graph, input_of, need, onnx_type, producer, rank, static_dim
 from suture.surgery.graph.files import sort
-from suture.surgery.masks.mask_builders import HIDDEN, causal_bias
+from suture.surgery.masks.mask_builders import causal_bias, masked_out
 from suture.surgery.masks.mask_probe import evaluate, probes
 from suture.surgery.shapes.shape_values import ShapeValues
 from suture.surgery.shapes.symbolic_dims import SymbolicDim
@@ -69,7 +69,7 @@ def _as_bias(graph: Graph, visible: gs.Tensor | None, mask: gs.Tensor | None, dt
         ones = [1] * (4 - rank(mask))
         mask = graph.new("Unsqueeze", [mask, graph.int64(list(range(len(ones))))], shape=[*ones, *mask.shape])
     parts = [each.shape for each in (visible, mask) if each is not None]
-    hidden = graph.number(HIDDEN[onnx.TensorProto.DataType.Name(dtype)], dtype)
+    lowest = masked_out(graph, dtype)
     added: gs.Tensor = graph.number(0, dtype)
     if mask is not None and onnx_type(mask) != BOOL:
         need(onnx_type(mask) == dtype, "its mask has another type than its query")
@@ -80,7 +80,7 @@ def _as_bias(graph: Graph, visible: gs.Tensor | None, mask: gs.Tensor | None, dt
         both = [visible, mask]
         visible = mask if visible is None else graph.new("And", both, name="mask/visible", dtype=np.bool_)
     shape = [next((size for size in sizes if size != 1), 1) for sizes in zip(*parts)]
-    return graph.new("Where", [visible, added, hidden], name="mask/additive", dtype=dtype, shape=shape)
+    return graph.new("Where", [visible, added, lowest], name="mask/additive", dtype=dtype, shape=shape)
 
 
 def _visible(
@@ -133,7 +133,7 @@ def _size(graph: Graph, tensor: gs.Tensor, masks: Masks) -> Size:
 
 def _ends_step(graph: Graph, valid: gs.Tensor, update: gs.Node, masks: Masks) -> bool:
     """Whether the valid length is the slot of the step's first token and the number of its tokens, in every row."""
-    write_indices = update.inputs[2] if len(update.inputs) > 2 else None
+    write_indices = input_of(update, "write_indices")
     if write_indices is None or write_indices.name != graph.signature.write_indices or not graph.signature.tokens:
         return False
     if id(valid) not in masks.steps:

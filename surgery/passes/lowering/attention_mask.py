@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from suture.surgery.graph import Graph, is_half, need, onnx_type, producer, rank, static_dim
+from suture.surgery.graph import Graph, input_of, is_half, need, onnx_type, producer, rank, static_dim
 from suture.surgery.passes.lowering.attention_bias import Masks, bias
 
 KNOWN = ("Q", "K", "V", "attn_mask", "nonpad_kv_seqlen", "scale", "is_causal", "softmax_precision", "qk_matmul_output_mode")
@@ -36,9 +36,12 @@ def _lower(graph: Graph, attention: gs.Node, masks: Masks, lengths: bool) -> boo
     need(rank(query) == 4, f"its query has rank {rank(query)}")
     precision = attention.attrs.get("softmax_precision", 0) or onnx_type(query)
     need(precision == onnx_type(query) or not is_half(query), "its softmax has a precision of its own")
-    valid = attention.inputs[6] if len(attention.inputs) > 6 else None
+    valid = input_of(attention, "nonpad_kv_seqlen")
     if lengths and valid is not None:
-        need(attention.inputs[3].is_empty() and attention.attrs.get("is_causal"), "a mask applies beside the valid length")
+        need(
+            input_of(attention, "attn_mask") is None and attention.attrs.get("is_causal"),
+            "a mask applies beside the valid length",
+        )
         inputs, attrs = [None, None, valid], {"causal_kind": "lower_right"}
     else:
         mask = bias(graph, attention, masks)

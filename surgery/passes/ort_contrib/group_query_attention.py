@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from suture.surgery.graph import Graph, need, onnx_type, producer, rank, static_dim
+from suture.surgery.graph import Graph, input_of, need, onnx_type, producer, rank, static_dim
 from suture.surgery.masks.mask_probe import evaluate, probes
 from suture.surgery.passes.ort_contrib.nodes import append
 from suture.surgery.passes.ort_contrib.rotary_tables import Tables, rotary_tables
@@ -68,7 +68,7 @@ def _fuse(graph: Graph, attention: gs.Node, shared: Shared) -> bool:
         rotary = [*rotary_tables(graph, *rotations, capacity, shared.tables), positions and graph.input(positions)]
         attrs |= {"do_rotary": 1, "rotary_interleaved": rotations[0].attrs.get("interleaved", 0)}
         query, new[0] = (rotation.inputs[0] for rotation in rotations)
-    lengths = _lengths(graph, attention.inputs[6], updates[0].inputs[2], capacity, shared)
+    lengths = _lengths(graph, input_of(attention, "nonpad_kv_seqlen"), input_of(updates[0], "write_indices"), capacity, shared)
     name, result = attention.name, attention.outputs[0]
     inputs = [*_tokens_first(graph, [query, *new], name), *(update.inputs[0] for update in updates), *lengths, *rotary]
     context = gs.Variable(graph.unique(f"{name}/context"), onnx_type(result), [*_steps(graph), heads * head_dim])

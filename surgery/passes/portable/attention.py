@@ -11,7 +11,6 @@ applies stays a bias: what it means is for later passes.
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from suture.surgery.graph import (
@@ -27,7 +26,7 @@ from suture.surgery.graph import (
     static_dim,
     through,
 )
-from suture.surgery.masks.mask_builders import HIDDEN
+from suture.surgery.masks.mask_builders import masked_out
 from suture.surgery.rows import of_tokens
 
 BOOL = 9
@@ -290,8 +289,8 @@ def _both(graph: Graph, first: gs.Tensor, second: gs.Tensor) -> gs.Tensor:
     """The mask `first` applied over the bias `second`."""
     need(onnx_type(second) != BOOL, "two boolean masks apply")
     if onnx_type(first) == BOOL:
-        hidden = graph.number(HIDDEN[onnx.TensorProto.DataType.Name(onnx_type(second))], onnx_type(second))
-        return graph.new("Where", [first, second, hidden], dtype=onnx_type(second))
+        lowest = masked_out(graph, onnx_type(second))
+        return graph.new("Where", [first, second, lowest], dtype=onnx_type(second))
     need(onnx_type(first) == onnx_type(second), "two masks of different types are added")
     return graph.new("Add", [first, second])
 

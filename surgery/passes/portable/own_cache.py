@@ -8,11 +8,10 @@ slot <= past length + i. TensorRT takes neither a past nor a second output on At
 """
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
-from suture.surgery.graph import Graph, need, onnx_type, rank
-from suture.surgery.masks.mask_builders import HIDDEN
+from suture.surgery.graph import Graph, input_of, need, onnx_type, rank
+from suture.surgery.masks.mask_builders import masked_out
 
 BOOL = 9
 KNOWN = ("Q", "K", "V", "attn_mask", "past_key", "past_value", "present_key", "present_value", "scale", "is_causal", "softcap",
@@ -24,11 +23,11 @@ def run(graph: Graph) -> int:
 
 
 def _hand_over(graph: Graph, attention: gs.Node) -> bool:
-    if len(attention.inputs) < 6 or attention.inputs[4].is_empty() or attention.inputs[5].is_empty():
+    if any(input_of(attention, name) is None for name in ("past_key", "past_value")):
         return False
     query, key, value, mask, past_key, past_value = attention.inputs[:6]
     need(rank(query) == rank(key) == 4, f"the query has rank {rank(query)}, not [batch, heads, sequence, head_dim]")
-    need(len(attention.inputs) < 7 or attention.inputs[6].is_empty(), "a valid length applies beside a past")
+    need(input_of(attention, "nonpad_kv_seqlen") is None, "a valid length applies beside a past")
     graph.need_known(attention, *KNOWN)
     attrs = {name: given for name, given in attention.attrs.items() if name != "is_causal"}
     mask = None if mask.is_empty() else mask
@@ -62,5 +61,5 @@ def causal(graph: Graph, query: gs.Tensor, past: gs.Tensor, mask: gs.Tensor | No
         return causal
     if onnx_type(mask) == BOOL:
         return graph.new("And", [causal, mask], dtype=np.bool_)
-    hidden = graph.number(HIDDEN[onnx.TensorProto.DataType.Name(onnx_type(mask))], onnx_type(mask))
-    return graph.new("Where", [causal, mask, hidden], dtype=onnx_type(mask))
+    lowest = masked_out(graph, onnx_type(mask))
+    return graph.new("Where", [causal, mask, lowest], dtype=onnx_type(mask))

@@ -17,9 +17,10 @@ import onnx_graphsurgeon as gs
 
 from suture.core.signature import Cache
 from suture.core.step_inputs import position_values, token_values
-from suture.surgery.graph import Graph, NoMatch, need, onnx_type, op_of, producer, rank, static_dim, through
+from suture.surgery.graph import Graph, NoMatch, input_of, need, onnx_type, op_of, producer, rank, static_dim, through
+from suture.surgery.masks.mask_builders import FAR_BELOW
 from suture.surgery.masks.mask_probe import evaluate
-from suture.surgery.masks.masks import BOOL, FAR_BELOW
+from suture.surgery.masks.masks import BOOL
 from suture.surgery.passes.portable.own_cache import causal
 from suture.surgery.passes.portable.static_cache import MASKED
 from suture.surgery.rows import of_tokens
@@ -109,7 +110,7 @@ def _refuse(graph: Graph, reader: gs.Node) -> bool:
 
 def _is_causal(graph: Graph, attention: gs.Node, past: gs.Variable, steps: set[int]) -> bool:
     need(id(attention.inputs[0]) in steps, "the rows of its query cannot be shown to be the step's tokens")
-    mask = attention.inputs[3] if len(attention.inputs) > 3 and not attention.inputs[3].is_empty() else None
+    mask = input_of(attention, "attn_mask")
     graph.need_known(attention, *MASKED)
     need(mask is not None and len(attention.inputs) == 4, "attention over the static cache is not masked by one mask")
     for rows, tokens, full in STEPS:
