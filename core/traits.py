@@ -51,6 +51,7 @@ ACCOUNTED: dict[str, tuple[str, ...]] = {
     "Dropout": ("data", "ratio", "training_mode", "seed"),
     "Gather": ("data", "indices", "axis"),
     "GatherElements": ("data", "indices", "axis"),
+    "GatherND": ("data", "indices", "batch_dims"),  # of which only the shape is followed
     "Gelu": ("X", "approximate"),
     "Gemm": ("A", "B", "C", "alpha", "beta", "transA", "transB"),
     "LayerNormalization": NORM,
@@ -72,6 +73,7 @@ ACCOUNTED: dict[str, tuple[str, ...]] = {
     "Squeeze": ("data", "axes"),
     "Swish": ("X", "alpha"),
     "TensorScatter": ("past_cache", "update", "write_indices", "axis", "mode"),
+    "Tile": ("input", "repeats"),  # of which only the shape is followed
     "Transpose": ("data", "perm"),
     "Unsqueeze": ("data", "axes"),
     "Where": ("condition", "X", "Y"),
