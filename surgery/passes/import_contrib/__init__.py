@@ -9,10 +9,12 @@ from types import ModuleType
 from suture.surgery.passes.import_contrib import (
     block_gather,
     contrib_gelu,
+    embed_layer_norm,
     fused_matmul,
     grouped_query_attention,
     multi_head_attention,
     nbits_matmul,
+    packed_attention,
     rotary,
     skip_norm,
     unsigned_weights,
@@ -21,6 +23,7 @@ from suture.surgery.passes.portable import constants
 
 IMPORT_CONTRIB: tuple[ModuleType, ...] = (
     constants,
+    embed_layer_norm,
     skip_norm,
     contrib_gelu,
     fused_matmul,
@@ -30,4 +33,5 @@ IMPORT_CONTRIB: tuple[ModuleType, ...] = (
     rotary,
     grouped_query_attention,
     multi_head_attention,
+    packed_attention,
 )
