@@ -145,7 +145,7 @@ def find_signature(
     if not pasts and (need_caches or past_pattern is not None):
         raise UserError(name, "no cache inputs found", "name them with --past REGEX, or export with a KV cache")
     given = _known(name, given or {}, inputs, outputs)
-    if not need_caches and past_pattern is None and not _is_decoder(inputs, outputs, given):
+    if not need_caches and past_pattern is None and not _may_be_decoder(inputs, given):
         pasts = []  # they stay as they are: nothing says which of the inputs are the step's tokens
     caches, encoder_caches = _pair(name, pasts, presents, flow) if pasts else ([], [])
     shape = _shape(inputs[caches[0].past]) if caches else [0, 0, 0, 0]
@@ -223,11 +223,13 @@ def _tokens(inputs: dict) -> str | None:
     return _first(inputs, TOKEN_NAMES) or _first(inputs, EMBEDDING_NAMES, rank=3)
 
 
-def _is_decoder(inputs: dict, outputs: dict, given: dict[str, str]) -> bool:
-    """Whether there are tokens or embeddings of a batch, and logits."""
+def _may_be_decoder(inputs: dict[str, onnx.ValueInfoProto], given: dict[str, str]) -> bool:
+    """Whether one of the inputs can be the tokens of a batch, or their embeddings."""
     tokens = given.get("tokens") or _tokens(inputs)
-    rows = tokens is not None and len(_shape(inputs[tokens])) in (2, 3)
-    return rows and bool(given.get("logits") or _first(outputs, LOGIT_NAMES))
+    if tokens is not None:
+        return len(_shape(inputs[tokens])) in (2, 3)
+    types = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+    return any(len(_shape(value)) == 2 and value.type.tensor_type.elem_type in types for value in inputs.values())
 
 
 def _is_cache(value: onnx.ValueInfoProto, pattern: str | None, flow: dict[str, str]) -> bool:

@@ -51,6 +51,7 @@ ACCOUNTED: dict[str, tuple[str, ...]] = {
     "Dropout": ("data", "ratio", "training_mode", "seed"),
     "Gather": ("data", "indices", "axis"),
     "GatherElements": ("data", "indices", "axis"),
+    "GatherND": ("data", "indices", "batch_dims"),  # of which only the shape is followed
     "Gelu": ("X", "approximate"),
     "Gemm": ("A", "B", "C", "alpha", "beta", "transA", "transB"),
     "LayerNormalization": NORM,
@@ -61,6 +62,7 @@ ACCOUNTED: dict[str, tuple[str, ...]] = {
     "RMSNormalization": NORM,
     "Range": ("start", "limit", "delta"),
     "ReduceMean": ("data", "axes", "keepdims"),
+    "ReduceSum": ("data", "axes", "keepdims"),
     "Reshape": ("data", "shape", "allowzero"),
     "RotaryEmbedding": ("X", "cos_cache", "sin_cache", "position_ids", "interleaved", "num_heads", "rotary_embedding_dim"),
     "ScatterElements": ("data", "indices", "updates", "axis", "reduction"),  # what it writes is found by running it
@@ -72,6 +74,7 @@ ACCOUNTED: dict[str, tuple[str, ...]] = {
     "Squeeze": ("data", "axes"),
     "Swish": ("X", "alpha"),
     "TensorScatter": ("past_cache", "update", "write_indices", "axis", "mode"),
+    "Tile": ("input", "repeats"),  # of which only the shape is followed
     "Transpose": ("data", "perm"),
     "Unsqueeze": ("data", "axes"),
     "Where": ("condition", "X", "Y"),
@@ -121,6 +124,20 @@ OTHERS: dict[tuple[str, str], Traits] = {
             ("causal", "do_rotary", "k_quant_type", "kv_num_heads", "local_window_size", "num_heads", "rotary_interleaved",
              "scale", "sliding_window_cache", "smooth_softmax", "softcap", "v_quant_type")
         ) | QK_NORM | {"qk_output": 0, "kv_cache_bit_width": 0},
+    ),
+    (MICROSOFT, "Attention"): Traits(
+        ("input", "weights", "bias", "mask_index", "past", "attention_bias", "past_sequence_length"),
+        ("output", "present"),
+        dict.fromkeys(
+            ("num_heads", "unidirectional", "qkv_hidden_sizes", "scale", "mask_filter_value", "do_rotary",
+             "past_present_share_buffer", "rotary_embedding_dim")
+        ),
+    ),
+    (MICROSOFT, "EmbedLayerNormalization"): Traits(
+        ("input_ids", "segment_ids", "word_embedding", "position_embedding", "segment_embedding", "gamma", "beta", "mask",
+         "position_ids"),
+        ("output", "mask_index", "embedding_sum"),
+        {"epsilon": None, "mask_index_type": 0},
     ),
     (MICROSOFT, "MultiHeadAttention"): Traits(
         ("query", "key", "value", "bias", "key_padding_mask", "attention_bias", "past_key", "past_value",

@@ -18,10 +18,12 @@ from suture.surgery.passes import Pass, Phase, of_module, phase
 from suture.surgery.passes.import_contrib import (
     block_gather,
     contrib_gelu,
+    embed_layer_norm,
     fused_matmul,
     grouped_query_attention,
     multi_head_attention,
     nbits_matmul,
+    packed_attention,
     rotary,
     skip_norm,
     unsigned_weights,
@@ -80,6 +82,7 @@ PORTABLE: tuple[Phase, ...] = (
     phase(
         "contrib operators to standard ones",
         constants,
+        embed_layer_norm,
         skip_norm,
         contrib_gelu,
         fused_matmul,
@@ -89,6 +92,7 @@ PORTABLE: tuple[Phase, ...] = (
         rotary,
         grouped_query_attention,
         multi_head_attention,
+        packed_attention,
     ),
     phase("constants and shapes", constants, shapes, repeated=True),
     phase(

@@ -55,6 +55,7 @@ class Graph:
         self.weights_file: Path | None = None  # where passes may append weights of their own
         self.added: set[str] = set()  # the locations, absolute paths, of files that passes did append to
         self.metadata = {entry.key: entry.value for entry in model.metadata_props}
+        self.mask_covers_past = False  # whether the graph itself shows that the mask has a column for every slot
         self.near_misses: list[NearMiss] = []
         self.notes: list[str] = []  # what passes have decided that whoever runs the graph must know
         self.matched: list[str] = []  # names of the nodes that the current pass has matched, in that order

@@ -39,6 +39,13 @@ def _stand_in(node: onnx.NodeProto, weights: dict[str, TensorProto]) -> list[onn
     if node.op_type in SAME_SHAPE:
         sums = node.output[3:4] if node.op_type in NORMS else []
         return [helper.make_node("Identity", [x], [name]) for name in (result, *sums) if name]
+    if node.op_type == "Attention" and node.input[1] in weights:
+        packed, name = weights[node.input[1]], f"{result}/weight"
+        width = (attrs.get("qkv_hidden_sizes") or [packed.dims[1] // 3])[-1]
+        weights[name] = TensorProto(name=name, data_type=packed.data_type, dims=[packed.dims[0], width])
+        return [helper.make_node("MatMul", [x, name], [result])]
+    if node.op_type == "EmbedLayerNormalization":
+        return [helper.make_node("Gather", [node.input[2], x], [name]) for name in (result, *node.output[2:3]) if name]
     if node.op_type == "MatMulNBits" and node.input[2] in weights:
         name, dtype = f"{result}/weight", weights[node.input[2]].data_type
         weights[name] = TensorProto(name=name, data_type=dtype, dims=[attrs["K"], attrs["N"]])

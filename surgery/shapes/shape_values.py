@@ -12,7 +12,8 @@ from suture.surgery.shapes.symbolic_dims import Axis, Sum, SymbolicDim, add, bro
 
 INT64 = 7
 MOST_DIMS = 16  # of a tensor that is taken for sizes
-FIRST_INPUT_ALONE = ("RMSNormalization", "LayerNormalization", "RotaryEmbedding", "Softmax", "CumSum", "Pow")
+FIRST_INPUT_ALONE = ("RMSNormalization", "LayerNormalization", "RotaryEmbedding", "Softmax", "CumSum", "Pow", "Clip",
+                     "ScatterND", "ScatterElements", "TensorScatter")  # fmt: skip
 ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Pow", "Where", "And", "Or", "Not", "Equal", "LessOrEqual", "Less", "Greater",
                "GreaterOrEqual", "Max", "Min", "Cast", "Identity", "Neg", "Sqrt", "Reciprocal", "Erf", "Tanh", "Sigmoid",
                "Swish", "Gelu", "Relu", "Cos", "Sin", "IsNaN", "Mod")  # fmt: skip
@@ -30,6 +31,7 @@ class ShapeValues:
         self.values: dict[int, list[SymbolicDim]] = {}
         self.shapes: dict[int, list[SymbolicDim]] = {}
         self.symbols: dict[str, SymbolicDim] = {}
+        self.together: set[frozenset[SymbolicDim]] = set()  # sizes that elementwise operators take for the same
         self._learn_signature()
         tokens = graph.signature.tokens
         for tensor in sorted(graph.gs.inputs, key=lambda tensor: tensor.name != tokens):
@@ -46,6 +48,8 @@ class ShapeValues:
         batch, steps, past = self._size(tokens, 0), self._size(tokens, 1), self._size(first, 2)
         total = past if signature.static else add([past, steps])
         facts = {signature.positions: [batch, steps], signature.mask: [batch], signature.write_indices: [batch]}
+        if self.graph.mask_covers_past:
+            facts[signature.mask] = [batch, total]
         facts |= {signature.sequence_lengths: [batch], signature.ntk_alpha: [batch]}
         for cache in signature.caches:
             facts |= {cache.past: [batch, None, past], cache.present: [batch, None, total]}
@@ -174,8 +178,10 @@ class ShapeValues:
         op = op_of(node)
         if op == "Range":
             start, end, step = (self.symbolic_dims(tensor) for tensor in node.inputs)
-            from_zero = start == [0] and step == [1] and end is not None
-            return [end if from_zero and counts(end[0]) else None]
+            if None in (start, end) or step != [1] or not all(map(counts, (*start, *end))):
+                return [None]
+            length = combined("Sub", (end[0], start[0]))
+            return [[length] if counts(length) else None]
         inputs = [None if tensor.is_empty() else self.shape(tensor) for tensor in node.inputs]
         x = inputs[0] if inputs else None
         if x is None:
@@ -183,7 +189,19 @@ class ShapeValues:
         if op in FIRST_INPUT_ALONE and op != "Pow":
             return [x]
         if op in ELEMENTWISE:
-            return [None if None in inputs else broadcast(inputs)]
+            if None in inputs:
+                return [None]
+            self._meet(inputs)
+            return [broadcast(inputs)]
+        if op == "GatherND" and inputs[1] is not None and isinstance(inputs[1][-1], int):
+            return [[*inputs[1][:-1], *x[node.attrs.get("batch_dims", 0) + inputs[1][-1] :]]]
+        if op == "GatherElements":
+            return [inputs[1]]
+        if op == "Tile":
+            repeats = self.symbolic_dims(node.inputs[1])
+            return [None if repeats is None else [multiply(pair) for pair in zip(x, repeats)]]
+        if op == "ConstantOfShape":
+            return [self.symbolic_dims(node.inputs[0])]
         if op == "Expand":
             target = self.symbolic_dims(node.inputs[1])
             return [None if target is None else broadcast([x, target])]
@@ -210,6 +228,12 @@ class ShapeValues:
         if op in ("Split", "Slice", "ReduceMean", "Gather"):
             return self._parts(node, x, inputs)
         return [None]
+
+    def _meet(self, shapes: list[list[SymbolicDim]]) -> None:
+        for sizes in zip(*(reversed(shape) for shape in shapes)):
+            symbolic = frozenset(size for size in sizes if not isinstance(size, int))
+            if len(symbolic) == 2:
+                self.together.add(symbolic)
 
     def _squeezed(self, node: gs.Node, x: list[SymbolicDim]) -> list[SymbolicDim] | None:
         axes = self.graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
@@ -256,3 +280,18 @@ class ShapeValues:
                 others.remove(size)
         missing = quotient(multiply(left), multiply(others))
         return target if missing is None else [missing if size == -1 else size for size in target]
+
+
+def mask_covers_past(graph: Graph) -> bool:
+    """Whether the graph itself brings the attention mask's columns together with as many slots as past and step have: that
+    the mask has one for each cannot be told from what its axis is called."""
+    signature = graph.signature
+    mask = next((tensor for tensor in graph.gs.inputs if tensor.name == signature.mask), None)
+    if graph.mask_covers_past or mask is None or rank(mask) != 2 or not signature.caches or signature.static:
+        return graph.mask_covers_past
+    sizes = ShapeValues(graph)
+    for node in graph.gs.nodes:
+        sizes.learn(node)
+    tokens, past = graph.input(signature.tokens), graph.input(signature.caches[0].past)
+    total = add([sizes._size(past, 2), sizes._size(tokens, 1)])
+    return frozenset((sizes.axis(mask, 1), total)) in sizes.together

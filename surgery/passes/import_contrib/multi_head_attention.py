@@ -43,7 +43,7 @@ def _standard(graph: Graph, node: gs.Node, made: dict[int, gs.Tensor]) -> bool:
     key, value = (grown(graph, past, new, present, name) for past, new, present in zip(pasts, (key, value), presents))
     bias, causal = optional(node, 5), bool(node.attrs.get("unidirectional", 0))
     top_left = causal and pasts[0] is None and padding is None and bias is None
-    mask = None if top_left else _mask(graph, query, key, padding, bias, causal, made)
+    mask = None if top_left else mask_of(graph, query, key, padding, bias, causal, made)
     attrs = {"scale": node.attrs.get("scale", 0.0) or dim**-0.5} | ({"is_causal": 1} if top_left else {})
     inputs = [query, key, value] if mask is None else [query, key, value, mask]
     context = graph.new("Attention", inputs, attrs, name, onnx_type(query), [*query.shape[:3], value_dim])
@@ -61,7 +61,12 @@ def _projections(graph: Graph, node: gs.Node, heads: int) -> list[gs.Tensor]:
     hidden = static_dim(query, 2)
     need(hidden and hidden % heads == 0, f"{hidden} features do not divide into {heads} heads")
     if rank(key) == 5 or rank(key) == 4:
-        need(bias is None, "it adds a bias to keys that are packed or cached")
+        need(bias is None or rank(key) == 4, "it adds a bias to keys that are packed")
+        if bias is not None:  # cached keys and values have theirs already
+            bias = graph.new(
+                "Slice", [bias, *map(graph.int64, ([0], [hidden], [0]))], name=f"{node.name}/q_bias", shape=[hidden]
+            )
+            query = graph.new("Add", [query, bias], name=f"{node.name}/bias", shape=query.shape)
         first = heads_first(graph, query, heads, hidden // heads, f"{node.name}/q")
         if rank(key) == 4:
             sizes = [static_dim(x, axis) for x in (key, value) for axis in (1, 3)]
@@ -87,7 +92,7 @@ def _unpacked(graph: Graph, packed: gs.Tensor, index: int, name: str) -> gs.Tens
     return graph.new("Transpose", [part], {"perm": [0, 2, 1, 3]}, f"{name}/transpose", shape=[batch, heads, steps, dim])
 
 
-def _mask(
+def mask_of(
     graph: Graph, query: gs.Tensor, keys: gs.Tensor, padding: gs.Tensor | None, bias: gs.Tensor | None, causal: bool,
     made: dict[int, gs.Tensor],
 ) -> gs.Tensor | None:  # fmt: skip

@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 
 from suture.surgery.graph import Graph, onnx_type, producer, rank
 from suture.surgery.graph.files import sort
-from suture.surgery.shapes.shape_values import INT64, ShapeValues
+from suture.surgery.shapes.shape_values import INT64, ShapeValues, mask_covers_past
 from suture.surgery.shapes.symbolic_dims import Sum, SymbolicDim
 
 SIZE_OPS = ("Shape", "Gather", "Slice", "Concat", "Where", "Squeeze", "Unsqueeze", "Reshape", "ConstantOfShape", "Expand",
@@ -22,6 +22,7 @@ SIZE_OPS = ("Shape", "Gather", "Slice", "Concat", "Where", "Squeeze", "Unsqueeze
 
 def run(graph: Graph) -> int:
     sort(graph)
+    graph.mask_covers_past = mask_covers_past(graph)
     sizes = ShapeValues(graph)
     made: dict[tuple, gs.Tensor] = {}
     return graph.match(lambda graph, node: _visit(graph, node, sizes, made), list(graph.gs.nodes))
