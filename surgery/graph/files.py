@@ -13,6 +13,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from suture.core.onnx_checks import onnx_refusals
 from suture.core.signature import find_signature
+from suture.core.tensors import embed_small
 from suture.core.weights import load_graph, weights_root
 from suture.surgery.graph import Graph
 from suture.surgery.graph.interface import restore, separate
@@ -28,7 +29,8 @@ G_LOGGER.severity = G_LOGGER.ERROR  # graph-surgeon warns of dtypes numpy lacks,
 
 def read(path: Path, past_pattern: str | None = None, given: dict[str, str] | None = None) -> Graph:
     """Reads the graph of `path`, brought to opset 24, with inferred shapes and nodes named by module path."""
-    model = load_graph(path)
+    model, root = load_graph(path), weights_root(path)
+    embed_small(model, path, root)
     notes = mend(model, path)
     signature = find_signature(model, path, past_pattern, need_caches=False, given=given)
     _name_by_module(model)
@@ -36,7 +38,7 @@ def read(path: Path, past_pattern: str | None = None, given: dict[str, str] | No
         model = upgrade(model, path, _with_declared)
         interface = separate(model, [cache.present for cache in signature.caches])
         declare_shapes(model)
-        graph = Graph(infer_shapes(model), signature, weights_root(path), interface)
+        graph = Graph(infer_shapes(model), signature, root, interface)
     graph.notes = notes
     return graph
 
