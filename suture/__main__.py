@@ -19,16 +19,19 @@ COMMANDS = {  # name: module, what it does
 
 
 def main() -> None:
-    listed = "\n".join(f"  {name:10} {what}" for name, (_, what) in COMMANDS.items())
-    usage = f"usage: suture COMMAND ...\n\n{listed}\n\nsuture COMMAND --help says what each takes."
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if name in ("-h", "--help"):
-        print(usage)
-    elif name == "--version":
-        print(f"suture {__version__}")
-    elif name in COMMANDS:
+    if name in COMMANDS:
         del sys.argv[1]
         run(name, lambda: importlib.import_module(COMMANDS[name][0]).main())
+    run("suture", lambda: _about(name), result_on_stdout=True)
+
+
+def _about(name: str) -> None:
+    listed = "\n".join(f"  {name:10} {what}" for name, (_, what) in COMMANDS.items())
+    if name in ("-h", "--help"):
+        print(f"usage: suture COMMAND ...\n\n{listed}\n\nsuture COMMAND --help says what each takes.")
+    elif name == "--version":
+        print(f"suture {__version__}")
     else:
         Parser(prog="suture").error(f"no command {name}; choose from {', '.join(COMMANDS)}")
 
