@@ -15,6 +15,7 @@ from suture.core import dtypes, reader
 from suture.core.errors import UserError
 
 UNSIZED = (TensorProto.UNDEFINED, TensorProto.STRING)  # an element has no number of bytes
+EMBEDDED = 1024  # bytes; what onnx itself leaves in the graph, where it saves weights beside it
 KEPT_INSIDE = "keep weights below the model's own folder"
 
 
@@ -90,6 +91,22 @@ def check_places(model: onnx.ModelProto, where: Path, root: Path, but: Collectio
                 f"truncated: {sizes[location]} bytes, but {_name(tensor)} ends at {offset + needed}",
                 "copy or download the file again",
             )
+
+
+def embed_small(model: onnx.ModelProto, where: Path, root: Path) -> None:
+    """Reads tensors below EMBEDDED bytes that lie in other files into the model: shapes, axes and scales, without whose
+    values onnx infers no shapes and converts no opset. Raises UserError as check_places does."""
+    for tensor, reference in references(model):
+        if (size := _needed(tensor, where)) < EMBEDDED:
+            offset, _ = _numbers(tensor, reference, where)
+            with reader.open_regular(inside(root, reference["location"], where)) as file:
+                file.seek(offset)
+                content = file.read(size)
+            if len(content) < size:
+                raise UserError(root / reference["location"], f"ends within {_name(tensor)}", "copy or download the file again")
+            tensor.raw_data = content
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]
 
 
 def inside(root: Path, location: str, where: Path) -> Path:

@@ -22,15 +22,18 @@ RESULT_ON_STDOUT = ("generate",)  # done when nobody reads it any more
 
 
 def main() -> None:
-    listed = "\n".join(f"  {name:10} {what}" for name, (_, what) in COMMANDS.items())
-    usage = f"usage: suture COMMAND ...\n\n{listed}\n\nsuture COMMAND --help says what each takes."
     name, *arguments = sys.argv[1:] or ["--help"]
+    if name in COMMANDS:
+        run(name, lambda: _command(name)(arguments, f"suture {name}"), result_on_stdout=name in RESULT_ON_STDOUT)
+    run("suture", lambda: _about(name), result_on_stdout=True)
+
+
+def _about(name: str) -> None:
+    listed = "\n".join(f"  {name:10} {what}" for name, (_, what) in COMMANDS.items())
     if name in ("-h", "--help"):
-        print(usage)
+        print(f"usage: suture COMMAND ...\n\n{listed}\n\nsuture COMMAND --help says what each takes.")
     elif name == "--version":
         print(f"suture {__version__}")
-    elif name in COMMANDS:
-        run(name, lambda: _command(name)(arguments, f"suture {name}"), result_on_stdout=name in RESULT_ON_STDOUT)
     else:
         Parser(prog="suture").error(f"no command {name}; choose from {', '.join(COMMANDS)}")
 

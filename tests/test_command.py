@@ -106,6 +106,14 @@ def test_the_work_is_done_and_has_its_status_wherever_its_output_goes(redirectio
     assert b"Exception ignored" not in done.stderr
 
 
+@pytest.mark.parametrize("arguments", ["", "--help", "--version", "convert --help"])
+@pytest.mark.parametrize("redirection", ["| true", ">&-"])
+def test_the_command_itself_outlives_its_reader(arguments, redirection):
+    line = f'"{sys.executable}" -m suture {arguments} {redirection}; exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (DONE, "")
+
+
 def test_a_full_disk_behind_standard_output_is_one_line(tmp_path):
     done = shell("> /dev/full", "from suture.core.command import run\nrun('stage', lambda: print('result'))", tmp_path / "out")
     assert done.returncode == UNUSABLE_INPUT

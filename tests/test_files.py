@@ -213,7 +213,7 @@ def with_constant(location: str, tmp_path: Path) -> tuple[Path, onnx.ModelProto]
 
 @pytest.mark.parametrize("more", [[], ["--merge", "gate-up", "qkv"]], ids=["in place", "with weights that a pass adds"])
 def test_surgery_keeps_a_weight_that_a_constant_has_in_a_file(more, tmp_path, monkeypatch):
-    monkeypatch.setattr("surgery.weights.INLINE", 0)
+    monkeypatch.setattr("suture.surgery.graph.weights.INLINE", 0)
     path, whole = with_constant("w.data", tmp_path)
     assert main([str(path), "--out", str(tmp_path / "out"), "--capacity", "32", "--verify", *more]) == 0
     portable = load_graph(tmp_path / "out" / "model.onnx")
@@ -223,7 +223,7 @@ def test_surgery_keeps_a_weight_that_a_constant_has_in_a_file(more, tmp_path, mo
 @pytest.mark.parametrize("location", ["../secret.txt", "absolute"])
 @pytest.mark.parametrize("more", [[], ["--merge", "gate-up", "qkv"]], ids=["in place", "with weights that a pass adds"])
 def test_surgery_reads_and_writes_nothing_outside(location, more, tmp_path, monkeypatch):
-    monkeypatch.setattr("surgery.weights.INLINE", 0)
+    monkeypatch.setattr("suture.surgery.graph.weights.INLINE", 0)
     secret = tmp_path / "secret.txt"
     path, _ = with_constant(str(secret) if location == "absolute" else location, tmp_path)
     content = secret.read_bytes()
@@ -231,6 +231,24 @@ def test_surgery_reads_and_writes_nothing_outside(location, more, tmp_path, monk
         main([str(path), "--out", str(tmp_path / "out"), "--capacity", "32", *more])
     assert secret.read_bytes() == content
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("as_nodes", [False, True], ids=["initializers", "Constant nodes"])
+def test_surgery_reads_small_tensors_that_lie_outside(as_nodes, tmp_path):
+    """Shapes and axes among them, without whose values nothing can be inferred."""
+    whole = decoder_graph(static=False)
+    saved, source = onnx.ModelProto.FromString(whole.SerializeToString()), tmp_path / "source"
+    if as_nodes:
+        for tensor in saved.graph.initializer:
+            saved.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
+        del saved.graph.initializer[:]
+    source.mkdir()
+    settings = {"location": "w.data", "size_threshold": 0, "convert_attribute": True}
+    onnx.save(saved, source / "model.onnx", save_as_external_data=True, **settings)
+    assert len(list(references(load_graph(source / "model.onnx")))) == len(whole.graph.initializer)
+    assert main([str(source / "model.onnx"), "--out", str(tmp_path / "out"), "--capacity", "32", "--verify"]) == 0
+    portable = load_graph(tmp_path / "out" / "model.onnx")
+    assert largest_error(decode(whole, alone=True), decode(portable, alone=False, root=tmp_path / "out")) < 1e-4
 
 
 def test_every_tensor_of_a_written_graph_is_seen():

@@ -12,6 +12,7 @@ from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_dtype, get
 
 from suture.core.onnx_checks import onnx_refusals
 from suture.core.signature import find_signature
+from suture.core.tensors import embed_small
 from suture.core.weights import load_graph, weights_root
 from suture.surgery.graph import Graph
 from suture.surgery.graph.interface import restore, separate
@@ -32,6 +33,7 @@ def of_model(
     model: onnx.ModelProto, name: Path, root: Path, past_pattern: str | None = None, given: dict[str, str] | None = None
 ) -> Graph:
     """The same of a model in memory, which is used up. `name` is for errors; external weights lie under `root`."""
+    embed_small(model, name, root)
     notes = mend(model, name)
     signature = find_signature(model, name, past_pattern, need_caches=False, given=given)
     _name_by_module(model)
