@@ -1,4 +1,4 @@
-"""python -m benchmarks.families [NAME ...]: the README's table of other exporters' graphs, or only rows of it, printed.
+"""python -m benchmarks.families [NAME ...]: docs/graphs.md's table of other exporters' graphs, or only rows of it, printed.
 
 Every graph of tests/graphs (other exporters' graphs of each family, weights from a seed) and of ../shared/dialects, in its
 own type and, where that is float32, converted to float16 as well: what surgery fused, how far the portable graph is from
@@ -17,7 +17,7 @@ from unittest.mock import patch
 import onnx
 from onnx import TensorProto
 
-from benchmarks.readme import README, put
+from benchmarks.tables import GRAPHS, put
 from suture.core.signature import find_signature
 from suture.core.weights import load_graph, weights_root
 from tests import decoding
@@ -63,7 +63,7 @@ def main() -> None:
             lines.append(f"| {name} | fails: {str(error).strip().splitlines()[-1]} |{' |' * (len(HEADINGS) - 2)}")
         print(lines[-1], flush=True)
     if names != sys.argv[1:]:
-        README.write_text(put(README.read_text(), COMMAND, "\n".join(lines)))
+        GRAPHS.write_text(put(GRAPHS.read_text(), COMMAND, "\n".join(lines)))
     sys.exit(failed)
 
 

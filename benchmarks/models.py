@@ -1,10 +1,10 @@
-"""The README's table of models, and docs/models.md, from what their tests found.
+"""The table of model families in docs/families.md, and docs/models.md, from what their tests found.
 
     python -m benchmarks.models                     # runs the tests, every type and GPU and width among them: hours
     python -m benchmarks.models --only EXPRESSION   # only these (pytest's -k); what others found stays as it was
     python -m benchmarks.models --from RESULTS.xml  # runs none: takes what pytest's --junitxml wrote
 
-docs/models.json has each test's outcome and what it measured. A family is in the README if its tests have passed, else
+docs/models.json has each test's outcome and what it measured. A family is in families.md if its tests have passed, else
 the command says which have not, and writes no table.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from benchmarks.readme import README, put
+from benchmarks.tables import FAMILIES, put
 from suture.core.command import Parser, run
 from suture.core.errors import UserError
 from suture.models.random_checkpoint import presets
@@ -70,7 +70,7 @@ def main() -> None:
     results |= read(options.xml) if options.xml else run_tests(options.only)
     RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
     overview, details = table(results), documents(results)
-    README.write_text(put(README.read_text(), COMMAND, overview))
+    FAMILIES.write_text(put(FAMILIES.read_text(), COMMAND, overview))
     DETAILS.write_text(details)
 
 
@@ -100,7 +100,7 @@ def read(path: Path) -> Results:
 
 
 def table(results: Results) -> str:
-    """The README's. Raises UserError naming the first test that a row lacks."""
+    """families.md's. Raises UserError naming the first test that a row lacks."""
     heading = ("family", "covers", "parameters", "fused", "onnxruntime match", "network match", "engine for")
     return _markdown(heading, [row(results, name) for name in COVERS])
 
@@ -122,7 +122,7 @@ def row(results: Results, name: str) -> list[str]:
         if (built := ENGINE.format(name, dtype, CAPABILITIES)) in results:
             engines.setdefault(passed(results, built)["compute capabilities"], []).append(dtype)
     built = "; ".join(f"{gpus} ({', '.join(types)})" for gpus, types in engines.items()) or "–"
-    tests = "tests/test_qwen.py" if name == "qwen" else "tests/test_models.py"
+    tests = "../tests/test_qwen.py" if name == "qwen" else "../tests/test_models.py"
     return [f"[{name}]({tests})", covers, f"{size} ({preset})", fused, ", ".join(match), ", ".join(network), built]
 
 
@@ -135,7 +135,7 @@ def passed(results: Results, test: str) -> dict:
 
 
 def documents(results: Results) -> str:
-    """docs/models.md: what the README has no room for. What has not been run says so."""
+    """docs/models.md: what families.md has no room for. What has not been run says so."""
 
     def found(test: str) -> list[str]:
         return [_cell(results, test, f"level {number}") for number in (1, 2, 3)]

@@ -1,4 +1,4 @@
-"""The README's table of models: made of what tests found, and of nothing else."""
+"""The table of models: made of what tests found, and of nothing else."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.models import COMMAND, COVERS, DETAILS, LEVELS, RESULTS, TESTS, documents, read, table
-from benchmarks.readme import README, put
+from benchmarks.tables import FAMILIES, put
 from suture.core.errors import UserError
 from tests.families import FAMILIES
 
@@ -17,7 +17,7 @@ STORED = json.loads(RESULTS.read_text())
 
 
 def test_the_tables_are_what_the_results_say():
-    assert put(README.read_text(), COMMAND, table(STORED)) == README.read_text()
+    assert put(FAMILIES.read_text(), COMMAND, table(STORED)) == FAMILIES.read_text()
     assert documents(STORED) == DETAILS.read_text()
 
 
