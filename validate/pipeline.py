@@ -7,6 +7,7 @@ from pathlib import Path
 from suture.core.errors import UserError
 from suture.core.manifest import MANIFEST, read_manifest, recorded_file
 from suture.core.parts import DECODER, PARTS, PartFolder, find_parts
+from suture.core.signature import EMBEDDINGS
 from suture.models import open_checkpoint
 from suture.models.tokenizer import tokenizer_files
 
@@ -50,6 +51,12 @@ class Pipeline:
     def decoder(self) -> PartFiles | None:
         """The part that writes tokens, where there is one."""
         return next((part for part in self.parts if part.part.kind == DECODER), None)
+
+    @property
+    def embed(self) -> Path | None:
+        """The graph that makes the decoder's embeddings of tokens, where it takes such."""
+        source = self.decoder and self.decoder.part.source(EMBEDDINGS)
+        return next((part.exported for part in self.parts if part.part.name == source), None)
 
     @property
     def graphs(self) -> list[Path]:
