@@ -16,7 +16,8 @@ import onnx
 from suture.core.errors import UserError
 from suture.core.signature import Signature
 
-BATCH = "batch"  # the name of that dimension, in graphs that are no decoders
+BATCH, SEQUENCE = "batch", "sequence"  # the names of these dimensions, in graphs that are no decoders
+MOST_TOKENS = 512  # of a sequence in one step, where nobody says it
 Range = tuple[int, int, int]  # smallest, the one to optimise for, largest
 
 
@@ -40,13 +41,14 @@ def make_profiles(
     if not dynamic:
         return ()
     if signature is None:
-        return (Profile("any", {value.name: _shape_range(value, {BATCH: (1, 1, batch)}) for value in dynamic}),)
+        named = {BATCH: (1, 1, batch), SEQUENCE: (1, prompt or MOST_TOKENS, prompt or MOST_TOKENS)}
+        return (Profile("any", {value.name: _shape_range(value, named) for value in dynamic}),)
     capacity = signature.capacity if signature.static else None
     if capacity == -1:
         raise UserError(signature.caches[0].past, "a static cache without a fixed capacity", "run surgery --capacity N")
     if capacity and prompt and prompt > capacity:
         raise UserError(f"--max-prompt {prompt}", f"the cache has {capacity} slots", "give at most that many")
-    prompt = prompt or min(512, capacity or 512)
+    prompt = prompt or min(MOST_TOKENS, capacity or MOST_TOKENS)
 
     batches, half = (1, 1, batch), (past + 1) // 2
     steps = {  # sequence, past, past + sequence
@@ -62,12 +64,12 @@ def make_profiles(
     return tuple(profiles)
 
 
-def dynamic_inputs(proto: onnx.ModelProto, but: str | None = None) -> list[onnx.ValueInfoProto]:
-    """Inputs with a dimension that is not fixed, if it has another name than `but`."""
+def dynamic_inputs(proto: onnx.ModelProto, but: tuple[str, ...] = ()) -> list[onnx.ValueInfoProto]:
+    """Inputs with a dimension that is not fixed, if it has another name than those in `but`."""
     return [
         value
         for value in proto.graph.input
-        if any(not dim.HasField("dim_value") and (but is None or dim.dim_param != but) for dim in _dims(value))
+        if any(not dim.HasField("dim_value") and dim.dim_param not in but for dim in _dims(value))
     ]
 
 

@@ -13,7 +13,7 @@ from suture.build.cost import add_cost, describe_graph, kernels_a_layer, over_fl
 from suture.build.memory import Estimate, estimate, refuse_what_cannot_fit
 from suture.build.options import MAX_PAST, Options
 from suture.build.precisions import supported
-from suture.build.profiles import BATCH, dynamic_inputs, make_profiles
+from suture.build.profiles import BATCH, SEQUENCE, dynamic_inputs, make_profiles
 from suture.build.weights import bindable, constant_bytes
 from suture.build.worker import Job
 from suture.core.errors import UserError
@@ -102,7 +102,7 @@ def _signature(proto: onnx.ModelProto, model: Path) -> Signature | None:
     try:
         return find_signature(proto, model)
     except UserError as error:
-        dynamic = ", ".join(value.name for value in dynamic_inputs(proto, but=BATCH))
+        dynamic = ", ".join(value.name for value in dynamic_inputs(proto, but=(BATCH, SEQUENCE)))
         if dynamic:
             wrong = f"dynamic inputs ({dynamic}) of a graph that is no decoder with a KV cache: {error.parts[1]}"
             raise UserError(model, wrong, "fix their shapes, or export with a KV cache") from None

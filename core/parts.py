@@ -34,6 +34,10 @@ class PartFolder:
     inputs: dict[str, dict] = field(default_factory=dict)
     outputs: dict[str, dict] = field(default_factory=dict)
 
+    def source(self, name: str) -> str | None:
+        """The part whose output the input is, if it is one's."""
+        return str(self.inputs.get(name, {}).get("from", "")).partition("/")[0] or None
+
 
 def find_parts(out: Path) -> tuple[PartFolder, ...]:
     """The parts of the pipeline's folder `out`, in order. Raises UserError for a list of them that cannot be read."""

@@ -9,17 +9,18 @@ import torch
 from rich.console import Console
 
 from suture.core.errors import UserError
-from suture.core.manifest import read_manifest, remove_results, result
+from suture.core.manifest import is_below, read_manifest, remove_results, result
 from suture.core.parts import DECODER, PARTS, STAGE
 from suture.core.stage import Stage, alone
 from suture.export.description import description
+from suture.export.embeddings import take_embeddings
 from suture.export.options import Options
 from suture.export.packed import write_packed
 from suture.export.trace import trace, trace_graph
 from suture.export.weights import attach
 from suture.models import Checkpoint, meta_model, open_checkpoint, shipped
 from suture.models.checkpoint import CONFIG
-from suture.models.parts import Part, part_named, parts_of
+from suture.models.parts import Part, part_named, parts_of, table_of
 from suture.models.random_checkpoint import of_preset, presets
 
 GRAPH = "model.onnx"
@@ -59,7 +60,7 @@ def _export_all(out: Path, parts: tuple[Part, ...], checkpoint: Checkpoint, opti
     with index.writing() as partial:
         listed_now = [read_manifest(stage.out)["part"] for stage in stages]
         (partial / PARTS).write_text(json.dumps({"parts": listed_now}, indent=1) + "\n", encoding="utf-8")
-    for name in set(listed) - set(names):
+    for name in filter(is_below, set(map(str, listed)) - set(names)):  # of an earlier model
         remove_results(out / name / "export", "export")
 
 
@@ -72,6 +73,8 @@ def _export(part: Part, stage: Stage, checkpoint: Checkpoint, options: Options, 
         with Console().status(f"export: tracing the {part.name}"):
             of_type = getattr(torch, dtype)
             graph = trace(part.module, of_type) if part.kind == DECODER else trace_graph(part, of_type)
+        if part.takes_embeddings:
+            take_embeddings(graph, f"{table_of(part.module)[0]}.weight")
         packed = write_packed(graph, checkpoint, dtype, partial)
         weights = "copy" if packed else options.weights  # of what is not packed, which must lie beside the rest
         stage.extra |= attach(graph, checkpoint, dtype, weights, partial, out)

@@ -1,7 +1,7 @@
 """A pipeline's folder to a model that can be stepped here: the engine, onnxruntime on CUDA, or onnxruntime on the CPU."""
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnxruntime as ort
@@ -11,10 +11,11 @@ from suture.core.errors import UserError
 from suture.core.manifest import read_manifest, result
 from suture.core.parts import DECODER, PartFolder, find_parts
 from suture.core.shadow_copy import has_bfloat16
+from suture.core.signature import EMBEDDINGS
 from suture.core.weights import load_graph, streamed_bytes
 from suture.runtime.engine import read_description, why_not
 from suture.runtime.engine_decoder import EngineModel, open_engine
-from suture.runtime.graphs import OnnxDecoder, open_to_generate
+from suture.runtime.graphs import OnnxDecoder, open_embedding, open_to_generate
 
 GRAPHS = ("surgery/model.onnx", "export/model.onnx")  # of a part, the first of them that is there
 CHUNK = 512  # tokens of a prompt read in one step
@@ -28,6 +29,7 @@ class Files:
     engine: Path | None
     checkpoint: Path
     others: dict[str, Path] = field(default_factory=dict)  # the graphs of the model's other parts, by name
+    embed: Path | None = None  # that of them which makes the decoder's embeddings of tokens, where it takes such
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,15 @@ def find_files(out: Path, checkpoint: Path | None) -> Files:
     graph = out if out.is_file() else _first(folder, *GRAPHS)
     engine = None if out.is_file() else _first(folder, "build/model.engine")
     if graph is None and engine is None:
-        raise UserError(
-            folder, "has neither surgery/model.onnx nor export/model.onnx", "name the --out folder of suture/pipeline.py"
-        )
+        raise UserError(folder, "has neither surgery/model.onnx nor export/model.onnx", "name the --out folder of pipeline.py")
     recorded = (read_manifest(folder / "export") or {}).get("options", {}).get("checkpoint")
     found = checkpoint or (Path(recorded) if recorded else None)
     if found is None or not found.is_dir():
         wrong = "is no folder" if found else "does not say from which checkpoint it came"
         raise UserError(found or out, wrong, "name the checkpoint, whose tokenizer is needed, with --checkpoint DIR")
     graphs = {part.name: _first(part.folder, *GRAPHS) for part in parts if part is not decoder}
-    return Files(graph, engine, found, {name: path for name, path in graphs.items() if path is not None})
+    others = {name: path for name, path in graphs.items() if path is not None}
+    return Files(graph, engine, found, others, others.get(decoder.source(EMBEDDINGS)))
 
 
 def _parts(out: Path) -> tuple[PartFolder, ...]:
@@ -80,7 +81,7 @@ def open_model(files: Files, runtime: str) -> Opened:
         raise UserError(files.engine, reason or "has no graph beside it", "run the pipeline here")
     proto = load_graph(files.graph) if files.graph else None
     if reason is None and runtime in ("auto", "engine"):
-        model = open_engine(files.engine)
+        model = _embedding(open_engine(files.engine), files)
         rows, width = model.largest_step
         held = model.engine.description["weights"]  # all of them: which are tables only a graph says
         size = streamed_bytes(proto) if proto else held["constant_bytes"] + sum(each["bytes"] for each in held["inputs"])
@@ -90,12 +91,22 @@ def open_model(files: Files, runtime: str) -> Opened:
     if runtime == "cuda" and not cuda:
         raise UserError("--runtime cuda", "onnxruntime has no CUDA provider here", "pip install onnxruntime-gpu, or take auto")
     device = "cuda" if cuda and runtime != "cpu" else "cpu"
-    model = open_to_generate(files.graph, device)
+    model = _embedding(open_to_generate(files.graph, device), files)
     place = torch.cuda.get_device_name() if device == "cuda" else "the CPU"
     what = f"{files.graph} in onnxruntime on {place}"
     if has_bfloat16(proto) and not (device == "cuda" and model.signature.static):
         what += " (bfloat16, which it computes as float32 here: slower, and not the same rounding)"
     return Opened(model, None, sys.maxsize if model.bidirectional else CHUNK, device, streamed_bytes(proto), what)
+
+
+def _embedding(model: OnnxDecoder | EngineModel, files: Files) -> OnnxDecoder | EngineModel:
+    """A model that takes embeddings gets its own. Raises UserError where nothing makes them of tokens."""
+    if model.signature.embedding_width is None:
+        return model
+    if files.embed is None:
+        where = files.graph or files.engine
+        raise UserError(where, "takes embeddings, and no part beside it makes them of tokens", "export the whole checkpoint")
+    return replace(model, embed=open_embedding(files.embed))
 
 
 def _why_no_engine(engine: Path | None) -> str | None:

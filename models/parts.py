@@ -5,12 +5,13 @@ suture.models.whisper: what each takes and gives, and which of its inputs are ou
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from suture.core.errors import UserError
 from suture.core.parts import DECODER, GRAPH
+from suture.core.signature import EMBEDDINGS, TOKENS
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,14 @@ class Part:
     inputs: Mapping[str, Port] = field(default_factory=dict)  # of kind GRAPH, by name
     outputs: Mapping[str, Port] = field(default_factory=dict)
     reads: Mapping[str, str] = field(default_factory=dict)  # input -> "part/output", of a part before this one
+    takes_embeddings: bool = False  # a decoder: in place of token ids, which become embeddings in a part before it
 
 
 def parts_of(model: nn.Module) -> tuple[Part, ...]:
     """The model's parts in the order in which they are called."""
     own = getattr(model, "parts", None)
-    return own() if own else (Part("decoder", DECODER, model),)
+    parts = own() if own else (Part("decoder", DECODER, model),)
+    return tuple(each for part in parts for each in (_apart(part) if part.takes_embeddings else (part,)))
 
 
 def part_named(model: nn.Module, name: str) -> Part:
@@ -49,4 +52,38 @@ def part_named(model: nn.Module, name: str) -> Part:
     return parts[name]
 
 
-__all__ = ["DECODER", "GRAPH", "Part", "Port", "part_named", "parts_of"]
+class Embed(nn.Module):
+    """A decoder's table of embeddings, under the name that it has there."""
+
+    def __init__(self, path: str, table: nn.Embedding):
+        super().__init__()
+        self.path, inner = path, self
+        *above, name = path.split(".")
+        for each in above:
+            inner.add_module(each, nn.Module())
+            inner = inner.get_submodule(each)
+        inner.add_module(name, table)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """int64 [B,S] to [B,S,hidden]."""
+        return self.get_submodule(self.path)(input_ids)
+
+
+def table_of(decoder: nn.Module) -> tuple[str, nn.Embedding]:
+    """The table of embeddings of a decoder's tokens, and its module's path."""
+    vocab = decoder.dimensions.vocab
+    tables = [(path, module) for path, module in decoder.named_modules() if isinstance(module, nn.Embedding)]
+    (found,) = [(path, table) for path, table in tables if table.num_embeddings == vocab]
+    return found
+
+
+def _apart(decoder: Part) -> tuple[Part, Part]:
+    """The table as a part of its own, and the decoder that takes what it gives."""
+    path, table = table_of(decoder.module)
+    tokens = {TOKENS: Port(("batch", "sequence"), below=table.num_embeddings)}
+    embeddings = {EMBEDDINGS: Port(("batch", "sequence", table.embedding_dim))}
+    embed = Part("embed", GRAPH, Embed(path, table).eval(), tokens, embeddings)
+    return embed, replace(decoder, reads={**decoder.reads, EMBEDDINGS: f"{embed.name}/{EMBEDDINGS}"})
+
+
+__all__ = ["DECODER", "GRAPH", "Part", "Port", "part_named", "parts_of", "table_of"]

@@ -21,6 +21,7 @@ from suture.core.errors import UserError
 from suture.core.manifest import result
 from suture.core.shadow_copy import float32_shadow_copy, has_bfloat16
 from suture.core.signature import QUANTIZED, Signature, find_signature
+from suture.core.step_inputs import token_values
 from suture.core.tensors import tensor_bytes
 from suture.core.third_party import leave_attention_to_cudnn
 from suture.core.weights import ORT_ROOT_OPTION, load_graph, weights_root
@@ -53,7 +54,7 @@ class OnnxDecoder(OfSignature):
     quantised: str | None = None  # the format and options that surgery quantised it with
     rounds: bool = False  # whether it rounds activations or its cache to 8 bits
     device: str = "cpu"  # or "cuda"
-    token_type: type = np.int64  # of its token ids, or embeddings
+    token_type: type = np.int64  # of its token ids or embeddings
     embed: Embed | None = field(repr=False, default=None)  # the model's own, where it takes embeddings
     decoding: Callable[[int], ort.InferenceSession | None] = field(repr=False, default=lambda batch: None)
 
@@ -71,20 +72,27 @@ class OnnxDecoder(OfSignature):
             made = GrowingDecoder(partial(self._forward, not noise), [np.zeros(shape, dtype) for shape in shapes])
         elif self.layerwise:
             copying = CopyingSession(self.session, self.signature, shapes, dtype)
-            made = StaticDecoder(copying, self.signature, noise, self.embed)
+            made = StaticDecoder(copying, self.signature, noise, self._embeds)
         else:
             bound = BoundSession(self.session, self.signature, batch, self.device)
             bound.decoding = self.decoding(batch) or self.session
-            made = StaticDecoder(bound, self.signature, noise, self.embed)
+            made = StaticDecoder(bound, self.signature, noise, self._embeds)
         if noise:
             dtype = run_as(self.dtype)
             made.cross(made_up_constants(self.signature, self.encoder_shapes, batch, dtype))
         return made
 
+    @property
+    def _embeds(self) -> Embed | None:
+        """Embeddings in the graph's own type."""
+        if self.signature.embedding_width is None:
+            return None
+        embed = self.embed or partial(token_values, self.signature)
+        return lambda ids: embed(ids).astype(self.token_type)
+
     def _forward(self, text, tokens, positions, mask, pasts, alpha, **crossed):
         names = self.signature
-        feeds = step_feeds(names, tokens, positions, self.embed, text) | {names.mask: mask, names.ntk_alpha: alpha}
-        feeds[names.tokens] = feeds[names.tokens].astype(self.token_type)
+        feeds = step_feeds(names, tokens, positions, self._embeds, text) | {names.mask: mask, names.ntk_alpha: alpha}
         feeds = {name: value for name, value in feeds.items() if name is not None}
         feeds |= crossed | {cache.past: past for cache, past in zip(names.caches, pasts)}
         outputs = [names.logits, *(cache.present for cache in names.caches)]
@@ -98,6 +106,14 @@ class OnnxDecoder(OfSignature):
 def open_graph(path: Path, name: str | None = None, past_pattern: str | None = None) -> OnnxDecoder:
     """Opens an ONNX file. Raises UserError where it is no decoder graph, or onnxruntime cannot load it."""
     return graph_of(load_graph(path), weights_root(path), name or str(path), past_pattern)
+
+
+def open_embedding(path: Path) -> Embed:
+    """A graph that makes embeddings of token ids."""
+    graph = load_graph(path)
+    session = open_session(graph, weights_root(path), str(path))
+    (tokens,) = (value.name for value in session.get_inputs())
+    return lambda ids: session.run(None, {tokens: ids.astype(np.int64)})[0]
 
 
 def open_to_generate(path: Path, device: str) -> OnnxDecoder:

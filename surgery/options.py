@@ -1,4 +1,4 @@
-"""What surgery can be asked for, and how its command line takes it. Imports nothing heavy: suture/pipeline.py reads it for
+"""What surgery can be asked for, and how its command line takes it. Imports nothing heavy: pipeline.py reads it for
 --help."""
 
 import argparse

@@ -27,8 +27,9 @@ CONFIG = json.loads((ROOT / "models" / "tiny-qwen" / "config.json").read_text())
 }
 
 
-def export(checkpoint: Path, out: Path, dtype: str | None = None, weights: str | None = None, force: bool = False) -> Path:
-    stage.export(out, Options(checkpoint=checkpoint, dtype=dtype, weights=weights), force)
+def export(checkpoint: Path, out: Path, force: bool = False, pipeline: bool = False, **options: str | None) -> Path:
+    """`options`: dtype, weights, part."""
+    stage.export(out, Options(checkpoint=checkpoint, **options), force, pipeline)
     return out / "model.onnx"
 
 

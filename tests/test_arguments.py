@@ -80,9 +80,7 @@ def refusal(monkeypatch, capsys, command: list[str]) -> str:
     """The one line that a command ends with at once, and status 2."""
     module, *arguments = command
     monkeypatch.setattr(sys, "argv", [module, *arguments])
-    start = (
-        partial(runpy.run_path, str(ROOT / "suture/pipeline.py")) if module == "pipeline" else partial(runpy.run_module, module)
-    )
+    start = partial(runpy.run_path, str(ROOT / "pipeline.py")) if module == "pipeline" else partial(runpy.run_module, module)
     with pytest.raises(SystemExit) as ended:
         start(run_name="__main__")
     assert ended.value.code == 2

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.models import COMMAND, COVERS, DETAILS, LEVELS, RESULTS, TESTS, documents, read, table
-from benchmarks.tables import FAMILIES, put
+from benchmarks.tables import FAMILIES as PAGE
+from benchmarks.tables import put
 from suture.core.errors import UserError
 from tests.families import FAMILIES
 
@@ -17,7 +18,7 @@ STORED = json.loads(RESULTS.read_text())
 
 
 def test_the_tables_are_what_the_results_say():
-    assert put(FAMILIES.read_text(), COMMAND, table(STORED)) == FAMILIES.read_text()
+    assert put(PAGE.read_text(), COMMAND, table(STORED)) == PAGE.read_text()
     assert documents(STORED) == DETAILS.read_text()
 
 

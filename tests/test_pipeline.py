@@ -1,4 +1,4 @@
-"""suture/pipeline.py as a user runs it: all stages on a small random checkpoint, again when up to date, and when things go wrong."""
+"""pipeline.py as a user runs it: all stages on a small random checkpoint, again when up to date, and when things go wrong."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def checkpoint(tmp_path):
 
 
 def pipeline(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "suture/pipeline.py", *arguments]
+    command = [sys.executable, ROOT / "pipeline.py", *arguments]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
 
 
@@ -89,7 +89,7 @@ def test_all_stages_run_then_are_up_to_date(checkpoint, tmp_path):
 
 def test_a_killed_stage_leaves_nothing_and_the_next_run_carries_on(checkpoint, tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, ROOT / "suture/pipeline.py", "--checkpoint", checkpoint, "--out", out, "--capacity", "64"]
+    command = [sys.executable, ROOT / "pipeline.py", "--checkpoint", checkpoint, "--out", out, "--capacity", "64"]
     running = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for((out / "export" / ".partial").exists)
     child = int(Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()[0])
@@ -114,7 +114,7 @@ def test_a_killed_stage_leaves_nothing_and_the_next_run_carries_on(checkpoint, t
 def test_a_killed_pipeline_takes_its_stage_with_it(checkpoint, tmp_path):
     """Else the stage would write on, beside the next run's."""
     out = tmp_path / "out"
-    command = [sys.executable, ROOT / "suture/pipeline.py", "--checkpoint", checkpoint, "--out", out]
+    command = [sys.executable, ROOT / "pipeline.py", "--checkpoint", checkpoint, "--out", out]
     running = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
     stage = wait_for(lambda: Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split())[0]
     wait_for((out / "export" / ".partial").exists)
@@ -127,7 +127,7 @@ def test_a_killed_pipeline_takes_its_stage_with_it(checkpoint, tmp_path):
 def test_an_interrupted_pipeline_says_so_and_leaves_nothing(checkpoint, tmp_path):
     """As Ctrl-C does, which reaches the stage as well."""
     out = tmp_path / "out"
-    command = [sys.executable, ROOT / "suture/pipeline.py", "--checkpoint", checkpoint, "--out", out]
+    command = [sys.executable, ROOT / "pipeline.py", "--checkpoint", checkpoint, "--out", out]
     running = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                                start_new_session=True)  # fmt: skip
     wait_for((out / "export" / ".partial").exists)
@@ -161,7 +161,7 @@ def test_nothing_runs_after_a_stage_that_broke(broken, how, status, finished, tm
     patch = BROKEN.format(stages=("export", "surgery", "build", "validate"), broken=broken, how=how)
     (tmp_path / "sitecustomize.py").write_text(IMPORTS + patch, encoding="utf-8")
     environment = os.environ | {"COLUMNS": "200", "PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path)}
-    command = [sys.executable, ROOT / "suture/pipeline.py", *finished]
+    command = [sys.executable, ROOT / "pipeline.py", *finished]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
     assert done.returncode == status, done.stdout + done.stderr
     table = done.stdout[done.stdout.rindex("peak memory") :]
@@ -207,7 +207,7 @@ def test_a_difference_of_surgerys_own_check_ends_the_pipeline(finished, tmp_path
 
 def test_a_terminated_pipeline_takes_its_stage_with_it(checkpoint, tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, ROOT / "suture/pipeline.py", "--checkpoint", checkpoint, "--out", out]
+    command = [sys.executable, ROOT / "pipeline.py", "--checkpoint", checkpoint, "--out", out]
     running = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
     stage = wait_for(lambda: Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split())[0]
     wait_for((out / "export" / ".partial").exists)
@@ -300,7 +300,7 @@ def test_unusable_arguments_get_one_line_and_status_2(arguments, said, tmp_path)
 
 def test_help_and_wrong_arguments_wait_for_no_library():
     """What each stage computes with is imported by the stage's own process."""
-    asked = "import runpy, sys; sys.argv[1:] = ['--help']\ntry: runpy.run_path('suture/pipeline.py', run_name='__main__')\n"
+    asked = "import runpy, sys; sys.argv[1:] = ['--help']\ntry: runpy.run_path('pipeline.py', run_name='__main__')\n"
     asked += "except SystemExit: print({'torch', 'onnx_graphsurgeon', 'onnxruntime', 'matplotlib', 'tensorrt_rtx'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True)
     assert "--compute-capability" in done.stdout

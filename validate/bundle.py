@@ -13,7 +13,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from suture.core.stage import Stage
 from suture.core.tensors import references
 from suture.core.weights import load_graph, weight_files, weights_root
 from suture.runtime import engine as runtime_engine
-from suture.runtime.decoders import Decoder, OfSignature, StaticDecoder
+from suture.runtime.decoders import Decoder, Embed, OfSignature, StaticDecoder
 from suture.runtime.engine import read_description, takes, to_numpy
 from suture.runtime.engine_decoder import signature_of
 from suture.runtime.graphs import OnnxDecoder, open_graph
@@ -45,12 +45,14 @@ def write_bundle(
     out: Path,
     scenarios: Callable[[OnnxDecoder], list[Scenario]],
     tolerance: float | None,
+    embed: Embed | None = None,
 ) -> dict:
-    """Writes the bundle into `out` and returns what bundle.json holds. `scenarios` makes them for the opened graph."""
+    """Writes the bundle into `out` and returns what bundle.json holds. `scenarios` makes them for the opened graph;
+    `embed`: the embeddings of a graph that takes such."""
     description = read_description(engine.with_name("engine.json"))
     if description["signature"] is None or not signature_of(description).static:
         raise UserError(engine, "its caches grow, and a bundle binds caches in place", "run surgery with --cache static")
-    graph = open_graph(portable, "portable")
+    graph = replace(open_graph(portable, "portable"), embed=embed)
     weights = {file for path in (portable, lowered) for file in weight_files(load_graph(path), weights_root(path))}
     read = [portable, lowered, *sorted(weights), engine, engine.with_name("engine.json")]
     stage = Stage("validate.bundle", out, read, options={"tolerance": tolerance})

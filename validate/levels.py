@@ -6,6 +6,7 @@ has not passed. A level whose files are broken or lost, though a stage wrote the
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from suture.core.network.parse import NoTensorRT
 from suture.core.parts import DECODER
 from suture.models.tokenizer import Tokenizer, open_tokenizer
 from suture.runtime.engine import read_description, takes, why_not
-from suture.runtime.engine_decoder import open_engine
-from suture.runtime.graphs import OnnxDecoder, open_graph
-from suture.runtime.network_decoder import open_network
+from suture.runtime.engine_decoder import EngineModel, open_engine
+from suture.runtime.graphs import OnnxDecoder, open_embedding, open_graph
+from suture.runtime.network_decoder import NetworkModel, open_network
 from suture.validate.bundle import Results, read_results
 from suture.validate.compare import DIFFERENT, NOT_RUN, PASSED, TOLERANCES, ScenarioResult, compare
 from suture.validate.graph_part import graph_level
@@ -82,6 +83,7 @@ class DecoderLevels:
     ):
         self.pipeline, self.files, self.tolerance, self.save, self.tell = pipeline, files, tolerance, save, tell
         self.exported, self.portable = _opened(files.exported, "exported"), _opened(files.portable, "portable")
+        self.embed = open_embedding(pipeline.embed) if pipeline.embed else None
         self.tokenizer, self.ids, self.no_text = _read_text(pipeline)
         known = next((graph for graph in (self.exported, self.portable) if isinstance(graph, OnnxDecoder)), None)
         self.large = known is not None and known.layerwise
@@ -116,8 +118,8 @@ class DecoderLevels:
         asked: list[Scenario] | None = None,
     ) -> Level:
         comparison = compare(
-            reference,
-            candidate,
+            self._embedding(reference),
+            self._embedding(candidate),
             self.scenarios if asked is None else asked,
             self.tolerance or allowed,
             save=lambda scenario: self.save(number, scenario),
@@ -127,6 +129,11 @@ class DecoderLevels:
         notes += [LAYERWISE_NOTE] if self.large else []
         return Level(number, TITLES[number], comparison.status, comparison=comparison, notes=notes)
 
+    def _embedding(self, model: Model) -> Model:
+        """A graph that takes embeddings gets the model's own."""
+        takes = self.embed and isinstance(model, OnnxDecoder | NetworkModel | EngineModel)
+        return replace(model, embed=self.embed) if takes else model
+
     def _text_level(self) -> Level:
         if not (self.pipeline.checkpoint and self.portable):
             return not_run(5, "needs the checkpoint and the portable graph")
@@ -135,7 +142,7 @@ class DecoderLevels:
         if self.no_text:
             return not_run(5, self.no_text)
         self.tell("level 5: reading text")
-        return token_level(self.pipeline, self.portable, self.tokenizer, self.ids)
+        return token_level(self.pipeline, self._embedding(self.portable), self.tokenizer, self.ids)
 
 
 def compare_graphs(
@@ -259,7 +266,9 @@ def token_level(pipeline: Pipeline, portable: OnnxDecoder, tokenizer: Tokenizer,
     files = pipeline.decoder
     if portable.quantised and files.unquantised:
         graphs = {"before": files.unquantised, "quantised": files.portable}
-        tokens.cost = quantisation_cost(reference, graphs, portable.quantised, tokenizer, ids, tokens.readings[0])
+        tokens.cost = quantisation_cost(
+            reference, graphs, portable.quantised, tokenizer, ids, tokens.readings[0], portable.embed
+        )
     notes = [SHADOW_COPY_NOTE] if portable.dtype == TensorProto.BFLOAT16 else []
     return Level(5, TITLES[5], PASSED if tokens.passed else DIFFERENT, tokens=tokens, notes=notes)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from suture.core.errors import UserError
 from suture.core.manifest import MANIFEST, read_manifest, recorded_file
 from suture.core.parts import DECODER, PARTS, PartFolder, find_parts
+from suture.core.signature import EMBEDDINGS
 from suture.models import open_checkpoint
 from suture.models.tokenizer import tokenizer_files
 
@@ -52,6 +53,12 @@ class Pipeline:
         return next((part for part in self.parts if part.part.kind == DECODER), None)
 
     @property
+    def embed(self) -> Path | None:
+        """The graph that makes the decoder's embeddings of tokens, where it takes such."""
+        source = self.decoder and self.decoder.part.source(EMBEDDINGS)
+        return next((part.exported for part in self.parts if part.part.name == source), None)
+
+    @property
     def graphs(self) -> list[Path]:
         return [path for part in self.parts for path in part.graphs]
 
@@ -88,7 +95,7 @@ def _files(part: PartFolder) -> PartFiles:
     folder = part.folder
     exported = recorded_file(folder / "export", "model.onnx")
     if exported is None:
-        raise UserError(folder, "has no export/model.onnx", "name the --out folder of suture/pipeline.py, or two .onnx files")
+        raise UserError(folder, "has no export/model.onnx", "name the --out folder of pipeline.py, or two .onnx files")
     return PartFiles(
         part,
         exported,

@@ -13,7 +13,7 @@ from suture.core.errors import UserError
 from suture.core.manifest import read_manifest
 from suture.core.stage import Stage
 from suture.core.weights import load_graph, weight_files, weights_root
-from suture.runtime.graphs import open_graph
+from suture.runtime.graphs import open_embedding, open_graph
 from suture.validate.bundle import write_bundle
 from suture.validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED
 from suture.validate.level import Level
@@ -41,7 +41,8 @@ def bundle_pipeline(folder: Path, options: Options, out: Path | None = None) -> 
     with Progress(console) as progress:
         progress.tell("writing the bundle")
         bundle = write_bundle(files.portable, files.lowered, files.engine, out,
-                              lambda graph: scenarios_for(pipeline, graph, options.seed), options.tolerance)  # fmt: skip
+                              lambda graph: scenarios_for(pipeline, graph, options.seed), options.tolerance,
+                              pipeline.embed and open_embedding(pipeline.embed))  # fmt: skip
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     for each in bundle["left_out"]:
         _print(f"validate: left out: {each}")

@@ -1,7 +1,7 @@
 """What a difference means for text: both decoders read the same held-out text, and continue the same prompts."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from suture.core.signature import ntk_alpha
 from suture.core.tensors import tensor_bytes
 from suture.core.weights import load_graph
 from suture.models.tokenizer import Tokenizer
+from suture.runtime.decoders import Embed
 from suture.runtime.graphs import open_graph
 from suture.validate.runners import Model, valid_logits
 
@@ -127,10 +128,17 @@ def compare_tokens(
 
 
 def quantisation_cost(
-    reference: Model, graphs: dict[str, Path], quantised: str, tokenizer: Tokenizer, ids: list[int], like: Reading
+    reference: Model,
+    graphs: dict[str, Path],
+    quantised: str,
+    tokenizer: Tokenizer,
+    ids: list[int],
+    like: Reading,
+    embed: Embed | None = None,
 ) -> Cost:
     """Of the format `quantised`; `graphs`: files "before" and "quantised"; `like`: what the latter read."""
-    before = read(like.name, reference, open_graph(graphs["before"], "before"), tokenizer, ids, like.window, like.windows)
+    graph = replace(open_graph(graphs["before"], "before"), embed=embed)
+    before = read(like.name, reference, graph, tokenizer, ids, like.window, like.windows)
     tensors = {name: load_graph(path).graph.initializer for name, path in graphs.items()}
     return Cost(quantised, before, {name: sum(map(tensor_bytes, each)) for name, each in tensors.items()})
 
