@@ -17,15 +17,16 @@ from suture.core.stage import Stage
 from suture.core.tensors import references
 from suture.core.weights import load_graph, weight_files, weights_root
 from suture.surgery.graph import Graph, files
+from suture.surgery.graph.branches import take
 from suture.surgery.graph.weights import drop_unused, new_file, settle
 from suture.surgery.options import add_options, refuse_without_effect
 from suture.surgery.quantize import options as quantising
 from suture.surgery.reports import picture
 from suture.surgery.runner import Pass, lower, make_plan, operate
-from suture.surgery.verification import verify
+from suture.surgery.verification import loads, verify
 from suture.surgery.verification.steps import NO_ALPHAS
 
-OPTIONS = ("cache", "capacity", "logits", "merge", "attention", "onnxruntime", "skip", "own", "verify", "bisect", "past", "named",
+OPTIONS = ("cache", "capacity", "logits", "merge", "attention", "onnxruntime", "skip", "own", "verify", "bisect", "past", "named", "branch",
            *quantising.OPTIONS)  # fmt: skip
 MODELS = ("model.onnx", "model.trt.onnx", "model.ort.onnx")  # portable, lowered, and in onnxruntime's own operators
 DIFFERENCE, LEFT = "difference", "surgery.difference"  # the folder of the graphs before and after a pass that changed more
@@ -76,7 +77,9 @@ def surgery(options: argparse.Namespace) -> int:
     if stage.up_to_date() and not options.force:
         print(f"surgery: up to date ({options.out})")
         return 0
-    graph = files.read(options.model, options.past, dict(each.split("=", 1) for each in options.named))
+    graph = files.read(options.model, options.past, dict(each.split("=", 1) for each in options.named), options.branch)
+    if options.branch is not None:  # what the rest is compared with
+        take(source, options.model, options.branch)
     pictures = {"before.svg": picture.draw_layer(graph, PICTURED, f"Layer {PICTURED} before surgery")}
     verifier = verify.Verifier(source, graph.signature, graph.root) if options.verify or options.bisect else None
     try:
@@ -106,9 +109,9 @@ def surgery(options: argparse.Namespace) -> int:
                 portable, lowered, report = operate(graph, plan, *checks, quantise=quantising_pass)
                 graphs = [portable, lowered]
                 if options.onnxruntime:  # its tables are those of rows that dynamic NTK leaves alone
-                    source = files.to_model(portable)
+                    made = files.to_model(portable)
                     checks = (
-                        [verify.Verifier(source, portable.signature, portable.root, NO_ALPHAS, portable.added)]
+                        [verify.Verifier(made, portable.signature, portable.root, NO_ALPHAS, portable.added)]
                         if verifier
                         else []
                     )
@@ -123,6 +126,7 @@ def surgery(options: argparse.Namespace) -> int:
             models = [files.without_shapes(files.to_model(each)) for each in graphs]
             stage.extra["weights_root"] = settle(models, graph.root, options.model, partial, options.out, added)
             drop_unused(models, partial, added)
+            loads.check(models[0], source, options.model)
             for name, model in zip(MODELS, models):
                 onnx.save(model, partial / name)
             (partial / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")

@@ -29,6 +29,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--name", metavar="ROLE=NAME", type=arguments.pair, dest="named", action="append", default=[],
                         help="what an input or output is for (tokens, logits, ...), likewise; may be repeated")  # fmt: skip
+    parser.add_argument("--branch", choices=("then", "else", "past"), help="of a graph that is one If (decoder_model_merged), "
+                        "the branch to take out; past: the one that reads a cache")  # fmt: skip
     quantising.add_options(parser)
 
 

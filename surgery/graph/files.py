@@ -15,6 +15,7 @@ from suture.core.onnx_checks import onnx_refusals
 from suture.core.signature import find_signature
 from suture.core.weights import load_graph, weights_root
 from suture.surgery.graph import Graph
+from suture.surgery.graph.branches import take
 from suture.surgery.graph.interface import restore, separate
 from suture.surgery.graph.opsets import upgrade
 from suture.surgery.graph.repairs import mend
@@ -26,10 +27,13 @@ PRODUCER = "suture.surgery"  # export is another
 G_LOGGER.severity = G_LOGGER.ERROR  # graph-surgeon warns of dtypes numpy lacks, which are never touched here
 
 
-def read(path: Path, past_pattern: str | None = None, given: dict[str, str] | None = None) -> Graph:
-    """Reads the graph of `path`, brought to opset 24, with inferred shapes and nodes named by module path."""
+def read(
+    path: Path, past_pattern: str | None = None, given: dict[str, str] | None = None, branch: str | None = None
+) -> Graph:
+    """Reads the graph of `path`, brought to opset 24, with inferred shapes and nodes named by module path. `branch`: of a
+    graph that is one If, the branch to take out (suture.surgery.graph.branches)."""
     model = load_graph(path)
-    notes = mend(model, path)
+    notes = [*take(model, path, branch), *mend(model, path)]
     signature = find_signature(model, path, past_pattern, need_caches=False, given=given)
     _name_by_module(model)
     with onnx_refusals(path):
