@@ -1,6 +1,6 @@
 """A decoder inside one If (decoder_model_merged.onnx has the one with a past and the one without): one branch, taken out.
 
-    outputs = If(use_cache_branch){then: ..., else: ...}  →  the branch's own nodes, under the If's output names
+outputs = If(use_cache_branch){then: ..., else: ...}  →  the branch's own nodes, under the If's output names
 """
 
 import onnx
@@ -83,7 +83,9 @@ def _inline(graph: GraphProto, found: NodeProto, body: GraphProto) -> None:
     graph.initializer.extend(copy.initializer)
     read = {name for node in kept for name in onnx_reads(node)}
     weights = [tensor for tensor in graph.initializer if tensor.name in read]
-    weights = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in {each.name: each for each in weights}.values()]
+    weights = [
+        onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in {each.name: each for each in weights}.values()
+    ]
     del graph.initializer[:]
     graph.initializer.extend(weights)
     inputs = [value for value in graph.input if value.name != condition or value.name in read]

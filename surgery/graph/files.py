@@ -27,9 +27,7 @@ PRODUCER = "suture.surgery"  # export is another
 G_LOGGER.severity = G_LOGGER.ERROR  # graph-surgeon warns of dtypes numpy lacks, which are never touched here
 
 
-def read(
-    path: Path, past_pattern: str | None = None, given: dict[str, str] | None = None, branch: str | None = None
-) -> Graph:
+def read(path: Path, past_pattern: str | None = None, given: dict[str, str] | None = None, branch: str | None = None) -> Graph:
     """Reads the graph of `path`, brought to opset 24, with inferred shapes and nodes named by module path. `branch`: of a
     graph that is one If, the branch to take out (suture.surgery.graph.branches)."""
     model = load_graph(path)

@@ -1,8 +1,8 @@
 """onnxruntime's EmbedLayerNormalization becomes the look-ups, their sum and a LayerNormalization.
 
-    EmbedLayerNormalization(ids, segments, words, positions, types, gamma, beta, mask, position_ids)
-        →  LayerNormalization(words[ids] + positions[position_ids or 0, 1, 2, ...] + types[segments], gamma, beta)
-    its second output, each row's number of real tokens  →  sum(mask), int32 [B]
+EmbedLayerNormalization(ids, segments, words, positions, types, gamma, beta, mask, position_ids)
+    →  LayerNormalization(words[ids] + positions[position_ids or 0, 1, 2, ...] + types[segments], gamma, beta)
+its second output, each row's number of real tokens  →  sum(mask), int32 [B]
 """
 
 import numpy as np
@@ -31,8 +31,12 @@ def _standard(graph: Graph, node: gs.Node) -> bool:
     summed = graph.new("Gather", [words, ids], {"axis": 0}, f"{name}/words", dtype, shape)
     positions = given
     if positions is None:
-        steps = graph.new("Squeeze", [graph.new("Shape", [ids], {"start": 1, "end": 2}, f"{name}/steps", np.int64, [1])], shape=[])
-        positions = graph.new("Range", [graph.int64(0), steps, graph.int64(1)], {}, f"{name}/positions", np.int64, [ids.shape[1]])
+        steps = graph.new(
+            "Squeeze", [graph.new("Shape", [ids], {"start": 1, "end": 2}, f"{name}/steps", np.int64, [1])], shape=[]
+        )
+        positions = graph.new(
+            "Range", [graph.int64(0), steps, graph.int64(1)], {}, f"{name}/positions", np.int64, [ids.shape[1]]
+        )
     looked = graph.new("Gather", [places, positions], {"axis": 0}, f"{name}/places", dtype, [*positions.shape, width])
     if segments is not None and types is not None:
         kinds = graph.new("Gather", [types, segments], {"axis": 0}, f"{name}/types", dtype, [*segments.shape, width])

@@ -63,7 +63,9 @@ def _projections(graph: Graph, node: gs.Node, heads: int) -> list[gs.Tensor]:
     if rank(key) == 5 or rank(key) == 4:
         need(bias is None or rank(key) == 4, "it adds a bias to keys that are packed")
         if bias is not None:  # cached keys and values have theirs already
-            bias = graph.new("Slice", [bias, *map(graph.int64, ([0], [hidden], [0]))], name=f"{node.name}/q_bias", shape=[hidden])
+            bias = graph.new(
+                "Slice", [bias, *map(graph.int64, ([0], [hidden], [0]))], name=f"{node.name}/q_bias", shape=[hidden]
+            )
             query = graph.new("Add", [query, bias], name=f"{node.name}/bias", shape=query.shape)
         first = heads_first(graph, query, heads, hidden // heads, f"{node.name}/q")
         if rank(key) == 4:

@@ -37,7 +37,9 @@ def _standard(graph: Graph, node: gs.Node, made: dict[int, gs.Tensor]) -> bool:
     columns = static_dim(weights, 1)
     need(rank(x) == 3 and columns, "the size of its projection is not known")
     sizes = [int(size) for size in node.attrs.get("qkv_hidden_sizes", [])] or [columns // 3] * 3
-    need(sum(sizes) == columns and not any(size % heads for size in sizes), f"{sizes} features do not divide into {heads} heads")
+    need(
+        sum(sizes) == columns and not any(size % heads for size in sizes), f"{sizes} features do not divide into {heads} heads"
+    )
     query, key, value = _projections(graph, node, sizes, heads)
     past, present = optional(node, 4), optional_output(node, 1)
     pasts = [None, None] if past is None else [_part(graph, past, index, name) for index in (0, 1)]
@@ -85,7 +87,9 @@ def _valid(graph: Graph, lengths: gs.Tensor, x: gs.Tensor, keys: gs.Tensor, made
     of_rows = producer(lengths, "ReduceSum") is not None or (batch is not None and static_dim(lengths, 0) == batch)
     need(of_rows, "its mask of one axis cannot be shown to hold one length a row")
     if id(lengths) not in made:
-        total = graph.new("Squeeze", [graph.new("Shape", [keys], {"start": 2, "end": 3}, "mask/total", np.int64, [1])], shape=[])
+        total = graph.new(
+            "Squeeze", [graph.new("Shape", [keys], {"start": 2, "end": 3}, "mask/total", np.int64, [1])], shape=[]
+        )
         slots = graph.new("Range", [graph.int64(0), total, graph.int64(1)], name="mask/slots", dtype=np.int64)
         ends = graph.new("Cast", [lengths], {"to": 7}, "mask/lengths", np.int64, lengths.shape)
         ends = graph.new("Unsqueeze", [ends, graph.int64([1])], name="mask/lengths", shape=[lengths.shape[0], 1])
