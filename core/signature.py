@@ -233,10 +233,12 @@ def _may_be_decoder(inputs: dict[str, onnx.ValueInfoProto], given: dict[str, str
 
 
 def _is_cache(value: onnx.ValueInfoProto, pattern: str | None, flow: dict[str, str]) -> bool:
-    """What is said to be one, what grows, and what a cross-attention reads beside that, which only its name tells."""
+    """What is said to be one, what grows, and what is called one beside that: a cross-attention's does not grow, and one
+    that lacks its output is to be named."""
     if pattern is not None:
         return bool(re.search(pattern, value.name))
-    return _is_kept(value) and (value.name in flow or _place(value.name)[1].startswith("encoder."))
+    said = re.search(r"past|cache", value.name) or _place(value.name)[1].startswith("encoder.")
+    return _is_kept(value) and (value.name in flow or bool(said))
 
 
 def _is_kept(value: onnx.ValueInfoProto) -> bool:

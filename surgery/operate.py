@@ -11,6 +11,7 @@ import onnx
 from suture.core.tensors import check_places, references
 from suture.core.weights import load_graph, weights_root
 from suture.surgery.graph import Graph, files
+from suture.surgery.graph.branches import take
 from suture.surgery.graph.weights import new_file
 from suture.surgery.options import Options
 from suture.surgery.passes import Pass
@@ -19,6 +20,7 @@ from suture.surgery.quantize.options import Request, read_request
 from suture.surgery.reports import picture
 from suture.surgery.reports.report import Report
 from suture.surgery.runner import lower, make_portable, unverified
+from suture.surgery.verification import loads
 from suture.surgery.verification.steps import NO_ALPHAS
 from suture.surgery.verification.verify import ChangedOutput, Verifier, narrow
 
@@ -69,6 +71,9 @@ def operate(
     """
     plan, request = make_plan(options), read_request(options)
     source, name, root = _source(model, root)
+    if options.branch is not None:
+        source = _copy(source)
+        take(source, name, options.branch)
     graph = files.of_model(_copy(source), name, root, options.past, options.roles)
     graph.weights_file = folder and new_file(folder)
     pictures = {"before": picture.draw_layer(graph, PICTURED, f"Layer {PICTURED} before surgery")}
@@ -86,6 +91,7 @@ def operate(
         raise (narrow(found, plan, folder) if options.bisect else found) from None
     pictures["after"] = picture.draw_layer(portable, PICTURED, f"Layer {PICTURED} after surgery")
     models = [files.without_shapes(files.to_model(each)) for each in forms]
+    loads.check(models[0], source, name)
     return Operated(
         portable=models[0],
         lowered=models[1],

@@ -24,6 +24,7 @@ class Options:
     skip          names of passes to leave out
     own           passes of the user's: FILE.py, or FILE.py@PASS, to run after PASS
     verify        whether to compare the graph before and after each pass; `bisect`: and find the first match that differs
+    branch        of a graph that is one If: the branch to take out, "then", "else" or "past"
     past          a regular expression for the inputs that are caches; `named`: ROLE=NAME of other inputs and outputs
     quantize ...  docs/quantisation.md
     """
@@ -38,6 +39,7 @@ class Options:
     own: tuple[str, ...] = ()
     verify: bool = False
     bisect: bool = False
+    branch: str | None = None
     past: str | None = None
     named: tuple[str, ...] = ()
     quantize: str | None = None
@@ -84,6 +86,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--name", metavar="ROLE=NAME", type=arguments.pair, dest="named", action="append", default=[],
                         help="what an input or output is for (tokens, logits, ...), likewise; may be repeated")  # fmt: skip
+    parser.add_argument("--branch", choices=("then", "else", "past"), help="of a graph that is one If (decoder_model_merged), "
+                        "the branch to take out; past: the one that reads a cache")  # fmt: skip
     quantising.add_options(parser)
 
 

@@ -15,6 +15,7 @@ from suture.core.signature import find_signature
 from suture.core.tensors import embed_small
 from suture.core.weights import load_graph, weights_root
 from suture.surgery.graph import Graph
+from suture.surgery.graph.branches import take
 from suture.surgery.graph.interface import restore, separate
 from suture.surgery.graph.opsets import upgrade
 from suture.surgery.graph.repairs import mend
@@ -24,17 +25,19 @@ IR_VERSION = 11
 PRODUCER = "suture.surgery"  # export is another
 
 
-def read(path: Path, past_pattern: str | None = None, given: dict[str, str] | None = None) -> Graph:
+def read(path: Path, past_pattern: str | None = None, given: dict[str, str] | None = None, branch: str | None = None) -> Graph:
     """Reads the graph of `path`, brought to opset 24, with inferred shapes and nodes named by module path."""
-    return of_model(load_graph(path), path, weights_root(path), past_pattern, given)
+    return of_model(load_graph(path), path, weights_root(path), past_pattern, given, branch)
 
 
 def of_model(
-    model: onnx.ModelProto, name: Path, root: Path, past_pattern: str | None = None, given: dict[str, str] | None = None
-) -> Graph:
-    """The same of a model in memory, which is used up. `name` is for errors; external weights lie under `root`."""
+    model: onnx.ModelProto, name: Path, root: Path, past_pattern: str | None = None, given: dict[str, str] | None = None,
+    branch: str | None = None,
+) -> Graph:  # fmt: skip
+    """The same of a model in memory, which is used up. `name` is for errors; external weights lie under `root`. `branch`: of a
+    graph that is one If, the branch to take out (suture.surgery.graph.branches)."""
     embed_small(model, name, root)
-    notes = mend(model, name)
+    notes = [*take(model, name, branch), *mend(model, name)]
     signature = find_signature(model, name, past_pattern, need_caches=False, given=given)
     _name_by_module(model)
     with onnx_refusals(name):

@@ -113,6 +113,8 @@ class Runner:
         signature = self.signature
         if signature.tokens is None:
             return step is STEPS[0]
+        if step.cached and not (signature.caches or signature.encoder_caches):
+            return False
         rows, columns = _sizes(self.inputs[signature.tokens])[:2]
         fixed = [(rows, len(step.counts)), (columns, step.new)]
         return all(not isinstance(size, int) or size == wanted for size, wanted in fixed) and (

@@ -1,0 +1,123 @@
+"""A decoder inside one If (decoder_model_merged.onnx has the one with a past and the one without): one branch, taken out.
+
+outputs = If(use_cache_branch){then: ..., else: ...}  →  the branch's own nodes, under the If's output names
+"""
+
+import onnx
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper
+
+from suture.core.cache_flow import grown
+from suture.core.errors import UserError
+
+BRANCHES = ("then", "else", "past")
+
+
+def take(model: ModelProto, where: object, branch: str | None) -> list[str]:
+    """Puts the branch `branch` (BRANCHES; "past": the one that reads a cache) in the place of the If that all outputs come
+    from. Returns what to tell. Raises UserError where there is such an If and no branch is chosen, or the reverse."""
+    found = _whole(model.graph)
+    if found is None:
+        if branch is not None:
+            raise UserError(f"--branch {branch}", "the outputs do not all come from one If", "leave it out")
+        return _notes(model.graph)
+    bodies = {attribute.name.removesuffix("_branch"): attribute.g for attribute in found.attribute}
+    if branch is None:
+        what = f"all outputs come from one If, {found.name or found.output[0]}, in which there are two graphs"
+        raise UserError(where, what, "take one out with --branch then, else or past (the one that reads a cache)")
+    chosen = _with_past(model.graph, found, bodies, where) if branch == "past" else branch
+    _inline(model.graph, found, bodies[chosen])
+    return [f"of the If {found.name or found.output[0]} the branch {chosen} was taken; its condition is no input any more"]
+
+
+def _whole(graph: GraphProto) -> NodeProto | None:
+    outputs = {value.name for value in graph.output}
+    return next((node for node in graph.node if node.op_type == "If" and outputs <= set(node.output)), None)
+
+
+def _notes(graph: GraphProto) -> list[str]:
+    """The subgraphs that stay: passes do not look into them."""
+    return [
+        f"{node.op_type} {node.name or node.output[0]} stays as it is, with {len(inner.node)} nodes inside"
+        for node in graph.node
+        for attribute in node.attribute
+        for inner in [*([attribute.g] if attribute.type == AttributeProto.GRAPH else []), *attribute.graphs]
+    ]
+
+
+def _with_past(graph: GraphProto, found: NodeProto, bodies: dict[str, GraphProto], where: object) -> str:
+    growing = {}
+    for name, body in bodies.items():
+        trial = GraphProto()
+        trial.CopyFrom(graph)
+        _inline(trial, _whole(trial), body)
+        growing[name] = len(grown(trial))
+    best = max(growing, key=growing.get)
+    if not growing[best] or sum(count == growing[best] for count in growing.values()) > 1:
+        raise UserError(where, f"of the If {found.name} not one branch reads a cache", "choose then or else")
+    return best
+
+
+def _inline(graph: GraphProto, found: NodeProto, body: GraphProto) -> None:
+    """The body's nodes and weights in the If's place, its outputs under the If's names; what nothing reads goes, and so
+    does the condition's input."""
+    copy = GraphProto()
+    copy.CopyFrom(body)
+    names = {inner.name: outer for inner, outer in zip(copy.output, found.output)}
+    made = {name for node in copy.node for name in node.output} | {tensor.name for tensor in copy.initializer}
+    nodes = list(copy.node)
+    for inner, outer in zip(copy.output, found.output):
+        if inner.name not in made or sum(each.name == inner.name for each in copy.output) > 1:
+            nodes.append(helper.make_node("Identity", [inner.name], [outer]))  # what comes from outside, or goes out twice
+            names.pop(inner.name, None)
+    for node in nodes:
+        _rename(node, names)
+    for tensor in copy.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    place = next(index for index, node in enumerate(graph.node) if node.output == found.output)
+    kept = [*list(graph.node)[:place], *nodes, *list(graph.node)[place + 1 :]]
+    condition = found.input[0]
+    kept = [NodeProto.FromString(node.SerializeToString()) for node in kept]
+    kept = _live(kept, [value.name for value in graph.output])
+    del graph.node[:]
+    graph.node.extend(kept)
+    graph.initializer.extend(copy.initializer)
+    read = {name for node in kept for name in onnx_reads(node)}
+    weights = [tensor for tensor in graph.initializer if tensor.name in read]
+    weights = [
+        onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in {each.name: each for each in weights}.values()
+    ]
+    del graph.initializer[:]
+    graph.initializer.extend(weights)
+    inputs = [value for value in graph.input if value.name != condition or value.name in read]
+    inputs = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in inputs]
+    del graph.input[:], graph.value_info[:]
+    graph.input.extend(inputs)
+
+
+def onnx_reads(node: NodeProto) -> set[str]:
+    """The names that a node reads, and its subgraphs do from around them."""
+    names = set(filter(None, node.input))
+    for attribute in node.attribute:
+        for inner in [*([attribute.g] if attribute.type == AttributeProto.GRAPH else []), *attribute.graphs]:
+            names |= {name for each in inner.node for name in onnx_reads(each)} | {value.name for value in inner.output}
+    return names
+
+
+def _live(nodes: list[NodeProto], outputs: list[str]) -> list[NodeProto]:
+    wanted, kept = set(outputs), []
+    for node in reversed(nodes):
+        if wanted & set(node.output):
+            kept.append(node)
+            wanted |= onnx_reads(node)
+    return kept[::-1]
+
+
+def _rename(node: NodeProto, names: dict[str, str]) -> None:
+    for side in (node.input, node.output):
+        side[:] = [names.get(name, name) for name in side]
+    for attribute in node.attribute:
+        for inner in [*([attribute.g] if attribute.type == AttributeProto.GRAPH else []), *attribute.graphs]:
+            for each in inner.node:
+                _rename(each, names)
+            for value in inner.output:
+                value.name = names.get(value.name, value.name)

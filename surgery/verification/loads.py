@@ -1,0 +1,53 @@
+"""Whether onnx.checker and onnxruntime take a graph, looked at before it is written: without its large weights, so that it
+costs no memory."""
+
+import onnx
+import onnxruntime as ort
+
+from suture.core.errors import UserError
+from suture.core.onnx_checks import check_model
+from suture.core.shadow_copy import float32_shadow_copy, has_bfloat16
+from suture.core.traits import MICROSOFT, STANDARD
+
+NOT_IMPLEMENTED = "NOT_IMPLEMENTED"  # valid, but without a kernel on a CPU
+
+
+def check(portable: onnx.ModelProto, source: onnx.ModelProto, where: object) -> None:
+    """Raises UserError where onnxruntime does not take the source either, and RuntimeError where it takes that alone: then
+    surgery made it invalid."""
+    try:
+        check_model(portable, where)
+    except UserError as error:
+        raise RuntimeError(f"the portable graph would be invalid: {error}") from None
+    refusal = _refusal(portable)
+    if refusal is None:
+        return
+    if _refusal(source) is not None:
+        raise UserError(where, f"onnxruntime does not load it ({refusal})", "export it again")
+    raise RuntimeError(f"onnxruntime would not load the portable graph: {refusal}")
+
+
+def _refusal(model: onnx.ModelProto) -> str | None:
+    """What onnxruntime says of the graph's structure; None where it takes it, or knows nothing of its operators."""
+    if {node.domain for node in model.graph.node} - {*STANDARD, MICROSOFT}:
+        return None
+    bare = float32_shadow_copy(model) if has_bfloat16(model) else onnx.ModelProto.FromString(model.SerializeToString())
+    given = {value.name for value in bare.graph.input}
+    kept = []
+    for tensor in bare.graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            kept.append(onnx.TensorProto.FromString(tensor.SerializeToString()))
+        elif tensor.name not in given:
+            bare.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    del bare.graph.initializer[:]
+    bare.graph.initializer.extend(kept)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.log_severity_level = 4
+    try:
+        ort.InferenceSession(bare.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors share no public base
+        said = str(error).strip().splitlines()[0]
+        return None if NOT_IMPLEMENTED in said else said.split(" : FAIL : ")[-1][:300]
+    return None

@@ -1,0 +1,132 @@
+"""Graphs of others against the table of what surgery is to make of them: interface, results, TensorRT's parser, fusions."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from foreign_graphs import OTHERS, OWN, PUBLIC, Row, load
+
+from suture.core.errors import UserError
+from suture.core.network.parse import Refused, describe
+from suture.surgery.graph import files
+from suture.surgery.graph.opsets import ADAPTERS, TYPES_ONLY, since
+from suture.surgery.options import Options
+from suture.surgery.plan import make_plan
+from suture.surgery.runner import run_plan
+from suture.surgery.verification import verify
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CAPACITY = 64
+HALF = 1e-2
+SIZES = (2, 3, 5, 4)  # of dynamic axes, by the name that the source gives them, in turn
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_own(name, tmp_path):
+    path = tmp_path / "model.onnx"
+    onnx.save(load(name), path)
+    check(path, OWN[name])
+
+
+@pytest.mark.skipif(not PUBLIC.is_dir(), reason="others' files are not part of the repository")
+@pytest.mark.parametrize("name", OTHERS)
+def test_others(name):
+    check(PUBLIC / f"{name}.onnx", OTHERS[name])
+
+
+def test_of_every_operator_that_changed_it_is_known_how():
+    names = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if schema.domain == ""}
+    changed = {name for name in names if len({since(name, version) for version in range(9, 25)} - {None}) > 1}
+    assert set(ADAPTERS) | TYPES_ONLY == changed
+    assert not set(ADAPTERS) & TYPES_ONLY
+
+
+def check(path: Path, row: Row) -> None:
+    if row.refused is not None:
+        with pytest.raises(UserError, match=row.refused) as refusal:
+            run_plan(files.read(path, branch=row.branch), make_plan(Options(capacity=CAPACITY)))
+        assert "\n" not in str(refusal.value)
+        return
+    graph = files.read(path)
+    source = onnx.load(path)
+    caches, root = graph.signature.caches, graph.root
+    checks = [verify.Verifier(onnx.load(path, load_external_data=False), graph.signature, root)] if caches else []
+    portable, lowered, _ = run_plan(graph, make_plan(Options(capacity=CAPACITY)), *checks)
+    model = files.to_model(portable)
+    assert (portable.signature.static if caches else None) == row.static
+    found = Counter(node.op_type for node in model.graph.node)
+    assert {op: found[op] for op in row.fused} == row.fused
+    if not caches:
+        assert interface(model) == interface(source)
+        compare(source, model)
+    if row.parsed:
+        describe(files.to_model(lowered).SerializeToString(), path, root)
+    else:
+        with pytest.raises(Refused):
+            describe(files.to_model(lowered).SerializeToString(), path, root)
+
+
+def interface(model: onnx.ModelProto) -> list[tuple]:
+    """Names, types and, where the source gives any, shapes, in order."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    ends = [value for value in (*model.graph.input, *model.graph.output) if value.name not in weights]
+    outputs = {value.name for value in model.graph.output}
+    return [(value.name, *((kind(value), dims(value)) if value.name not in outputs else ())) for value in ends]
+
+
+def kind(value: onnx.ValueInfoProto) -> int:
+    return value.type.tensor_type.elem_type
+
+
+def dims(value: onnx.ValueInfoProto) -> list[int | str]:
+    return [dim.dim_param if dim.dim_value < 1 else dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+def compare(source: onnx.ModelProto, portable: onnx.ModelProto) -> None:
+    given = feeds(source)
+    try:
+        expected = run(source, given)
+    except Exception:  # onnxruntime's errors share no public base; what it cannot run has nothing to compare with
+        return
+    found = run(portable, given)
+    for name, values in expected.items():
+        assert values.shape == found[name].shape
+        assert values.dtype == found[name].dtype
+        largest = np.abs(values.astype(np.float64)).max(initial=0) or 1.0
+        tolerance = HALF if values.dtype == np.float16 else 1e-5
+        assert np.abs(values.astype(np.float64) - found[name].astype(np.float64)).max(initial=0) <= tolerance * largest, name
+
+
+def run(model: onnx.ModelProto, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.log_severity_level = 4
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return dict(zip([value.name for value in session.get_outputs()], session.run(None, given)))
+
+
+def feeds(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """Random inputs; of a stacked past three slots, of all masks ones but for the last row's first column."""
+    rng, sizes, made = np.random.default_rng(0), {}, {}
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    stacked = any(len(value.type.tensor_type.shape.dim) == 5 for value in inputs)
+    known = {"past_seq_len": 3, "total_seq_len": 6, "seq_len": 3, "batch_size": 2} if stacked else {}
+    for value in inputs:
+        shape = [
+            size if isinstance(size, int) else known.get(size, sizes.setdefault(size, SIZES[len(sizes) % len(SIZES)]))
+            for size in dims(value)
+        ]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind(value))
+        if "mask" in value.name:
+            values = np.ones(shape)
+            values[-1, ..., :1] = 0
+        elif dtype.kind == "b":
+            values = rng.random(shape) < 0.7
+        else:
+            values = rng.integers(0, 2, shape) if dtype.kind in "iu" else rng.standard_normal(shape)
+        made[value.name] = np.asarray(values).astype(dtype)
+    return made
