@@ -58,7 +58,7 @@ ARGUMENTS = {
 FINISHED = {"validate": ("--out", "{work}/out")}  # what makes it leave results
 MODULES = {
     "convert": "suture.models.convert",
-    "check": "suture.validate.check",
+    "check": "suture.validate.check_command",
     "surgery.capacity": "suture.surgery.capacity",
     "pipeline": "suture.pipeline",
 }

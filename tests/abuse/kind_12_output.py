@@ -22,9 +22,9 @@ NAMES = {
 }  # fmt: skip
 NO_UTF8 = (b"\xff", b"a\xfe\xffb", b"\xc3", b"caf\xe9")
 PLACES = {  # where a fault is planted, once the stage is at work
-    "surgery": "suture.surgery.runner:operate", "build": "suture.build.audit:audit_graph", "validate": "suture.runtime.graphs:open_graph",
-    "generate": "suture.generate.opening:open_model", "check": "suture.core.network.check:check",
-    "surgery.capacity": "suture.surgery.runner:lower", "export": "suture.models.checkpoint:open_checkpoint",
+    "surgery": "suture.surgery.stage:operate", "build": "suture.build.stage:audit_graph", "validate": "suture.validate.stage:open_graph",
+    "generate": "suture.generate.command:open_model", "check": "suture.validate.check:check",
+    "surgery.capacity": "suture.core.weights:load_graph", "export": "suture.core.stage:Stage.up_to_date",
 }  # fmt: skip
 
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from tests.abuse.case import MODULES, Case, Result
 
 IMPORTED = (
-    "suture.build.__main__", "suture.export.__main__", "suture.generate.command", "suture.models.convert", "suture.models.llama",
-    "suture.surgery.__main__", "suture.surgery.capacity", "suture.validate.__main__", "transformers.models.auto",
+    "suture.build.stage", "suture.export.stage", "suture.generate.command", "suture.models.convert", "suture.models.llama",
+    "suture.surgery.stage", "suture.validate.check", "suture.validate.stage", "transformers.models.auto",
 )  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
 
