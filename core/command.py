@@ -65,6 +65,8 @@ class _Once(argparse._StoreAction):
     """Stores a value, and that it was given: where an option has no effect, its default is no reason to refuse it."""
 
     def __call__(self, parser, namespace, values, option_string=None):
+        if values == [] and self.nargs is None:  # argparse makes this of --option=--
+            parser.error(f"argument {option_string}: expected one argument")
         seen = namespace.__dict__.setdefault(GIVEN, set())
         if self.option_strings and self.dest in seen:
             parser.error(f"{option_string} is given twice")

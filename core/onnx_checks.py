@@ -5,6 +5,7 @@ are no UTF-8); onnx.checker then reads a copy without weights, its nodes in topo
 TensorRT's own operators and those that onnxruntime registers in the standard's domain have no schema there and are let pass.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 
@@ -19,6 +20,7 @@ IMPLIED = {"com.microsoft": 1}  # what onnxruntime imports where a model does no
 UNKNOWN = -1  # as some old exporters write a dimension that they do not know
 LARGEST = 1 << 40  # of one dimension
 DEEPEST = 20  # subgraphs in one another
+MOST_NODES = 300_000  # ten times what the largest models have
 DTYPES = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
 BITS = {  # of an element, where it is not whole bytes
     TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.FLOAT4E2M1: 4, TensorProto.INT2: 2, TensorProto.UINT2: 2,
@@ -33,6 +35,9 @@ ANY = helper.make_tensor_type_proto(TensorProto.FLOAT, [])  # onnx.checker asks 
 def check_model(model: onnx.ModelProto, where: object) -> None:
     """Raises UserError, naming the file `where`, for a model that is no valid ONNX, wherever its weights lie."""
     with onnx_refusals(where):
+        nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+        if next(itertools.islice(_every_node(nodes, 0), MOST_NODES, None), None) is not None:
+            raise Broken(f"has more than {MOST_NODES:,} nodes")
         versions = _check_imports(model)
         _check_functions(model)
         slim = onnx.ModelProto(ir_version=max(model.ir_version, 4))  # before, initializers had to be inputs

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from suture.core.errors import UserError
 
-JSON_LIMIT = 256 << 20  # bytes; the tokenizer.json of a large vocabulary has 40 MB
+JSON_LIMIT = 100 << 20  # bytes; the tokenizer.json of a large vocabulary has 40 MB
 DEPTH = 100  # of lists and objects in one another
 REASONS = {errno.ENOENT: "no such file", errno.ENOTDIR: "no such file", errno.EISDIR: "is a folder"}
 

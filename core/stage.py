@@ -7,6 +7,7 @@ which a kill may interrupt, so does a list in .partial.
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -158,6 +159,9 @@ def alone(out: Path) -> Iterator[Path]:
     partial = out / PARTIAL
     if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
         raise UserError(partial, "is in the way of what is written there", "remove it")
+    for path in (partial / LOCK, partial / MOVING):  # written where they lie: a link would lead out
+        if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+            raise UserError(path, "is in the way of what is written there", "remove it")
     lock = FileLock(partial / LOCK, timeout=0.2)
     try:
         _acquire(lock, partial)

@@ -10,7 +10,8 @@ from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING
 
 from suture.core.errors import UserError
-from suture.core.manifest import MANIFEST, own_names, read_manifest
+from suture.core.manifest import check_result
+from suture.core.weights import load_graph, weight_files, weights_root
 from suture.generate.batch import CAPACITY, LENGTH, Batch, Sequence
 from suture.generate.opening import Files, find_files, open_model
 from suture.generate.prompts import Prompt, opening
@@ -30,9 +31,7 @@ class Generator:
         self.options = options
         files = find_files(options.out, options.checkpoint)
         if options.results is not None:
-            _check_results(
-                options.results, [options.prompts, files.graph, files.engine, *files.others.values()], files.checkpoint
-            )
+            check_result(options.results, _read_by(options, files), "--out")
         self.opened = open_model(files, options.runtime)
         if told := self.opened.model.signature.layout:
             wrong = f"its model is told more than text ({', '.join(told)}), which this has no tokenizer for"
@@ -172,21 +171,11 @@ def _result(prompt: Prompt, sequence: Sequence) -> dict:
     }
 
 
-def _check_results(path: Path, read: list[Path | None], checkpoint: Path) -> None:
-    """Raises UserError where results would replace what they are made from, or what a stage has written."""
-    if path.exists() and not path.is_file():
-        raise UserError(path, "is no regular file", "name another file with --out")
-    folder = path.parent.resolve()
-    inputs = {os.path.realpath(each) for each in read if each} | {os.path.abspath(each) for each in read if each}
-    if {os.path.realpath(path), os.path.abspath(path)} & inputs or (path.exists() and folder == checkpoint.resolve()):
-        raise UserError(path, "is read here and would be replaced", "name another file with --out")
-    if any(_lists(above, path) for above in path.absolute().parents):
-        raise UserError(path, "is a stage's result and would be replaced", "name another file with --out")
-
-
-def _lists(folder: Path, path: Path) -> bool:
-    manifest = read_manifest(folder)
-    return manifest is not None and path.absolute().relative_to(folder).as_posix() in {*own_names(manifest), MANIFEST}
+def _read_by(options: argparse.Namespace, files: Files) -> Iterator[Path | None]:
+    """All files that are read for this."""
+    yield from (options.prompts, files.graph, files.engine, *files.others.values(), *files.checkpoint.iterdir())
+    for graph in filter(None, (files.graph, *files.others.values())):
+        yield from weight_files(load_graph(graph), weights_root(graph))
 
 
 def _write(results: Iterator[str], path: Path | None) -> None:

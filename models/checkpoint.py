@@ -35,7 +35,7 @@ BITS = {  # of an element, by the format's name for its type
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
     "I64": 64, "U64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
-CONVERT = "python -m suture.models.convert FILE OUT"
+CONVERT = "suture convert FILE OUT"
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Checkpoint:
     @property
     def files(self) -> list[Path]:
         """All that it is read from: config.json, the index of shards where there is one, and the weights' files."""
-        index = [self.folder / INDEX] if (self.folder / INDEX).exists() else []
+        index = [self.folder / INDEX] if os.path.lexists(self.folder / INDEX) else []
         return [self.folder / CONFIG, *index, *sorted({entry.file for entry in self.tensors.values()})]
 
     def under(self, prefix: str) -> "Checkpoint":
@@ -134,7 +134,7 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
     if not folder.is_dir():
         raise UserError(folder, "no such folder", "name a checkpoint folder with config.json and safetensors files")
     config = read_config(inside(folder, CONFIG))
-    if (folder / INDEX).exists():
+    if os.path.lexists(folder / INDEX):  # a link to nothing is a download that is not complete
         return Checkpoint(folder, config, _read_shards(folder))
     if not (folder / SINGLE).exists():
         raise _no_weights(folder)

@@ -118,8 +118,9 @@ def _run(stage: str, arguments: list[str], out: Path) -> Outcome:
     finished = status == DONE or (status == FOUND_DIFFERENCE and stage == "validate")
     if not finished:
         compares = stage == "surgery" and not {"--verify", "--bisect"}.isdisjoint(arguments)
-        status = FAULT if status == FOUND_DIFFERENCE and not compares else status  # by itself, Python ends with 1
-        return Outcome(stage, status, seconds, STOPPED.get(status, f"failed with status {status}"))
+        if status not in STOPPED or (status == FOUND_DIFFERENCE and not compares):  # by itself, Python ends with 1
+            status = FAULT
+        return Outcome(stage, status, seconds, STOPPED[status])
     try:
         out = find_parts(out)[0].folder if stage == "export" else out
         manifest = read_manifest(out / stage)

@@ -1,6 +1,7 @@
 """Hostile and faulty input to every stage: the tables in tests/abuse, and damage drawn at random."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from filelock import FileLock
@@ -8,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.abuse import good
-from tests.abuse.case import Case, broken_promises, contents
+from tests.abuse.case import FINISHED, Case, broken_promises, contents
 from tests.abuse.server import Server
 from tests.abuse.tables import cases, chosen
 
@@ -34,26 +35,70 @@ def server():
     server.close()
 
 
-def check(case: Case, inputs, server, work) -> None:
-    shutil.copytree(inputs, work)
+@pytest.fixture(scope="session")
+def finished(inputs, server, shared):
+    """The good inputs with a stage's results in `out`."""
+
+    def run(stage: str):
+        folder = shared / f"abuse-{stage}"
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                shutil.copytree(inputs, folder)
+                good_case = Case(0, stage, "good", "", lambda folder: None, more=FINISHED.get(stage, ()))
+                result = server.run(good_case, folder)
+                assert result.status == 0, result.err
+        return folder
+
+    return run
+
+
+def problems(case: Case, inputs, server, work) -> tuple[list[str], str]:
+    """What the case shows to be broken, and what the stage said."""
+    shutil.copytree(inputs, work, symlinks=True)
     case.damage(work)
     before = contents(work)
     result = server.run(case, work)
     broken = broken_promises(case, result, before, contents(work))
-    assert not broken, f"{'; '.join(broken)}\n{result.err}"
+    if wrong := case.after(work):
+        broken.append(wrong)
+    return broken, f"{result.out}\n{result.err}"
+
+
+def check(case: Case, inputs, server, work) -> None:
+    broken, said = problems(case, inputs, server, work)
+    assert not broken, f"{'; '.join(broken)}\n{said}"
 
 
 @pytest.mark.parametrize("case", [
     pytest.param(case, id=case.id, marks=[] if case.id in CHOSEN else [pytest.mark.slow]) for case in ALL
 ])  # fmt: skip
-def test_abuse(case, inputs, server, tmp_path):
-    check(case, inputs, server, tmp_path / "work")
+def test_abuse(case, inputs, server, finished, tmp_path):
+    check(case, finished(case.stage) if case.finished else inputs, server, tmp_path / "work")
 
 
 @pytest.mark.parametrize("stage", ["surgery", "generate"])
 def test_good_inputs_are_taken(stage, inputs, server, tmp_path):
     """Else no case would say anything."""
     check(Case(0, stage, "good", "good input is taken", lambda folder: None, expected=(0,)), inputs, server, tmp_path / "work")
+
+
+WEAKENED = {  # by the mechanism that does nothing: a case that must see it
+    "suture.core.tensors:inside": "1-surgery-a_folder_above_in_initializer",
+    "suture.core.stage:Stage._check_folder": "2-surgery-results_of_build",
+    "suture.generate.command:check_result": "2-generate-prompts",
+    "suture.core.identity:Contents._hash": "3-surgery-weights_flipped_at_0.5",
+    "suture.core.arguments:_within": "5-surgery---capacity_'0'",
+    "suture.core.stage:remove": "9-surgery-model.ort.onnx_of_a_run_before",
+    "suture.core.weights:check_model": "13-surgery-cycle",
+}
+
+
+@pytest.mark.parametrize("mechanism", WEAKENED)
+def test_the_table_sees_a_mechanism_that_does_nothing(mechanism, inputs, server, finished, tmp_path):
+    case = next(case for case in ALL if case.id == WEAKENED[mechanism])
+    weakened = replace(case, fault=(mechanism, "WEAK"), seconds=20)
+    broken, _ = problems(weakened, finished(case.stage) if case.finished else inputs, server, tmp_path / "work")
+    assert broken
 
 
 DAMAGED = {

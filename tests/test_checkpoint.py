@@ -171,7 +171,7 @@ def test_pickle_is_refused_and_not_read(folder, name):
     (folder / "model.safetensors").unlink()
     (folder / name).write_bytes(pickle.dumps(Bomb()))
     assert f"{name}: is a pickle" in (line := refused(folder))
-    assert "python -m suture.models.convert" in line
+    assert "suture convert FILE OUT" in line
 
 
 def test_pickle_under_a_safetensors_name(folder):

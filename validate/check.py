@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from polygraphy.comparator import IterationResult, RunResults
@@ -10,7 +11,9 @@ from polygraphy.logger import G_LOGGER
 from rich.console import Console
 
 from suture.core.command import FOUND_DIFFERENCE, UNUSABLE_INPUT
+from suture.core.errors import UserError
 from suture.core.findings import Finding
+from suture.core.manifest import check_result
 from suture.core.network.check import AGREES, CheckResult, check
 from suture.core.network.compare import Outcome
 from suture.core.network.record import differences, read_record, save_record
@@ -26,6 +29,9 @@ console = Console()
 
 def run_check(options: argparse.Namespace) -> int:
     """Checks, prints and writes as the options say. Returns the exit status."""
+    for name in ("json", "junit", "save"):
+        if (path := getattr(options, name)) not in (None, STDOUT):
+            check_result(path, _read_by(options), f"--{name}")
     before = read_record(options.against) if options.against else None
     result = check(
         options.model,
@@ -58,6 +64,14 @@ def run_check(options: argparse.Namespace) -> int:
         _say_refused(result)
         return UNUSABLE_INPUT
     return result.status or (FOUND_DIFFERENCE if against else 0)
+
+
+def _read_by(options: argparse.Namespace) -> Iterator[Path | None]:
+    """All files that are read for this; of a graph that cannot be, the check itself says so."""
+    yield from (options.model, options.reference, options.inputs, options.against, *options.plugin)
+    for path in filter(None, (options.model, options.reference)):
+        with suppress(UserError):
+            yield from weight_files(load_graph(path), weights_root(path))
 
 
 def check_network(

@@ -1,13 +1,14 @@
 """One abuse of one stage, and what must hold after it whatever the abuse is."""
 
 import hashlib
+import json
 import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-UNUSABLE = (2,)
+UNUSABLE, FAULT = (2,), (3,)
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,25 @@ class Case:
     says: str = ""  # words of the error's line
     expected: tuple[int, ...] = UNUSABLE  # exit statuses
     arguments: tuple[str, ...] = ()  # instead of the stage's own; {work} is the folder
+    more: tuple[str, ...] = ()  # beside them
     seconds: float = 60  # until it is a hang
+    finished: bool = False  # the stage has run before on the good inputs, and left its results
+    prints: str = ""  # words on standard output
+    prints_not: str = ""  # words that must not be there
+    fault: tuple[str, str] | None = None  # module:name of what raises this exception once it is called
+    ended: tuple[str, int] | None = None  # of the pipeline: a stage, and the status that it seems to end with
+    stdout: str = ""  # "closed", "full", or "unread": a pipe that nobody reads
+    environment: tuple[tuple[str, str], ...] = ()
+    after: Callable[[Path], str | None] = lambda work: None  # what is wrong in the folder then
+    quick: bool = True  # else it is none of those that the suite itself runs
+    out: str = "out"  # the folder that the stage may write
 
     @property
     def id(self) -> str:
         return f"{self.kind}-{self.stage}-{self.name}".replace(" ", "_")
 
     def command(self, work: Path) -> list[str]:
-        return [argument.format(work=work) for argument in self.arguments or ARGUMENTS[self.stage]]
+        return [argument.replace("{work}", str(work)) for argument in (*(self.arguments or ARGUMENTS[self.stage]), *self.more)]
 
 
 ARGUMENTS = {
@@ -39,8 +51,17 @@ ARGUMENTS = {
     "validate": ("{work}/graphs/model.onnx", "{work}/graphs/model.onnx"),
     "generate": ("{work}/graphs/model.onnx", "--checkpoint", "{work}/library", "--prompt", "ab", "--max-tokens", "2"),
     "convert": ("{work}/checkpoint/model.bin", "{work}/out"),
+    "check": ("{work}/graphs/model.onnx",),
+    "surgery.capacity": ("{work}/static/model.onnx", "--capacity", "4", "--out", "{work}/out"),
+    "pipeline": ("--checkpoint", "{work}/checkpoint", "--out", "{work}/out"),
 }
-MODULES = {"convert": "suture.models.convert"}
+FINISHED = {"validate": ("--out", "{work}/out")}  # what makes it leave results
+MODULES = {
+    "convert": "suture.models.convert",
+    "check": "suture.validate.check_command",
+    "surgery.capacity": "suture.surgery.capacity",
+    "pipeline": "suture.pipeline",
+}
 GRAPH_STAGES = ("surgery", "build", "validate", "generate")
 
 
@@ -53,7 +74,7 @@ class Result:
 
 
 def broken_promises(case: Case, result: Result, before: dict[str, str], after: dict[str, str]) -> list[str]:
-    """What must hold after any case, and does not."""
+    """What must hold after any case, and does not. `before` and `after`: the contents of its folder."""
     lines = [line for line in result.err.splitlines() if line.strip()]
     found = []
     if result.status is None:
@@ -62,27 +83,52 @@ def broken_promises(case: Case, result: Result, before: dict[str, str], after: d
         found.append(f"status {result.status}, not {case.expected}")
     if "Traceback" in result.err + result.out:
         found.append("a traceback")
-    if result.status == UNUSABLE[0]:
-        if not lines or (not lines[-1].startswith(f"{case.stage}: ") and not lines[-1].startswith(f"python -m {case.stage}: ")):
+    if result.status in (*UNUSABLE, *FAULT) and not case.ended:
+        if not lines or not lines[-1].startswith((f"{case.stage}: ", f"python -m {case.stage}: ", f"suture {case.stage}: ")):
             found.append("the last line of standard error does not say what is wrong")
         elif case.says not in lines[-1]:
             found.append(f"its line does not say {case.says!r}")
         if len(lines) > 2:  # generate says first what it runs
             found.append(f"{len(lines)} lines on standard error")
-    if changed := sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)):
-        found.append(f"changed outside --out: {', '.join(changed)}")
+    if case.prints not in result.out:
+        found.append(f"standard output does not say {case.prints!r}")
+    if case.prints_not and case.prints_not in result.out:
+        found.append(f"standard output says {case.prints_not!r}")
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    ours = [name for name in changed if name == case.out or name.startswith(f"{case.out}/")]
+    if others := sorted(set(changed) - set(ours)):
+        found.append(f"changed outside --out: {', '.join(others)}")
+    written = [name for name in ours if before.get(name, FOLDER) != FOLDER or after.get(name, FOLDER) != FOLDER]
+    if written and result.status in (*UNUSABLE, *FAULT):
+        found.append(f"changed in --out, and nothing was done: {', '.join(written)}")
     return found
+
+
+FOLDER = "a folder"
 
 
 def contents(work: Path) -> dict[str, str]:
-    """What lies in the folder, --out left out: each file's hash, and of what is none its kind."""
+    """What lies in the folder: each file's hash, and of what is none its kind."""
     found = {}
     for folder, folders, files in os.walk(work):
-        if Path(folder) == work and "out" in folders:
-            folders.remove("out")
         for name in (*folders, *files):
             path = Path(folder, name)
             mode = path.lstat().st_mode
-            whole = stat.S_ISREG(mode) and path.stat().st_size < 1 << 28
-            found[str(path.relative_to(work))] = hashlib.sha256(path.read_bytes()).hexdigest() if whole else str(mode)
+            if stat.S_ISLNK(mode):
+                found[str(path.relative_to(work))] = f"a link to {os.readlink(path)}"
+            elif stat.S_ISREG(mode) and path.stat().st_size < 1 << 28:
+                found[str(path.relative_to(work))] = hashlib.sha256(path.read_bytes()).hexdigest()
+            else:
+                found[str(path.relative_to(work))] = FOLDER if stat.S_ISDIR(mode) else str(mode)
     return found
+
+
+def untrue(out: Path) -> str | None:
+    """What a manifest says that is not so: of a file that its stage read or wrote."""
+    manifest = json.loads((out / "manifest.json").read_text())
+    for name, entry in manifest["content"].items():
+        path = out / name
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+            return f"the manifest is not true of {name}"
+    here = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    return f"no file for {sorted(manifest['outputs'].keys() - here)}" if manifest["outputs"].keys() - here else None

@@ -8,9 +8,9 @@ from tests.abuse.tables import cases
 
 def main() -> None:
     counts = Counter((case.kind, case.stage) for case in cases())
-    print("kind " + "".join(f"{stage:>10}" for stage in ARGUMENTS))
+    print("kind " + "".join(f"{stage:>17}" for stage in ARGUMENTS))
     for kind in sorted({kind for kind, _ in counts}):
-        print(f"{kind:4} " + "".join(f"{counts[kind, stage] or '-':>10}" for stage in ARGUMENTS))
+        print(f"{kind:4} " + "".join(f"{counts[kind, stage] or '-':>17}" for stage in ARGUMENTS))
     print(f"{counts.total()} cases")
 
 

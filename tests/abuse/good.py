@@ -4,7 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
+import network_graphs
 import onnx
+from decoder_graphs import decoder_graph
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from suture.models import checkpoint_folder
@@ -24,6 +26,11 @@ def make(folder: Path) -> None:
     (folder / "graphs").mkdir()
     onnx.save(weightless.load("llama-torchscript-17-float32"), folder / "graphs" / "model.onnx", save_as_external_data=True,
               location="model.data", size_threshold=1024)  # fmt: skip
+    (folder / "static").mkdir()
+    onnx.save(decoder_graph(static=True), folder / "static" / "model.onnx")
+    pipeline(folder / "pipeline")
+    (folder / "secret").write_bytes(b"a secret of somebody else's" * 10)
+    (folder / "prompts.txt").write_text("ab\n")
     library = folder / "library"
     library.mkdir()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:127]  # the graph knows 128 tokens
@@ -33,3 +40,20 @@ def make(folder: Path) -> None:
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>", "chat_template": TEMPLATE}
     (library / "tokenizer_config.json").write_text(json.dumps(settings))
     (library / "generation_config.json").write_text(json.dumps({"eos_token_id": 127}))
+
+
+def pipeline(folder: Path) -> None:
+    """What export and surgery leave: three graphs that mean the same, listed in manifests."""
+    portable = network_graphs.portable("float")
+    models = {
+        "export/model.onnx": portable,
+        "surgery/model.onnx": portable,
+        "surgery/model.trt.onnx": network_graphs.lowered("float"),
+    }
+    for name, model in models.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        onnx.save(model, folder / name)
+    for stage in ("export", "surgery"):
+        outputs = {path.name: path.stat().st_size for path in (folder / stage).iterdir()}
+        said = {"outputs": outputs, "options": {}, "seconds": 1.0, "peak_memory_bytes": 1}
+        (folder / stage / "manifest.json").write_text(json.dumps(said), encoding="utf-8")

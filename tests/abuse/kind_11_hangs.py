@@ -28,7 +28,6 @@ def place(folder: str, names: tuple[str, ...]) -> dict:
     return {
         f"{kind} for {name}": at(f"{folder}/{name}", instead(make))
         for name in names for kind, make in IN_ITS_PLACE.items()
-        if not (name.endswith(".index.json") and kind == "link to nothing")  # which is as if there were none
     }  # fmt: skip
 
 

@@ -1,8 +1,10 @@
 """Runs stages in forks of a process that has imported torch, onnxruntime and transformers, and run none of them.
 
-A line of JSON comes in, {"module": ..., "name": ..., "arguments": [...], "seconds": ...}; one goes out, a Result's fields.
+A line of JSON comes in, what _run takes; one goes out, a Result's fields.
 """
 
+import builtins
+import contextlib
 import json
 import os
 import runpy
@@ -18,8 +20,8 @@ from pathlib import Path
 from tests.abuse.case import MODULES, Case, Result
 
 IMPORTED = (
-    "suture.build.__main__", "suture.export.__main__", "suture.generate.command", "suture.models.convert", "suture.models.llama",
-    "suture.surgery.__main__", "transformers.models.auto", "suture.validate.__main__",
+    "suture.build.stage", "suture.export.stage", "suture.generate.command", "suture.models.convert", "suture.models.llama",
+    "suture.surgery.stage", "suture.validate.check", "suture.validate.stage", "transformers.models.auto",
 )  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,7 +37,9 @@ class Server:
         )
 
     def run(self, case: Case, work: Path) -> Result:
-        asked = {"module": MODULES.get(case.stage, case.stage), "arguments": case.command(work), "seconds": case.seconds}
+        asked = {"module": MODULES.get(case.stage, case.stage), "arguments": case.command(work), "seconds": case.seconds,
+                 "fault": case.fault, "stdout": case.stdout, "ended": case.ended, "environment": dict(case.environment),
+                 "temporary": str(work.parent)}  # fmt: skip
         self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
         return Result(**json.loads(self.process.stdout.readline()))
@@ -43,6 +47,21 @@ class Server:
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait()
+
+
+class Ended:
+    """In subprocess.Popen's place: a pipeline's stages that have ended, all with 0 but one."""
+
+    stage, status = "", 0
+
+    def __init__(self, command, **_):
+        self.returned = Ended.status if self.stage in command else 0
+
+    def wait(self, _=None) -> int:
+        return self.returned
+
+    def kill(self) -> None:
+        pass
 
 
 def main() -> None:
@@ -54,12 +73,12 @@ def main() -> None:
         print(json.dumps(_run(**json.loads(line))), file=answers, flush=True)
 
 
-def _run(module: str, arguments: list[str], seconds: float) -> dict:
+def _run(module: str, arguments: list[str], seconds: float, stdout: str, **settings) -> dict:
     started = time.monotonic()
     with tempfile.TemporaryFile("w+", errors="replace") as out, tempfile.TemporaryFile("w+", errors="replace") as err:
         child = os.fork()
         if child == 0:
-            _become(module, arguments, out.fileno(), err.fileno())
+            _become(module, arguments, _target(stdout, out.fileno()), err.fileno(), **settings)
         status = None
         while time.monotonic() - started < seconds:
             ended, code = os.waitpid(child, os.WNOHANG)
@@ -75,16 +94,37 @@ def _run(module: str, arguments: list[str], seconds: float) -> dict:
         return {"status": status, "out": out.read()[:10_000], "err": err.read()[:10_000], "seconds": time.monotonic() - started}
 
 
-def _become(module: str, arguments: list[str], out: int, err: int) -> None:
+def _target(stdout: str, file: int) -> int | None:
+    """The descriptor that the stage gets as its standard output."""
+    if stdout == "unread":
+        ours, theirs = os.pipe()
+        os.close(ours)
+        return theirs
+    return {"": file, "full": os.open("/dev/full", os.O_WRONLY), "closed": None}[stdout]
+
+
+def _become(
+    module: str, arguments: list[str], out: int | None, err: int, fault, ended, environment: dict, temporary: str
+) -> None:
     """The fork: python -m MODULE ARGUMENTS, as a process group of its own."""
     status = 1  # what Python ends with where nobody catches
     try:
         os.setsid()
+        os.environ |= environment
+        tempfile.tempdir = temporary
         nothing = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((nothing, 0), (out, 1), (err, 2)):
-            os.dup2(source, target)
-        sys.stdin, sys.stdout, sys.stderr = (os.fdopen(fd, mode, closefd=False) for fd, mode in enumerate("rww"))
+            os.close(target) if source is None else os.dup2(source, target)
+        sys.stdin, sys.stdout, sys.stderr = (
+            os.fdopen(fd, mode, closefd=False) if fd != 1 or out is not None else None for fd, mode in enumerate("rww")
+        )
+        sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
         sys.argv = [module, *arguments]
+        if fault:
+            _plant(*fault)
+        if ended:
+            Ended.stage, Ended.status = ended
+            subprocess.Popen = Ended
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         status = 0
     except SystemExit as ended:
@@ -92,9 +132,37 @@ def _become(module: str, arguments: list[str], out: int, err: int) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
         os._exit(status)
+
+
+WEAK = {  # mechanisms that do nothing: what the table must see
+    "suture.core.tensors:inside": lambda root, location, where: Path(root, location),
+    "suture.core.stage:Stage._check_folder": lambda self: None,
+    "suture.generate.command:check_result": lambda path, read, option: None,
+    "suture.core.identity:Contents._hash": lambda self, file, path, size: str(size),
+    "suture.core.arguments:_within": lambda number, least, most, text: number,
+    "suture.core.weights:check_model": lambda model, where: None,
+    "suture.core.stage:remove": lambda folder, names: None,
+}
+
+
+def _plant(place: str, error: str) -> None:
+    """Makes what is called at module:name raise this exception, or do as WEAK says where that is `error`."""
+    module, _, path = place.partition(":")
+    *above, name = path.split(".")
+    holder = import_module(module)
+    for each in above:
+        holder = getattr(holder, each)
+
+    def planted(*arguments, **named):
+        raise getattr(builtins, error)("planted")
+
+    if not callable(getattr(holder, name)):
+        raise LookupError(f"{place} is no function")
+    setattr(holder, name, WEAK[place] if error == "WEAK" else planted)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,115 @@
+"""Kind 1: tensors whose bytes lie where a model may not read: wherever the tensor stands, and however the place is written."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from tests.abuse.case import GRAPH_STAGES, Case
+from tests.abuse.graphs import small
+
+PROMISE = "only regular files below the model's folder are read, and nothing outside --out is written"
+STAGES = (*GRAPH_STAGES, "check", "surgery.capacity")
+LENGTH = 64  # bytes: float32 [4, 4]
+OUTSIDE = "lie outside"
+
+
+def in_initializer(model: onnx.ModelProto, tensor: TensorProto) -> None:
+    model.graph.initializer[0].CopyFrom(tensor)
+
+
+def in_constant(model: onnx.ModelProto, tensor: TensorProto) -> None:
+    del model.graph.initializer[:]
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["weight"], name="weight", value=tensor))
+
+
+def in_branch(model: onnx.ModelProto, tensor: TensorProto) -> None:
+    branch = model.graph.node[2].attribute[0].g
+    tensor.name = "inner"
+    branch.initializer.append(tensor)
+    branch.node[0].CopyFrom(helper.make_node("MatMul", ["r", "inner"], list(branch.node[0].output)))
+
+
+def in_loop(model: onnx.ModelProto, tensor: TensorProto) -> None:
+    """A constant of a Loop's body, itself in an If's branch."""
+    body = helper.make_graph(
+        [helper.make_node("Constant", [], ["inner"], value=tensor), helper.make_node("MatMul", ["state", "inner"], ["next"]),
+         helper.make_node("Identity", ["on"], ["going"])],
+        "body", [helper.make_tensor_value_info("i", TensorProto.INT64, []), helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+                 helper.make_tensor_value_info("state", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("going", TensorProto.BOOL, []), helper.make_tensor_value_info("next", TensorProto.FLOAT, ["batch", 4])],
+    )  # fmt: skip
+    branch = model.graph.node[2].attribute[0].g
+    branch.node[0].CopyFrom(helper.make_node("Loop", ["", "flag", "r"], list(branch.node[0].output), body=body))
+
+
+def in_function(model: onnx.ModelProto, tensor: TensorProto) -> None:
+    nodes = [helper.make_node("Constant", [], ["w"], value=tensor), helper.make_node("MatMul", ["a", "w"], ["b"])]
+    model.functions.append(helper.make_function("own", "Own", ["a"], ["b"], nodes, [helper.make_opsetid("", 18)]))
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    model.graph.node[1].CopyFrom(helper.make_node("Own", ["m"], ["r"], domain="own"))
+
+
+def in_sparse(model: onnx.ModelProto, tensor: TensorProto) -> None:
+    del model.graph.initializer[:]
+    tensor.dims[:] = [16]
+    indices = numpy_helper.from_array(np.arange(16), "indices")
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(tensor, indices, [4, 4]))
+
+
+def in_attribute(model: onnx.ModelProto, tensor: TensorProto) -> None:
+    """One of several tensors of an attribute of a custom operator."""
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    node = helper.make_node("Table", ["m"], ["r"], domain="own")
+    node.attribute.append(helper.make_attribute("tables", [tensor]))
+    model.graph.node[1].CopyFrom(node)
+
+
+def in_training(model: onnx.ModelProto, tensor: TensorProto) -> None:
+    info = model.training_info.add()
+    info.algorithm.name = "training"
+    info.algorithm.initializer.append(tensor)
+
+
+TENSORS = (in_initializer, in_constant, in_branch, in_loop, in_function, in_sparse, in_attribute, in_training)
+
+
+def leads_to(target: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / "link").symlink_to(target)
+
+
+PLACES = {  # how the place is written: {work} is the folder above; what makes it; words of the refusal
+    "a folder above": ("../secret", None, OUTSIDE),
+    "a folder above, by a detour": ("sub/../../secret", lambda folder: (folder / "sub").mkdir(), OUTSIDE),
+    "absolute": ("{work}/secret", None, OUTSIDE),
+    "of the system": ("/etc/passwd", None, OUTSIDE),
+    "a link out": ("link", leads_to("../secret"), OUTSIDE),
+    "a folder's link out": ("link/secret", leads_to(".."), OUTSIDE),
+    "a device": ("link", leads_to("/dev/zero"), OUTSIDE),
+    "a FIFO": ("fifo", lambda folder: os.mkfifo(folder / "fifo"), "is no regular file"),
+    "a folder": ("sub", lambda folder: (folder / "sub").mkdir(), "is a folder"),
+}
+
+
+def placed(stand: Callable, location: str, make: Callable | None) -> Callable[[Path], None]:
+    def damage(work: Path) -> None:
+        for folder in (work / "graphs", work / "static"):
+            tensor = TensorProto(name="weight", data_type=TensorProto.FLOAT, dims=[4, 4], data_location=TensorProto.EXTERNAL)
+            for key, value in (("location", location.format(work=work)), ("offset", "0"), ("length", str(LENGTH))):
+                tensor.external_data.add(key=key, value=value)
+            model = small()
+            stand(model, tensor)
+            (folder / "model.onnx").write_bytes(model.SerializeToString())
+            if make:
+                make(folder)
+
+    return damage
+
+
+CASES = [
+    Case(1, stage, f"{name} {stand.__name__}", PROMISE, placed(stand, location, make), says)
+    for stage in STAGES for stand in TENSORS for name, (location, make, says) in PLACES.items()
+]  # fmt: skip

@@ -1,0 +1,151 @@
+"""Kind 3: whatever was changed after a run, the next one either runs again, or what it calls up to date is true."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+
+from tests.abuse.case import FINISHED, Case, untrue
+
+PROMISE = "results are up to date by the content of all that was read and written, and by nothing else"
+UP_TO_DATE = "up to date"
+
+
+def flipped(name: str, share: float) -> Callable[[Path], None]:
+    """A bit of the file, at this share of its length; size and times stay."""
+
+    def damage(work: Path) -> None:
+        path = work / name
+        content, times = bytearray(path.read_bytes()), path.stat()
+        content[min(int(share * len(content)), len(content) - 1)] ^= 1
+        path.write_bytes(content)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    return damage
+
+
+def replaced(name: str) -> Callable[[Path], None]:
+    """Another file of the same size and times, as cp -p and mv leave it."""
+
+    def damage(work: Path) -> None:
+        path = work / name
+        content, times = path.read_bytes(), path.stat()
+        (work / "other").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        os.utime(work / "other", ns=(times.st_atime_ns, times.st_mtime_ns))
+        os.replace(work / "other", path)
+
+    return damage
+
+
+def other_graph(name: str) -> Callable[[Path], None]:
+    def damage(work: Path) -> None:
+        model = onnx.load(work / name, load_external_data=False)
+        model.doc_string = "another"
+        onnx.save(model, work / name)
+
+    return damage
+
+
+def clock(shift: float, *names: str) -> Callable[[Path], None]:
+    """All that lies there is of another time."""
+
+    def damage(work: Path) -> None:
+        for path in [each for name in names for each in (work / name).rglob("*")]:
+            os.utime(path, times=(time.time() + shift, time.time() + shift))
+
+    return damage
+
+
+def rewritten(name: str) -> Callable[[Path], None]:
+    def damage(work: Path) -> None:
+        content = (work / name).read_bytes()
+        (work / name).unlink()
+        (work / name).write_bytes(content)
+
+    return damage
+
+
+def gone(name: str) -> Callable[[Path], None]:
+    return lambda work: (work / name).unlink()
+
+
+def shorter(name: str) -> Callable[[Path], None]:
+    return lambda work: os.truncate(work / name, (work / name).stat().st_size // 2)
+
+
+def longer(name: str) -> Callable[[Path], None]:
+    def damage(work: Path) -> None:
+        with open(work / name, "ab") as file:
+            file.write(b" ")
+
+    return damage
+
+
+def manifest(change: Callable[[dict], object]) -> Callable[[Path], None]:
+    def damage(work: Path) -> None:
+        path = work / "out" / "manifest.json"
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return damage
+
+
+def anothers_hash(content: dict) -> None:
+    for entry in content["content"].values():
+        entry["sha256"] = "0" * 64
+
+
+RESULTS = {
+    "surgery": ("model.onnx", "model.trt.onnx", "report.json", "model.data"), "build": ("model.engine", "engine.json", "kernels.json"),
+    "validate": ("report.json", "report.html"), "surgery.capacity": ("model.onnx", "model.trt.onnx", "report.json"),
+}  # fmt: skip
+INPUTS = {
+    "surgery": ("graphs/model.onnx", "graphs/model.data"), "build": ("graphs/model.onnx", "graphs/model.data"),
+    "validate": ("graphs/model.onnx", "graphs/model.data"), "surgery.capacity": ("static/model.onnx",),
+}  # fmt: skip
+OPTIONS = {
+    "surgery": ("--logits=last", "--skip=swish"), "build": ("--max-batch=2", "--profiles=one", "--compute-capability=8.9"),
+    "validate": ("--seed=3", "--tolerance=0.5"), "surgery.capacity": (),
+}  # fmt: skip
+STALE = {  # by stage: name, damage
+    stage: {
+        **{f"weights flipped at {share}": flipped(INPUTS[stage][-1], share) for share in (0.3, 0.5, 0.7, 0.95)},
+        "weights replaced": replaced(INPUTS[stage][-1]),
+        "graph changed": other_graph(INPUTS[stage][0]),
+        **{f"{name} {how.__name__}": how(f"out/{name}") for name in names for how in (gone, shorter, longer, other_bit)},
+        "manifest without hashes": manifest(lambda content: content.pop("content")),
+        "manifest with other hashes": manifest(anothers_hash),
+        "manifest of other options": manifest(lambda content: content["options"].update(other=1)),
+        "manifest of other code": manifest(lambda content: content["versions"].update(code="0")),
+        "manifest of other inputs": manifest(lambda content: content["inputs"].clear()),
+        "manifest without results": manifest(lambda content: content["outputs"].clear()),
+    }
+    for other_bit in [lambda name: flipped(name, 0.5)] for stage, names in RESULTS.items()
+}  # fmt: skip
+SAME = {
+    "untouched": lambda work: None,
+    "clock an hour back": clock(-3600, "graphs", "static", "out"),
+    "clock a year ahead": clock(3e7, "graphs", "static", "out"),
+    "results older than inputs": clock(-3600, "out"),
+    "inputs written again": rewritten("graphs/model.onnx"),
+    "results written again": rewritten("out/manifest.json"),
+}
+
+
+def true(work: Path) -> str | None:
+    return untrue(work / "out")
+
+
+CASES = [
+    *(Case(3, stage, name, PROMISE, damage, expected=(0, 1), finished=True, prints_not=UP_TO_DATE, after=true, more=FINISHED.get(stage, ()))
+      for stage, listed in STALE.items() for name, damage in listed.items() if "without results" not in name),
+    *(Case(3, stage, f"with {option}", PROMISE, lambda work: None, expected=(0,), finished=True, prints_not=UP_TO_DATE, after=true,
+           more=(*FINISHED.get(stage, ()), option)) for stage, options in OPTIONS.items() for option in options
+      ),
+    *(Case(3, stage, name, PROMISE, damage, expected=(0,), finished=True, prints=UP_TO_DATE, after=true, more=FINISHED.get(stage, ()))
+      for stage in RESULTS for name, damage in SAME.items()),
+]  # fmt: skip
