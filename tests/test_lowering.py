@@ -146,7 +146,7 @@ def test_parts_of_a_product_are_cut_along_an_axis_of_their_own(tmp_path):
     graph.signature = replace(graph.signature, caches=(cache,))
     assert split_products.run(graph) == 1
     assert [miss.reason for miss in graph.near_misses] == ["the parts' widths have no common divisor"]
-    assert next(list(node.outputs[0].shape) for node in graph.nodes("Split") if node.attrs["axis"] == 1) == ["tokens", 2, 8]
+    assert next(list(node.outputs[0].shape) for node in graph.nodes("Split") if node.attrs["axis"] == 1)[1:] == [2, 8]
     feeds = {"x": random.standard_normal((3, 8), np.float32), "rows": np.array([1, 2])}
     before, after = (ort.InferenceSession(each.SerializeToString()).run(None, feeds) for each in (model, files.to_model(graph)))
     for expected, got in zip(before, after, strict=True):
