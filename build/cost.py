@@ -9,6 +9,10 @@ stay in the GPU's own caches between two kernels. Exceptions, which move less th
     parts of one tensor          no more than the whole of it
 
 The floor: every weight read once (of gathered tables one row), the caches read once, the logits written once.
+
+Of a graph without a KV cache everything is counted for one run at its shapes, which must be fixed but for the batch, of
+which one is counted. Its floor: weights and inputs read once, outputs written once. What runs between jumps (If, Loop) has
+bytes a kernel, and no sum.
 """
 
 import math
@@ -47,14 +51,17 @@ class CountedGraph:
     weights: frozenset[str]  # that are inputs of the engine
     layers: dict[str, int] = field(repr=False)  # by ONNX node
     floor: int | None
+    decoder: bool = True
+    shared: bool = True  # products share an input, so merging their weights may spare a copy
 
 
 def describe_graph(proto: onnx.ModelProto, signature: Signature | None, bound: frozenset[str] = frozenset()) -> CountedGraph:
     """`bound`: names of the weights that are inputs of the engine. The signature of a decoder, or None."""
     caches = {name for cache in signature.caches for name in (cache.past, cache.present)} if signature else set()
     layers = {node.name: layer for node in proto.graph.node if (layer := _layer(node)) is not None}
-    fixed = signature is None or _fixed_slots(proto, signature)
-    return CountedGraph(fixed, frozenset(caches), bound, layers, floor_bytes(proto, signature) if signature and fixed else None)
+    fixed = _fixed_slots(proto, signature) if signature else _fixed_but_batch(proto)
+    floor = (floor_bytes(proto, signature) if signature else _floor_of_a_run(proto)) if fixed else None
+    return CountedGraph(fixed, frozenset(caches), bound, layers, floor, signature is not None, _products_share(proto))
 
 
 def floor_bytes(proto: onnx.ModelProto, signature: Signature) -> int:
@@ -83,12 +90,12 @@ def add_cost(profile: dict, graph: CountedGraph) -> list[Finding]:
     profile["kernels_outside_layers"] = by_layer[None]
     profile["floor_bytes"] = graph.floor
     profile["decode_bytes"] = profile["copied_bytes"] = None
-    if not kernels or any(entry["bytes"] is None for entry in kernels):
+    if not kernels or profile.get("jumps") or any(entry["bytes"] is None for entry in kernels):
         return []
     profile["decode_bytes"] = {kind: sum(entry["bytes"][kind] for entry in kernels) for kind in KINDS}
     copies = [(entry, tensor) for entry in kernels for tensor in _copied(entry, sizes, graph)]
     profile["copied_bytes"] = sum(sum(entry["bytes"].values()) for entry in {id(entry): entry for entry, _ in copies}.values())
-    return [_finding(profile["profile"], what, found, bool(graph.weights)) for what in ("weight", "cache")
+    return [_finding(profile["profile"], what, found, graph) for what in ("weight", "cache")
             if (found := [(entry, tensor) for entry, tensor in copies if (tensor["name"] in graph.caches) == (what == "cache")])]  # fmt: skip
 
 
@@ -154,6 +161,8 @@ def _moved(entry: dict, sizes: TensorSizes, graph: CountedGraph) -> dict[str, in
 def _copied(entry: dict, sizes: TensorSizes, graph: CountedGraph) -> list[dict]:
     """The weights and caches that a kernel copies. At B = S = 1 what a layer computes is far smaller than its matrices
     and caches: a kernel that reads one of them whole and writes as much has moved it."""
+    if not graph.decoder and not MOVES_ONLY.match(entry["name"]):
+        return []  # what it computes may be as large as its weights
     outputs = [tensor for tensor in entry["outputs"] if tensor["name"] not in _in_place(entry, graph)]
     written = max((sizes.of(tensor) / BYTES[tensor["dtype"]] for tensor in outputs), default=0)
     sources = [
@@ -165,19 +174,20 @@ def _copied(entry: dict, sizes: TensorSizes, graph: CountedGraph) -> list[dict]:
     return [tensor for tensor in unique if sum(size > 1 for size in tensor["shape"]) > 1 and written >= _elements(tensor)]
 
 
-def _finding(profile: str, what: str, found: list[tuple[dict, dict]], bound: bool) -> Finding:
+def _finding(profile: str, what: str, found: list[tuple[dict, dict]], graph: CountedGraph) -> Finding:
     entry, tensor = found[0]
     size = sum(_elements(tensor) * BYTES[tensor["dtype"]] for _, tensor in found) / 1e6
     nodes = ", ".join(entry["onnx_nodes"][:2]) or "no ONNX node"
-    said = (
-        f"{len(found)} kernels copy {what}s, {size:,.1f} MB a step; the first is {entry['name']} ({nodes}) of {tensor['name']}"
-    )
+    often, first = "step" if graph.decoder else "run", f"the first is {entry['name']} ({nodes}) of {tensor['name']}"
+    said = f"{len(found)} kernels copy {what}s, {size:,.1f} MB a {often}; {first}"
+    merge = "run surgery --merge qkv gate-up" if graph.shared and graph.decoder else "TensorRT wants another layout of them"
     remedy = {
-        "weight": "take --weights constant" if bound else "run surgery --merge qkv gate-up",
+        "weight": "take --weights constant" if graph.weights else merge,
         "prompt": "decoding has a profile of its own without them",
         "any": "take --profiles two, so that decoding has a profile of its own",
     }.get("weight" if what == "weight" else profile, LOWER)
-    severity = "note" if profile == "prompt" and what == "cache" else "warning"
+    nothing = what == "weight" and not graph.weights and not (graph.shared and graph.decoder)
+    severity = "note" if nothing or (profile == "prompt" and what == "cache") else "warning"
     return Finding(severity, f"profile {profile}", said, remedy)
 
 
@@ -210,6 +220,25 @@ def _fixed_slots(proto: onnx.ModelProto, signature: Signature) -> bool:
     pasts = {cache.past for cache in signature.caches}
     shapes = [value.type.tensor_type.shape.dim for value in proto.graph.input if value.name in pasts]
     return all(dims[2].HasField("dim_value") for dims in shapes)
+
+
+def _fixed_but_batch(proto: onnx.ModelProto) -> bool:
+    dims = (dim for value in proto.graph.input for dim in value.type.tensor_type.shape.dim[1:])
+    return all(dim.HasField("dim_value") for dim in dims)
+
+
+def _floor_of_a_run(proto: onnx.ModelProto) -> int | None:
+    """Without a cache, for one of the batch; None where an output's shape is not known."""
+    ends = [value.type.tensor_type for value in (*proto.graph.input, *proto.graph.output)]
+    known = all(end.HasField("shape") and all(dim.HasField("dim_value") for dim in end.shape.dim[1:]) for end in ends)
+    return streamed_bytes(proto) + math.ceil(sum(map(_one_step, ends))) if known else None
+
+
+def _products_share(proto: onnx.ModelProto) -> bool:
+    """Whether an input goes into several products with constant weights."""
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    read = [node.input[0] for node in proto.graph.node if node.op_type in ("Gemm", "MatMul") and node.input[1] in weights]
+    return len(set(read)) < len(read)
 
 
 def _one_step(value: onnx.TypeProto.Tensor) -> float:

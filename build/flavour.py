@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from suture.core.errors import UserError
+from suture.core.reader import status
 
 MODULES = {"standard": "tensorrt", "rtx": "tensorrt_rtx"}
 PACKAGES = {"standard": "tensorrt", "rtx": "tensorrt-rtx"}
@@ -76,6 +77,26 @@ def write_timings(name: str, config, file: Path) -> None:
     """Keeps a finished build's kernel timings for the next one."""
     if name == "standard":
         file.write_bytes(bytes(config.get_timing_cache().serialize()))
+
+
+def plugins(name: str, libraries: list[Path]) -> tuple[Path, ...]:
+    """The plugin libraries, absolute. Raises UserError for one that is no regular file."""
+    for library in libraries:
+        status(library, f"name a library of plugins for {PACKAGES[name]}")
+    return tuple(library.resolve() for library in libraries)
+
+
+def load_plugins(name: str, libraries: tuple[Path, ...]) -> None:
+    """Loads plugin libraries, which the parser then knows, into this process. Raises UserError for one that is none."""
+    registry = load(name).get_plugin_registry()
+    for library in libraries:
+        try:
+            ctypes.CDLL(str(library))  # says why it cannot be loaded; the registry does not
+        except OSError as error:
+            raise UserError(library, f"cannot be loaded ({error})", f"build it for {PACKAGES[name]}") from None
+        before = len(registry.all_creators)
+        if registry.load_library(str(library)) is None or len(registry.all_creators) == before:
+            raise UserError(library, "offers no plugin (no getCreators or getPluginCreators)", f"build it for {PACKAGES[name]}")
 
 
 def gpu_capability() -> str | None:

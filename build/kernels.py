@@ -13,13 +13,17 @@ import re
 from collections import Counter
 
 HEADING = "Layers:\n"
-KEYS = "LayerType|Inputs|Constants|Outputs|ParameterType|TacticName|StreamId|EventId|Metadata"
+KEYS = (
+    "LayerType|Inputs|Constants|Outputs|ParameterType|TacticName|TacticValue|StreamId|EventId|JumpTarget|JumpTargetThen|"
+    "JumpTargetElse|Metadata"
+)
 TENSOR = re.compile(r"\{ Name: (.*?), (?:Location: \w+, )?Dimensions: \[([-\d,]*)\].*?Datatype: ([^,}]+)")
 ORIGIN = re.compile(r"\[ONNX Layer: ([^\x1f]*)\]")  # entries are joined by the unit separator
 PROFILE = re.compile(r" \[profile (\d+)\]")
 GROUP = re.compile(r"_myl(\d+)_\d+$")
 # Work on the host and between streams. A type that is not listed counts as a kernel: better one too many.
-NO_KERNEL = ("shape_call", "reshape", "signal", "wait")
+JUMPS = ("jmp", "cjmp")  # between the branches of an If, and the rounds of a Loop
+NO_KERNEL = ("shape_call", "reshape", "signal", "wait", "TrainStation", "ShapeHostToDevice", "DeviceToShapeHost", *JUMPS)
 HOST_VARIABLE = "hvar^"
 
 
@@ -28,7 +32,8 @@ def is_layer_list(message: str) -> bool:
 
 
 def read_kernels(messages: list[str], profiles: list[str]) -> list[dict]:
-    """For each profile its name, number of kernels, kernels by type, and all entries in the order they run.
+    """For each profile its name, number of kernels, kernels by type, jumps, and all entries in the order they run: with
+    jumps, which are between the branches of If and the rounds of Loop, some of them do not run, or more than once.
 
     An entry: name, type, kernel (whether it is one), inputs, constants and outputs (name, shape with -1 for dynamic,
     dtype), tactic, stream, onnx_nodes. `messages`: the log's layer lists; `profiles`: names, at least one.
@@ -43,6 +48,7 @@ def read_kernels(messages: list[str], profiles: list[str]) -> list[dict]:
             "profile": name,
             "kernels": sum(entry["kernel"] for entry in entries),
             "by_type": dict(Counter(entry["type"] for entry in entries if entry["kernel"]).most_common()),
+            "jumps": sum(entry["type"] in JUMPS for entry in entries),
             "entries": entries,
         }
         for name, entries in zip(profiles, by_profile)

@@ -3,6 +3,9 @@
 import multiprocessing
 import signal
 
+import onnx
+
+from suture.build.advice import lowering_advice
 from suture.build.worker import Job, work
 from suture.core.errors import UserError
 from suture.core.progress import shown
@@ -43,5 +46,5 @@ def _death(job: Job, doing: str, exitcode: int) -> Exception:
             job.model, f"the build was killed while {doing}, as the system does when memory is short",
             "free memory, give fewer profiles, or take --weights input",
         )  # fmt: skip
-    remedy = "lower the graph with surgery and build its model.trt.onnx"
+    remedy = lowering_advice(onnx.load(job.model, load_external_data=False))
     return UserError(job.model, f"TensorRT died of {name} while {doing}", remedy)

@@ -2,23 +2,22 @@
 
 decode    one token a sequence: the shape that most steps have, and for which TensorRT has its fastest attention kernel
 prompt    up to --max-prompt tokens a sequence
-any       both in one
+any       both in one; of a graph without a KV cache, and where --shape is given, the only one (build/ranges.py)
 
 Each profile fuses constant weights for itself, and what two fuse differently the engine holds twice. Of the graphs that
 surgery writes that is nothing: measured, two layers of Qwen-7B are 3,302 MB with two profiles and 3,301 MB with one. In one
 profile for both, decoding pays for the prompts' attention, which copies the whole cache at each step.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
 
+from suture.build.ranges import Range, default_ranges, given_ranges
 from suture.core.errors import UserError
+from suture.core.shapes import OPTION, ShapeRange
 from suture.core.signature import Signature
-
-BATCH, SEQUENCE = "batch", "sequence"  # the names of these dimensions, in graphs that are no decoders
-MOST_TOKENS = 512  # of a sequence in one step, where nobody says it
-Range = tuple[int, int, int]  # smallest, the one to optimise for, largest
 
 
 @dataclass(frozen=True)
@@ -30,25 +29,35 @@ class Profile:
 
 
 def make_profiles(
-    proto: onnx.ModelProto, signature: Signature | None, *, split: bool, batch: int, prompt: int | None, past: int
+    proto: onnx.ModelProto,
+    signature: Signature | None,
+    *,
+    split: bool,
+    batch: int,
+    prompt: int | None,
+    past: int,
+    shapes: Mapping[str, ShapeRange] | None = None,
 ) -> tuple[Profile, ...]:
     """The profiles of a graph: none if all its shapes are fixed.
 
     batch: most sequences; prompt: most tokens a sequence gets in one step (None: 512 or the capacity, if that is
-    less); past: most tokens in a growing cache. Raises UserError for a dynamic input that is no part of a decoder.
+    less); past: most tokens in a growing cache; shapes: ranges of some inputs, which the others' dimensions of the same
+    names follow. Raises UserError for a dimension of which nothing says what it is for.
     """
     dynamic = dynamic_inputs(proto)
     if not dynamic:
         return ()
+    given = given_ranges(proto, shapes or {})
     if signature is None:
-        named = {BATCH: (1, 1, batch), SEQUENCE: (1, prompt or MOST_TOKENS, prompt or MOST_TOKENS)}
-        return (Profile("any", {value.name: _shape_range(value, named) for value in dynamic}),)
+        whole = all((value.name, axis) in given for value in dynamic for axis in _dynamic_axes(value))
+        ranges = given if whole else default_ranges(proto, batch, prompt) | given
+        return (Profile("any", {value.name: _shape_range(value, ranges) for value in dynamic}),)
     capacity = signature.capacity if signature.static else None
     if capacity == -1:
         raise UserError(signature.caches[0].past, "a static cache without a fixed capacity", "run surgery --capacity N")
     if capacity and prompt and prompt > capacity:
         raise UserError(f"--max-prompt {prompt}", f"the cache has {capacity} slots", "give at most that many")
-    prompt = prompt or min(MOST_TOKENS, capacity or MOST_TOKENS)
+    prompt = prompt or min(512, capacity or 512)
 
     batches, half = (1, 1, batch), (past + 1) // 2
     steps = {  # sequence, past, past + sequence
@@ -56,21 +65,41 @@ def make_profiles(
         "prompt": ((1, prompt, prompt), (0, 0, past), (1, prompt, past + prompt)),
         "any": ((1, 1, prompt), (0, half, past), (1, half + 1, past + prompt)),
     }
+    if given:
+        sequence, cached, _ = steps["any"]
+        batches, sequence = (given.get((signature.tokens, axis), usual) for axis, usual in enumerate((batches, sequence)))
+        cached = given.get((signature.caches[0].past, 2), cached)
+        steps["any"] = sequence, cached, tuple(map(sum, zip(sequence, cached)))
+        if capacity and sequence[2] > capacity:
+            wrong = f"{sequence[2]} tokens in one step, and the cache has {capacity} slots"
+            raise UserError(f"{OPTION} {signature.tokens}", wrong, "give at most that many")
     profiles = []
-    for name in ("decode", "prompt") if split else ("any",):
+    for name in ("decode", "prompt") if split and not given else ("any",):
         sequence, cached, total = steps[name]
-        ranges = _ranges(proto, signature, batches, sequence, cached, total)
+        ranges = _ranges(proto, signature, batches, sequence, cached, total) | given
         profiles.append(Profile(name, {value.name: _shape_range(value, ranges) for value in dynamic}))
     return tuple(profiles)
 
 
-def dynamic_inputs(proto: onnx.ModelProto, but: tuple[str, ...] = ()) -> list[onnx.ValueInfoProto]:
-    """Inputs with a dimension that is not fixed, if it has another name than those in `but`."""
-    return [
-        value
-        for value in proto.graph.input
-        if any(not dim.HasField("dim_value") and dim.dim_param not in but for dim in _dims(value))
-    ]
+def name_apart(proto: onnx.ModelProto, profiles: tuple[Profile, ...]) -> bool:
+    """Gives inputs' dimensions of one name that the profiles have apart names of their own, in place; says whether there
+    were any. TensorRT takes one name for one size, and exporters write one for a step's tokens and those with the cache's."""
+    places: dict[str, list] = {}
+    for value in proto.graph.input:
+        for axis in _dynamic_axes(value):
+            sizes = [
+                [shape[axis] for shape in profile.shapes[value.name]] for profile in profiles if value.name in profile.shapes
+            ]
+            places.setdefault(_dims(value)[axis].dim_param, []).append((sizes, value, axis))
+    apart = [found for name, found in places.items() if name and any(sizes != found[0][0] for sizes, _, _ in found)]
+    for _, value, axis in (place for found in apart for place in found):
+        _dims(value)[axis].dim_param = f"{value.name}[{axis}]"
+    return bool(apart)
+
+
+def dynamic_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Inputs with a dimension that is not fixed."""
+    return [value for value in proto.graph.input if _dynamic_axes(value)]
 
 
 def _ranges(
@@ -107,9 +136,13 @@ def _shape_range(value: onnx.ValueInfoProto, ranges: dict) -> tuple[tuple[int, .
             raise UserError(
                 f"input {value.name}",
                 f"its dimension {axis} ({dim.dim_param or 'unnamed'}) is dynamic, and no decoder's input has it",
-                "fix its size in the graph",
+                f"give {OPTION} {value.name}=min,opt,max, or fix its size in the graph",
             )
     return tuple(zip(*dims))
+
+
+def _dynamic_axes(value: onnx.ValueInfoProto) -> list[int]:
+    return [axis for axis, dim in enumerate(_dims(value)) if not dim.HasField("dim_value")]
 
 
 def _input(proto: onnx.ModelProto, name: str) -> onnx.ValueInfoProto:

@@ -1,4 +1,4 @@
-"""Build as a stage: a lowered graph in; model.engine, engine.json and kernels.json in a folder out."""
+"""Build as a stage: a lowered graph in; model.engine, engine.json, kernels.json and trtexec.txt in a folder out."""
 
 import json
 import os
@@ -7,17 +7,19 @@ from pathlib import Path
 
 import onnx
 
-from suture.build import flavour, process
+from suture.build import flavour, process, trtexec
+from suture.build.advice import advised
 from suture.build.audit import audit_bound_weights, audit_graph, audit_scales, stop_on_errors
 from suture.build.cost import add_cost, describe_graph, kernels_a_layer, over_floor
 from suture.build.memory import Estimate, estimate, refuse_what_cannot_fit
 from suture.build.options import MAX_PAST, Options
 from suture.build.precisions import supported
-from suture.build.profiles import BATCH, SEQUENCE, dynamic_inputs, make_profiles
+from suture.build.profiles import Profile, make_profiles
 from suture.build.weights import bindable, constant_bytes
 from suture.build.worker import Job
 from suture.core.errors import UserError
 from suture.core.findings import Finding
+from suture.core.shapes import check_shapes, parse_shapes
 from suture.core.signature import Signature, find_signature
 from suture.core.stage import Stage
 from suture.core.weights import load_graph, weight_files, weights_root
@@ -25,6 +27,7 @@ from suture.core.weights import load_graph, weight_files, weights_root
 ENGINE = "model.engine"
 TIMINGS = "timings.cache"  # of kernels, where the flavour times them
 HELD_TWICE = 100_000_000  # bytes; less may be kernels' code
+TRTEXEC = "trtexec.txt"
 COST = ("kernels", "kernels_by_layer", "kernels_outside_layers", "decode_bytes", "copied_bytes", "floor_bytes")
 
 
@@ -41,11 +44,14 @@ def build(model: Path, out: Path, options: Options, force: bool = False) -> None
     constant = constant_bytes(proto) - sum(weight.bytes for weight in bound)
     if options.max_past is not None and signature and signature.static:
         raise UserError("--max-past", f"{model} has a static cache, which holds {signature.capacity} tokens", "leave it out")
-    two, past = options.profiles == "two", options.max_past or MAX_PAST
-    profiles = make_profiles(proto, signature, split=two, batch=options.max_batch, prompt=options.max_prompt, past=past)
+    shapes = parse_shapes(options.shape)
+    check_shapes(model, proto.graph.input, shapes)
+    two, limits = options.profiles == "two", {"batch": options.max_batch, "prompt": options.max_prompt}
+    profiles = make_profiles(proto, signature, split=two, **limits, past=options.max_past or MAX_PAST, shapes=shapes)
+    plugins = flavour.plugins(kind, options.plugin)
     made_of = {"tensorrt": kind, "compute_capability": capabilities, "weights": options.weights}
     made_of["profiles"] = [asdict(profile) for profile in profiles]
-    stage = Stage("build", out, inputs=[model, *weight_files(proto, root)], options=made_of)
+    stage = Stage("build", out, inputs=[model, *weight_files(proto, root), *plugins], options=made_of)
     if stage.up_to_date() and not force:
         print(f"build: {out} is up to date")
         return
@@ -53,17 +59,21 @@ def build(model: Path, out: Path, options: Options, force: bool = False) -> None
     findings = audit_graph(proto, signature) + audit_scales(proto, root)
     if bound:
         findings += audit_bound_weights(proto, bound)
+    findings = advised(findings, proto)
     stop_on_errors(model, findings)
     needed = estimate(proto, signature, profiles, constant, sum(weight.bytes for weight in bound))
     refuse_what_cannot_fit(model, out, needed, as_inputs=bool(bound))
     _say_memory(needed)
+    if signature is None and not shapes:
+        _say_shapes(profiles)
     with stage.writing() as folder:
         names = frozenset(weight.name for weight in bound)
-        job = Job(model, root, folder / ENGINE, kind, capabilities, signature, profiles, names, out / TIMINGS)
+        job = Job(model, root, folder / ENGINE, kind, capabilities, signature, profiles, names, out / TIMINGS, plugins)
         result = process.build(job)
         kernels, graph = result["kernels"], describe_graph(proto, signature, names)
-        findings += result["findings"] + [finding for listed in kernels for finding in add_cost(listed, graph)]
-        findings += held_twice(job.engine.stat().st_size, constant, two)
+        findings += result["findings"]
+        findings += advised([finding for listed in kernels for finding in add_cost(listed, graph)], proto)
+        findings += held_twice(job.engine.stat().st_size, constant, len(profiles) > 1)
         description = {
             "tensorrt": {"flavour": kind, "version": result["version"]},
             "compute_capabilities": capabilities,
@@ -94,18 +104,21 @@ def build(model: Path, out: Path, options: Options, force: bool = False) -> None
         }
         _write_json(folder / "engine.json", description)
         _write_json(folder / "kernels.json", {"profiles": kernels})
+        external = bool(weight_files(proto, root))
+        commands = trtexec.commands(
+            model, root, out, ENGINE, profiles, capabilities, external=external, plugins=plugins, bound=bool(bound)
+        )
+        (folder / TRTEXEC).write_text(commands, encoding="utf-8")
     _say_result(description, findings, kernels)
 
 
 def _signature(proto: onnx.ModelProto, model: Path) -> Signature | None:
-    """None for a graph that is no decoder, which is fine as long as no shape but the batch needs a range."""
+    """None for a graph that is no decoder with a KV cache."""
     try:
         return find_signature(proto, model)
     except UserError as error:
-        dynamic = ", ".join(value.name for value in dynamic_inputs(proto, but=(BATCH, SEQUENCE)))
-        if dynamic:
-            wrong = f"dynamic inputs ({dynamic}) of a graph that is no decoder with a KV cache: {error.parts[1]}"
-            raise UserError(model, wrong, "fix their shapes, or export with a KV cache") from None
+        if any("past" in value.name for value in proto.graph.input):
+            print(f"build: note: {model} is not built as a decoder: {error.parts[1]}")
         return None
 
 
@@ -138,10 +151,17 @@ def _say_memory(needed: Estimate) -> None:
           f"on the GPU {needed.gpu / 1e9:,.2f} GB at the largest shapes ({', '.join(gpu)})")  # fmt: skip
 
 
+def _say_shapes(profiles: tuple[Profile, ...]) -> None:
+    """The ranges that nobody gave, as --shape takes them."""
+    for profile in profiles:
+        ranges = [f"{name}={','.join('x'.join(map(str, each)) for each in shapes)}" for name, shapes in profile.shapes.items()]
+        print(f"build: for the shapes {' '.join(ranges)} (--shape gives others)")
+
+
 def _say_result(description: dict, findings: list[Finding], kernels: list[dict]) -> None:
     for finding in findings:
         print(f"build: {finding.severity}: {finding}")
-    counts = ", ".join(_cost(listed) for listed in kernels)
+    counts = ", ".join(_cost(listed, description["signature"] is not None) for listed in kernels)
     if not any(listed["kernels"] for listed in kernels):
         counts = "the builder's log lists no kernels"
     size, gpus = description["engine_bytes"] / 1e6, ", ".join(description["compute_capabilities"])
@@ -151,11 +171,13 @@ def _say_result(description: dict, findings: list[Finding], kernels: list[dict])
     print(f"build: {ENGINE} {size:,.1f} MB for {gpus} in {seconds:.1f} s, peak memory {memory}; {counts}")
 
 
-def _cost(listed: dict) -> str:
-    """What a decode step costs in one profile."""
+def _cost(listed: dict, decoder: bool) -> str:
+    """What a decode step, or a run, costs in one profile."""
     details = [f"{kernels_a_layer(listed)} a layer"] if listed["kernels_by_layer"] else []
     if floor := over_floor(listed):
-        details.append(f"a token moves {floor:.2f} × the floor")
+        details.append(f"a {'token' if decoder else 'run'} moves {floor:.2f} × the floor")
+    if listed["jumps"]:
+        details.append("of both branches of an If, or of a Loop's round")
     return f"{listed['profile']} {listed['kernels']} kernels" + f" ({', '.join(details)})" * bool(details)
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import onnx
 
 from suture.build import flavour, kernels
+from suture.build.advice import advised, parser_advice
 from suture.build.audit import audit_network, stop_on_errors
 from suture.build.memory_used import Memory
-from suture.build.profiles import Profile
+from suture.build.profiles import Profile, name_apart
 from suture.build.progress import Fraction
 from suture.build.weights import as_inputs
 from suture.core.command import end_with_parent
@@ -40,6 +41,7 @@ class Job:
     profiles: tuple[Profile, ...]
     weights_as_inputs: frozenset[str]
     timings: Path  # of earlier builds, where there were any
+    plugins: tuple[Path, ...] = ()  # libraries
 
 
 def work(job: Job, sender: Connection) -> None:
@@ -72,6 +74,7 @@ def build(job: Job, report) -> dict:
     memory = Memory()
     trt = flavour.load(job.flavour)
     log = _log(trt)
+    flavour.load_plugins(job.flavour, job.plugins)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
 
@@ -80,13 +83,15 @@ def build(job: Job, report) -> dict:
     data = read_bytes(job.model, MODEL_LIMIT)
     proto = onnx.ModelProto.FromString(data)
     if job.weights_as_inputs:
-        data = as_inputs(proto, job.weights_as_inputs).SerializeToString()
+        proto = as_inputs(proto, job.weights_as_inputs)
+    if name_apart(proto, job.profiles) or job.weights_as_inputs:
+        data = proto.SerializeToString()
     parser = trt.OnnxParser(network, log)
     if not parser.parse(data, str(job.weights_root / job.model.name)):  # external data lie relative to that path
-        raise _parse_error(job.model, parser)
+        raise _parse_error(job.model, parser, proto)
     parsed = time.monotonic()
     _make_float32_attention_decomposable(trt, network)
-    findings = audit_network(trt, network, proto, job.signature)
+    findings = advised(audit_network(trt, network, proto, job.signature), proto)
     stop_on_errors(job.model, findings)
 
     report("building", 0.0)
@@ -114,14 +119,14 @@ def build(job: Job, report) -> dict:
     }
 
 
-def _parse_error(model: Path, parser) -> UserError:
+def _parse_error(model: Path, parser, proto: onnx.ModelProto) -> UserError:
     error = parser.get_error(0)
     where = f" {error.node_operator()} {error.node_name()}".rstrip()
     more = f" (and {parser.num_errors - 1} more)" if parser.num_errors > 1 else ""
     return UserError(
         model,
         f"TensorRT's parser rejects{where or ' it'}: {error.desc().strip()}{more}",
-        "lower the graph with surgery and build its model.trt.onnx",
+        parser_advice(proto, error.node_operator(), error.node_name(), error.desc()),
     )
 
 
@@ -139,7 +144,9 @@ def _add_profile(builder, config, profile: Profile) -> None:
     for name, shapes in profile.shapes.items():
         made.set_shape(name, *shapes)
     if config.add_optimization_profile(made) < 0:
-        raise UserError(f"profile {profile.name}", "TensorRT does not accept its shapes", "change --max-prompt")
+        raise UserError(
+            f"profile {profile.name}", "TensorRT does not accept its shapes", "change --shape, --max-batch or --max-prompt"
+        )
 
 
 def _stream(trt, builder, network, config, job: Job, log) -> None:

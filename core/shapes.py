@@ -2,17 +2,21 @@
 
 NAME=2x128                  one shape
 NAME=1x1,1x128,4x512        least, most usual and largest (TensorRT's min, opt, max)
+@FILE                       those in a text file, one a line
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx
 
 from suture.core.errors import UserError
+from suture.core.reader import read_bytes
 
 OPTION = "--shape"
 EXAMPLE = "write NAME=2x128, or NAME=1x1,1x128,4x512 (min, opt, max)"
+FILE_LIMIT = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,21 @@ class ShapeRange:
 def parse_shapes(texts: Iterable[str]) -> dict[str, ShapeRange]:
     """By input. Raises UserError where a text is not of the grammar, or an input comes twice."""
     shapes: dict[str, ShapeRange] = {}
-    for text in texts:
+    for text in _lines(texts):
         name, found = parse_shape(text)
         if name in shapes:
             raise UserError(f"{OPTION} {text}", f"{name} has a shape already", "give each input once")
         shapes[name] = found
     return shapes
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        if text.startswith("@"):
+            content = read_bytes(Path(text[1:]), FILE_LIMIT).decode("utf-8", "replace")
+            yield from (line.strip() for line in content.splitlines() if line.strip())
+        else:
+            yield text
 
 
 def parse_shape(text: str) -> tuple[str, ShapeRange]:

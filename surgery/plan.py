@@ -35,6 +35,7 @@ from suture.surgery.passes.lowering import (
     decomposable_attention,
     joint_rotary,
     neighbouring_weights,
+    pointwise_last,
     quantised_cache,
     split_products,
 )
@@ -151,6 +152,7 @@ LOWERING: tuple[Phase, ...] = (
         of_module(attention_mask, settings=lambda options: {"lengths": options.attention == "lengths"}),
         query_scale,
         decomposable_attention,
+        pointwise_last,
     ),
 )
 

@@ -129,9 +129,11 @@ def test_build_error_is_one_line(tmp_path):
     assert "not supported by a dedicated kernel" in fails_with(build_graphs.model([node], values[:3], values[3:]), tmp_path)
 
 
-def test_dynamic_input_of_no_decoder(tmp_path):
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 3]) for name in "xy")
-    assert "dynamic inputs (x)" in fails_with(build_graphs.model([helper.make_node("Relu", ["x"], ["y"])], [x], [y]), tmp_path)
+def test_dynamic_channels_of_a_picture():
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", "c", "h", "w"]) for name in "xy")
+    proto = build_graphs.model([helper.make_node("Relu", ["x"], ["y"])], [x], [y])
+    with pytest.raises(UserError, match=r"input x: its dimension 1 \(c\), a picture's channels, is dynamic; give --shape x="):
+        make_profiles(proto, None, split=True, batch=2, prompt=None, past=64)
 
 
 def test_dynamic_dimension_that_no_decoder_has(tmp_path):

@@ -18,6 +18,20 @@ TABLES = ("Cos", "Cast", "Concat", "Expand", "Gather", "Identity", "Mul", "Resha
 UNKNOWN_FORM = "no pass knows this form"
 EXPERTS = "a mixture of experts stays as it is: the standard has no operator for it, and TensorRT builds none"
 UNSUPPORTED = {"TopK": EXPERTS, "MoE": EXPERTS, "QMoE": EXPERTS}
+WEIGHED = (
+    "Softmax",
+    "Sigmoid",
+    "Cast",
+    "ReduceSum",
+    "Add",
+    "Div",
+    "Reshape",
+    "Unsqueeze",
+    "Squeeze",
+    "Transpose",
+    "Slice",
+    "Split",
+)
 
 
 @dataclass(frozen=True)
@@ -134,7 +148,23 @@ def _untaken(graph: Graph, node: gs.Node) -> tuple[str, str] | None:
 
 def _unfused(node: gs.Node) -> bool:
     """Whether it is part of a form that some pass writes as one node, or an op of onnxruntime's own."""
+    if node.op == "TopK":
+        return _weighs_experts(node)
     return node.op in (*LEFT_DECOMPOSED, *UNSUPPORTED) or bool(node.domain) or (node.op == "Cos" and _rotates_by_hand(node))
+
+
+def _weighs_experts(choice: gs.Node) -> bool:
+    """Whether a TopK routes: its values, made to sum to one or not, multiply what was computed, or are scattered to do so. A
+    detector's TopK gives the places of boxes, and scores that go out."""
+    waiting, seen = [choice.outputs[0]], set()
+    while waiting:
+        for node in waiting.pop().outputs:
+            if node.op in ("Mul", "MatMul", "ScatterElements", "ScatterND"):
+                return True
+            if id(node) not in seen and node.op in WEIGHED:
+                seen.add(id(node))
+                waiting += node.outputs
+    return False
 
 
 def _rotates_by_hand(cosine: gs.Node) -> bool:

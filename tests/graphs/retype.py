@@ -10,8 +10,10 @@ FLOAT = TensorProto.FLOAT
 def retyped(model: onnx.ModelProto, dtype: int) -> onnx.ModelProto:
     """A copy with `dtype` (an onnx.TensorProto type of two bytes) wherever `model` has float32; masks stay finite."""
     copy = onnx.ModelProto.FromString(model.SerializeToString())
+    scales = {name for node in copy.graph.node if node.op_type == "Resize" for name in node.input[2:3]}  # always float32
     for tensor in copy.graph.initializer:
-        _retype(tensor, dtype)
+        if tensor.name not in scales:
+            _retype(tensor, dtype)
     for value in (*copy.graph.input, *copy.graph.output, *copy.graph.value_info):
         if value.type.tensor_type.elem_type == FLOAT:
             value.type.tensor_type.elem_type = dtype

@@ -10,6 +10,10 @@ is_causal counts from the cache's first slot and goes with no mask, and TRT_Atte
 and keys by sqrt(scale), which reads and writes the whole key cache at each step; TRT_Attention adds no scale. The mask is
 additive, since a boolean one that two layers share does not build for a short sequence.
 
+Without a cache, query and keys in half precision take a factor each, two numbers of that type whose product is the scale: a
+multiplication in float32 keeps TensorRT from taking the transposes before it into its attention kernel, and one number of
+half precision is not the scale.
+
 On request, the lengths form, which reads no slot beyond a row's last, and is silently wrong on some GPUs:
 
         →  TRT_Attention(query * scale, keys, values, "", "", kv_lengths = nonpad_kv_seqlen, causal_kind = lower_right)
@@ -46,7 +50,10 @@ def _lower(graph: Graph, attention: gs.Node, masks: Masks, lengths: bool) -> boo
     else:
         mask = bias(graph, attention, masks)
         inputs, attrs = [mask] * (mask is not None), {}
-    query = scaled(graph, query, scale_of(attention))
+    if graph.signature.caches:
+        query = scaled(graph, query, scale_of(attention))
+    else:
+        query, keys = both_scaled(graph, query, keys, scale_of(attention))
     graph.replace(attention.outputs[0], "TRT_Attention", [query, keys, values, *inputs], attrs)
     return True
 
@@ -67,11 +74,38 @@ def scaled(graph: Graph, query: gs.Tensor, scale: float) -> gs.Tensor:
     """
     dtype = onnx_type(query)
     if is_half(query) and producer(query, "RotaryEmbedding") is not None:
-        number = graph.number(scale, onnx.TensorProto.FLOAT)
-        return graph.new("Mul", [query, graph.new("Cast", [number], {"to": dtype}, dtype=dtype)], shape=query.shape)
-    exact = scale > 0 and float(np.log2(scale)).is_integer()
-    if exact or not is_half(query):
+        return _times(graph, query, scale)
+    if _exact(scale) or not is_half(query):
         return graph.new("Mul", [query, graph.number(scale, dtype)], shape=query.shape)
     wide = graph.new("Cast", [query], {"to": onnx.TensorProto.FLOAT}, dtype=np.float32, shape=query.shape)
     scaled = graph.new("Mul", [wide, graph.number(scale, onnx.TensorProto.FLOAT)], shape=query.shape)
     return graph.new("Cast", [scaled], {"to": dtype}, dtype=dtype, shape=query.shape)
+
+
+def both_scaled(graph: Graph, query: gs.Tensor, keys: gs.Tensor, scale: float) -> tuple[gs.Tensor, gs.Tensor]:
+    """query * a and keys * b, a * b = scale. The query alone where nothing is gained by two."""
+    if _exact(scale) or not is_half(query) or producer(query, "RotaryEmbedding") is not None:
+        return scaled(graph, query, scale), keys
+    of_query, of_keys = factors(scale, onnx_type(query))
+    return _times(graph, query, of_query), _times(graph, keys, of_keys)
+
+
+def factors(scale: float, dtype: int) -> tuple[float, float]:
+    """a, a number of the half-precision ONNX type `dtype` near the root of the scale, and scale / a, which is nearly one."""
+    kind = onnx.helper.tensor_dtype_to_np_dtype(dtype)
+    root = 2.0 ** np.floor(np.log2(scale) / 2)
+    numbers = np.unique((root * np.arange(1024, 2048) / 1024).astype(kind).astype(np.float64))
+    others = (scale / numbers).astype(kind).astype(np.float64)
+    best = numbers[np.abs(numbers * others / scale - 1).argmin()]
+    return float(best), float(scale / best)
+
+
+def _exact(scale: float) -> bool:
+    """Whether a product with it is rounded nowhere."""
+    return scale > 0 and float(np.log2(scale)).is_integer()
+
+
+def _times(graph: Graph, x: gs.Tensor, factor: float) -> gs.Tensor:
+    """x * factor, of which a float32 copy of the graph has the factor as it is."""
+    number, dtype = graph.number(factor, onnx.TensorProto.FLOAT), onnx_type(x)
+    return graph.new("Mul", [x, graph.new("Cast", [number], {"to": dtype}, dtype=dtype)], shape=x.shape)
