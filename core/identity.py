@@ -89,7 +89,10 @@ def _code(package: str) -> str:
     """A changed pass makes old results stale."""
     digest = hashlib.sha256()
     for part in ("core", "models", "runtime", package):
-        folder = Path(str(importlib.resources.files(f"suture.{part}")))
+        try:
+            folder = Path(str(importlib.resources.files(f"suture.{part}")))
+        except ModuleNotFoundError:
+            folder = Path(part)
         files = sorted(path for pattern in SOURCE_NAMES for path in folder.rglob(pattern))
         if not files:
             raise RuntimeError(f"{folder} has no sources, so nothing says which code made the results")

@@ -13,6 +13,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto, helper
 
 from suture.core.refusals import Broken, refusals
+from suture.core.shadow_copy import has_bfloat16
 
 LATEST = {"": onnx.defs.onnx_opset_version(), "com.microsoft": 1}  # opset versions, and of any other domain:
 LATEST_OF_OTHERS = 1000
@@ -27,8 +28,11 @@ BITS = {  # of an element, where it is not whole bytes
 }  # fmt: skip
 DATA = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 GRAPHS, TENSORS = (AttributeProto.GRAPH, AttributeProto.GRAPHS), (AttributeProto.TENSOR, AttributeProto.TENSORS)
+SPARSE = (AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS)
 UNCHECKED = "unchecked"  # the domain, in the copy that onnx.checker reads, of operators without a schema
 ORT_IN_STANDARD = {"SimplifiedLayerNormalization": LATEST[""], "LayerNormalization": 16}  # up to which opset
+MISTYPED = ("RMSNormalization",)  # onnx infers the input's type for its output, which has the scale's
+WIDER_IN_TENSORRT = ("Concat",)  # of float8, in a graph that was lowered for TensorRT
 ANY = helper.make_tensor_type_proto(TensorProto.FLOAT, [])  # onnx.checker asks for a type and does not look at it
 
 
@@ -56,7 +60,8 @@ def check_model(model: onnx.ModelProto, where: object) -> None:
             _check_nodes(function.node, set(function.input), copy.node, _versions(function.opset_import), 0)
         onnx.checker.check_model(slim.SerializeToString())
         _only_types(slim.graph, model.graph)
-        onnx.shape_inference.infer_shapes(slim, check_type=True, strict_mode=True)
+        if not has_bfloat16(model):  # which exporters write where an operator has it in later opsets only; it runs as float32
+            onnx.shape_inference.infer_shapes(slim, check_type=True, strict_mode=True)
 
 
 def onnx_refusals(where: object, what: str = "is no valid ONNX graph", remedy: str = "export it again"):
@@ -133,7 +138,7 @@ def _check_nodes(nodes: Iterable[NodeProto], known: set[str], slim: object, vers
             for tensor in _tensors(attribute):
                 _check_tensor(tensor, f"{attribute.name} of {_label(node)}")
     for node in _sorted(nodes, reads, producers):
-        slim.append(_slim_node(node, seen, versions, depth))
+        slim.append(_slim_node(node, seen.difference(node.output), versions, depth))  # which its subgraphs do not see
 
 
 def _sorted(nodes: Iterable[NodeProto], reads: dict[int, set[str]], producers: dict[str, NodeProto]) -> Iterator[NodeProto]:
@@ -172,12 +177,13 @@ def _read(node: NodeProto, depth: int) -> set[str]:
 def _slim_node(node: NodeProto, known: set[str], versions: dict[str, int], depth: int) -> NodeProto:
     """The node as onnx.checker shall see it: without weights, and without what only TensorRT knows."""
     slim = NodeProto(op_type=node.op_type, name=node.name, input=node.input, output=node.output, domain=node.domain)
+    sparse = [attribute for attribute in node.attribute if attribute.type in SPARSE]
     if not _domain(node.domain) and (
-        node.op_type.startswith("TRT_") or versions.get("", 0) <= ORT_IN_STANDARD.get(node.op_type, -1)
+        sparse or node.op_type.startswith("TRT_") or versions.get("", 0) <= ORT_IN_STANDARD.get(node.op_type, -1)
     ):
         slim.domain = UNCHECKED
     for attribute in node.attribute:
-        if attribute.name.startswith("TRT_"):
+        if attribute.name.startswith("TRT_") or attribute in sparse:
             continue
         copy = slim.attribute.add()
         if attribute.type in GRAPHS:
@@ -198,15 +204,23 @@ def _slim_node(node: NodeProto, known: set[str], versions: dict[str, int], depth
 def _only_types(slim: GraphProto, graph: GraphProto) -> None:
     """Makes of what onnx.checker has seen what types alone are inferred from: no shapes, which the values of the weights
     that it lacks decide, and weights as inputs."""
+    lowered = any(node.op_type.startswith("TRT_") for node in graph.node)
     declared = {value.name: value.type for each in _every_graph(graph) for value in (*each.input, *each.output)}
     weights = {}
     for each in _every_graph(slim):
         weights |= {tensor.name: tensor.data_type for tensor in each.initializer}
-        constants = [node for node in each.node if node.op_type == "Constant" and node.attribute[0].HasField("t")]
+        constants = [
+            node for node in each.node if node.op_type == "Constant" and any(each.HasField("t") for each in node.attribute)
+        ]
         weights |= {node.output[0]: node.attribute[0].t.data_type for node in constants}
-        kept = [node for node in each.node if node.op_type != "Constant" or not node.attribute[0].HasField("t")]
+        kept = [
+            node for node in each.node if node.op_type != "Constant" or not any(each.HasField("t") for each in node.attribute)
+        ]
         del each.initializer[:], each.node[:]
         each.node.extend(kept)
+        for node in each.node:
+            if not node.domain and node.op_type in (MISTYPED if not lowered else (*MISTYPED, *WIDER_IN_TENSORRT)):
+                node.domain = UNCHECKED
         for value in (*each.input, *each.output):
             given = declared[value.name]
             value.type.Clear()

@@ -5,14 +5,14 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from suture.core.dtypes import FLOAT_NAMES
+DTYPES = ("float32", "float16", "bfloat16")  # core.dtypes.FLOAT_NAMES, which takes onnx to import
 
 
 @dataclass(frozen=True)
 class Options:
     """One of `checkpoint`, a folder with config.json and safetensors, and `model`, the name of one that comes along.
 
-    dtype     of weights and arithmetic, one of FLOAT_NAMES (default: the checkpoint's own)
+    dtype     of weights and arithmetic, one of DTYPES (default: the checkpoint's own)
     weights   "copy" beside the graph, or "reference" to the checkpoint's files (default: copy below 2 GB)
     part      of a model of several parts this one alone
     """
@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                         "model's dimensions with random weights, such as llama-2-7b")  # fmt: skip
     source.add_argument("--checkpoint", metavar="DIR", type=Path, help="a folder with config.json and safetensors")
     parser.add_argument("--part", metavar="NAME", help="of a model of several parts this one alone, into --out itself")
-    parser.add_argument("--dtype", choices=FLOAT_NAMES, help="of weights and arithmetic (default: the checkpoint's own)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of weights and arithmetic (default: the checkpoint's own)")
     parser.add_argument(
         "--weights",
         choices=("copy", "reference"),

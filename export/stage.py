@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from suture.core.errors import UserError
-from suture.core.manifest import is_below, read_manifest, remove_results, result
+from suture.core.manifest import is_below, read_manifest, remove_results
 from suture.core.parts import DECODER, PARTS, STAGE
 from suture.core.stage import Stage, alone
 from suture.export.description import description
@@ -55,7 +55,7 @@ def _export_all(out: Path, parts: tuple[Part, ...], checkpoint: Checkpoint, opti
         remove_results(out, STAGE)
     for part, stage in zip(parts, stages):
         _export(part, stage, checkpoint, options, force)
-    if result(out, PARTS):
+    if index.up_to_date():
         return
     with index.writing() as partial:
         listed_now = [read_manifest(stage.out)["part"] for stage in stages]

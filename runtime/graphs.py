@@ -31,11 +31,11 @@ from suture.runtime.layerwise import LayerwiseSession, is_large, with_fewer_slot
 
 APART = ["MatMulAddFusion"]  # takes the residual sum after a product of one row for a bias; quantised ones then stay unfused
 TOKEN_TYPES = {
-    "tensor(int32)": np.int32,
-    "tensor(int64)": np.int64,
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(bfloat16)": np.float32,  # copied into bound memory of its type
+    TensorProto.INT32: np.int32,
+    TensorProto.INT64: np.int64,
+    TensorProto.FLOAT: np.float32,
+    TensorProto.FLOAT16: np.float16,
+    TensorProto.BFLOAT16: np.float32,  # copied into bound memory of its type
 }
 OWN_OPERATORS = "model.ort.onnx"  # what surgery --onnxruntime writes beside model.onnx
 HEADROOM = 1.2  # of the weights, for what a session needs beside them
@@ -163,7 +163,7 @@ def graph_of(
         raise UserError(name, "the sizes of its cross-attention's caches are not fixed", "fix all but the batch")
     quantised = next((entry.value for entry in model.metadata_props if entry.key == QUANTIZED), None)
     rounds = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
-    (taken,) = (value.type for value in session.get_inputs() if value.name == signature.tokens)
+    taken = next(value.type.tensor_type.elem_type for value in model.graph.input if value.name == signature.tokens)
     return OnnxDecoder(
         name, signature, session, tuple(cache_shapes), encoder_shapes, logits[-1], quantised, rounds, device, TOKEN_TYPES[taken]
     )

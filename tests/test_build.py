@@ -35,9 +35,9 @@ def saved(proto: onnx.ModelProto, folder: Path) -> Path:
     return folder / "model.trt.onnx"
 
 
-def job(proto: onnx.ModelProto, folder: Path) -> Job:
+def job(proto: onnx.ModelProto, folder: Path, past: str | None = None) -> Job:
     """A build of `proto` that skips the audit of the graph, so that only the network's is at work."""
-    signature = find_signature(proto)
+    signature = find_signature(proto, past_pattern=past)
     profiles = make_profiles(proto, signature, split=True, batch=2, prompt=16, past=64)
     model = saved(proto, folder)
     return Job(
@@ -163,12 +163,12 @@ def test_profiles_of_a_growing_cache():
     inputs = [*tokens, value("attention_mask", TensorProto.INT64, "b", "p + s"), past]
     logits = value("logits", TensorProto.FLOAT, "b", "s", 7)
     proto = build_graphs.model([helper.make_node("Relu", ["x"], ["y"])], inputs, [logits, present])
-    one, *more = make_profiles(proto, find_signature(proto), split=False, batch=3, prompt=16, past=100)
+    one, *more = make_profiles(proto, find_signature(proto, past_pattern="past"), split=False, batch=3, prompt=16, past=100)
     assert (one.name, more) == ("any", [])
     assert one.shapes["input_ids"] == ((1, 1), (1, 1), (3, 16))
     assert one.shapes["attention_mask"] == ((1, 1), (1, 51), (3, 116))
     assert one.shapes["past_key_values.0.key"] == ((1, 2, 0, 8), (1, 2, 50, 8), (3, 2, 100, 8))
-    decode, prompt = make_profiles(proto, find_signature(proto), split=True, batch=3, prompt=16, past=100)
+    decode, prompt = make_profiles(proto, find_signature(proto, past_pattern="past"), split=True, batch=3, prompt=16, past=100)
     assert decode.shapes["input_ids"][2] == (3, 1)
     assert prompt.shapes["attention_mask"] == ((1, 1), (1, 16), (3, 116))
 

@@ -77,7 +77,7 @@ def test_what_cannot_fit_is_refused_with_the_numbers(tmp_path, monkeypatch):
 
 
 def test_a_build_that_cannot_fit_does_not_start(tmp_path, monkeypatch):
-    monkeypatch.setattr("build.memory.TENSORRT", 10**15)
+    monkeypatch.setattr("suture.build.memory.TENSORRT", 10**15)
     monkeypatch.setattr(sys, "argv", ["build", str(saved(build_graphs.decoder(), tmp_path)), "--out", str(tmp_path / "out")])
     with pytest.raises(UserError, match="building its engine needs about 1000000"):
         build_main.main()

@@ -121,7 +121,6 @@ def test_the_parser_lives_on_after_a_death(tmp_path):
 
 MISREAD = {
     "Trilu": "(float[4,4] x) => (float[4,4] y) { y = Trilu(x) }",
-    "SpaceToDepth": '(float[1,2,4,4] x) => (float[1,8,2,2] y) { y = SpaceToDepth<blocksize = 2, mode = "CRD">(x) }',
     "GRU": "(float[2,2,3] x, float[1,12,3] w, float[1,12,4] r) => (float[A,B,C,D] y) { y = GRU<hidden_size = 4, layout = 1>(x, w, r) }",
     "ConvTranspose": "(float[1,2,4,4] x, float[2,1,2,2] w, float[1] b) => (float[1,1,H,W] y)"
     "{ y = ConvTranspose<strides = [2, 2], output_padding = [1, 1]>(x, w, b) }",

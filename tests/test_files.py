@@ -35,7 +35,9 @@ def graph(nodes: list[onnx.NodeProto], **more) -> onnx.GraphProto:
 
 def model(nodes: list[onnx.NodeProto], functions=(), **more) -> onnx.ModelProto:
     opsets = [helper.make_opsetid("", 24), helper.make_opsetid("own", 1)]
-    return helper.make_model(graph(nodes, **more), opset_imports=opsets, functions=functions, ir_version=11)
+    made = graph(nodes, **more)
+    made.input.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))
+    return helper.make_model(made, opset_imports=opsets, functions=functions, ir_version=11)
 
 
 def sparse(tensor: TensorProto) -> onnx.SparseTensorProto:
@@ -52,6 +54,14 @@ def constant(tensor: TensorProto) -> onnx.NodeProto:
 def branch(tensor: TensorProto, deep: int) -> onnx.GraphProto:
     nodes = [constant(tensor)] if deep == 0 else [choice(tensor, deep - 1)]
     return helper.make_graph(nodes, "branch", [], [helper.make_tensor_value_info("w", TensorProto.FLOAT, [4])])
+
+
+ZEROS = numpy_helper.from_array(np.zeros(4, np.float32), "w")
+
+
+def branch_over(tensor: TensorProto) -> onnx.GraphProto:
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])]
+    return helper.make_graph([ADD], "branch", [], outputs, initializer=[tensor])
 
 
 def choice(tensor: TensorProto, deep: int = 0) -> onnx.NodeProto:
@@ -92,7 +102,7 @@ PLACES = {
     "branch": lambda tensor: model([choice(tensor), ADD]),
     "branch of a branch": lambda tensor: model([choice(tensor, deep=1), ADD]),
     "initializer of a branch": lambda tensor: model(
-        [helper.make_node("If", ["c"], ["y"], then_branch=graph([ADD], initializer=[tensor]), else_branch=graph([ADD]))]
+        [helper.make_node("If", ["c"], ["y"], then_branch=branch_over(tensor), else_branch=branch_over(ZEROS))]
     ),
     "function": in_function,
     "attribute's default": as_default,
@@ -170,7 +180,7 @@ def test_a_place_that_is_said_twice_or_not_at_all(folder):
 def test_types_and_sizes_that_cannot_lie_outside(folder):
     text, negative = outside("weights"), outside("weights")
     text.data_type, negative.dims[:] = TensorProto.STRING, [-4]
-    for tensor, said in ((text, "has a type"), (negative, "has a negative size")):
+    for tensor, said in ((text, "has a type"), (negative, "has the shape")):
         onnx.save(PLACES["branch"](tensor), folder / "model.onnx")
         with pytest.raises(UserError, match=said):
             load_graph(folder / "model.onnx")

@@ -137,8 +137,10 @@ def test_inputs_whose_names_say_nothing(tmp_path, capsys):
     portable = onnx.load(tmp_path / "out" / "model.onnx")
     assert counts(portable, FUSED) == llama
     assert largest_error(decode(weightless.load(GROWING), alone=True), decode(portable, alone=False)) < 1e-4
-    with pytest.raises(UserError, match="would be overwritten"):
+    with pytest.raises(UserError, match=r"holds model.onnx, which surgery reads"):
         main([str(tmp_path / "model.onnx"), "--out", str(tmp_path), *given])
-    for wrong, says in (("tokens=z", "has no input z"), ("colour=a", "no such role"), ("a", "says no role")):
+    for wrong, says in (("tokens=z", "has no input z"), ("colour=a", "no such role")):
         with pytest.raises(UserError, match=says):
             main([*arguments, "--name", wrong])
+    with pytest.raises(SystemExit):
+        main([*arguments, "--name", "a"])

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from suture.core import arguments as typed
-from suture.core.command import Parser, run
+from suture.core.command import Parser, given, run
 
 STDOUT = Path("-")
 
@@ -15,6 +15,8 @@ def main(arguments: list[str] | None = None, prog: str = "check") -> int:
                     "its network computes what onnxruntime computes. Exit status: 0 it does, 1 it does not, 2 refused.")  # fmt: skip
     add_options(parser)
     options = parser.parse_args(arguments)
+    if options.inputs is not None and given(options, "seed"):
+        parser.error("--seed says nothing with --inputs, beside which nothing is drawn; leave one out")
     from suture.validate.check import run_check  # only now: torch and onnxruntime take seconds
 
     return run_check(options)

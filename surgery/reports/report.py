@@ -154,12 +154,18 @@ def _unfused(node: gs.Node) -> bool:
 
 
 def _weighs_experts(choice: gs.Node) -> bool:
-    """Whether a TopK routes: its values, made to sum to one or not, multiply what was computed, or are scattered to do so. A
-    detector's TopK gives the places of boxes, and scores that go out."""
-    waiting, seen = [choice.outputs[0]], set()
+    """Whether a TopK routes: its values, made to sum to one or not, multiply what was computed, or are scattered to do so, or
+    its indices are compared with an expert's. A detector's TopK gives the places of boxes, and scores that go out."""
+    return _reaches(choice.outputs[0], ("Mul", "MatMul", "ScatterElements", "ScatterND")) or any(
+        _reaches(indices, ("Equal", "OneHot")) for indices in choice.outputs[1:]
+    )
+
+
+def _reaches(tensor: gs.Tensor, ops: tuple[str, ...]) -> bool:
+    waiting, seen = [tensor], set()
     while waiting:
         for node in waiting.pop().outputs:
-            if node.op in ("Mul", "MatMul", "ScatterElements", "ScatterND"):
+            if node.op in ops:
                 return True
             if id(node) not in seen and node.op in WEIGHED:
                 seen.add(id(node))
