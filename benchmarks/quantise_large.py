@@ -49,7 +49,7 @@ def measure(options: argparse.Namespace, work: Path) -> None:
     for name in options.formats:
         out = work / name
         shutil.rmtree(out, ignore_errors=True)
-        arguments = ["--capacity", CAPACITY, "--quantize", name, "--calibration", text]
+        arguments = ["--capacity", CAPACITY, "--quantize", name, *["--calibration", text] * FORMATS[name].calibrated]
         stage("surgery", work / "export" / "model.onnx", "--out", out, *arguments)
         manifest = read_manifest(out)
         stored = (out / "quantised.data").stat().st_size

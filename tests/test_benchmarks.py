@@ -104,8 +104,8 @@ def test_gpu_decode_of_last_logits(graphs):
            "--out", graphs / "last" / "surgery")  # fmt: skip
     (graphs / "last" / "export").symlink_to(graphs / "export")
     out, runs = graphs / "last.json", ["surgered-onnxruntime-cuda-graph", "exported", "eager"]
-    arguments = ["--graphs", graphs / "last", "--runs", *runs, "--logits", "last", "--out", out, "--strict"]
-    done = decode(graphs, graphs / "checkpoint", *arguments)
+    arguments = ["--runs", *runs, "--logits", "last", "--out", out, "--strict"]
+    done = decode(graphs / "last", graphs / "checkpoint", *arguments)
     assert done.returncode == 0, done.stderr
     results = json.loads(out.read_text())["results"]
     assert [result["run"] for result in results] == [run for run in runs for _ in range(3)]
