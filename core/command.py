@@ -171,4 +171,4 @@ def _say(prog: str, line: str, status: int) -> int:
 
 if __name__ == "__main__":
     stage = sys.argv.pop(1)
-    run(stage, lambda: runpy.run_module(stage, run_name="__main__", alter_sys=True) and DONE)
+    run(stage.rpartition(".")[2], lambda: runpy.run_module(stage, run_name="__main__", alter_sys=True) and DONE)

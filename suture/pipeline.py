@@ -107,7 +107,7 @@ def _given(group: argparse._ArgumentGroup, options: argparse.Namespace) -> list[
 
 def _run(stage: str, arguments: list[str], out: Path) -> Outcome:
     started = time.monotonic()
-    command = child.command("suture.core.command", stage, *arguments)
+    command = child.command("suture.core.command", f"suture.{stage}", *arguments)
     status = _wait(subprocess.Popen(command, env=child.environment(), preexec_fn=end_with_parent))
     seconds = time.monotonic() - started
     if status < 0:

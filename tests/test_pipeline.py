@@ -141,7 +141,7 @@ def test_an_interrupted_pipeline_says_so_and_leaves_nothing(checkpoint, tmp_path
 
 BROKEN = """
 import os, signal, sys
-stage = next((word for word in sys.orig_argv if word in {stages}), None)
+stage = next((word[7:] for word in sys.orig_argv if word.startswith("suture.") and word[7:] in {stages}), None)
 if stage == "{broken}":
     {how}
 """
