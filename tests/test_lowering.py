@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import decoder_graphs
@@ -12,7 +11,6 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from suture.core.signature import Cache
 from suture.surgery.graph import consumers, files, onnx_type, producer
 from suture.surgery.options import Options
 from suture.surgery.passes.lowering import joint_rotary, split_products
@@ -141,9 +139,6 @@ def test_parts_of_a_product_are_cut_along_an_axis_of_their_own(tmp_path):
         model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
     onnx.save(model, tmp_path / "model.onnx")
     graph = files.read(tmp_path / "model.onnx")
-    assert split_products.run(graph) == 0  # rows are many without a cache
-    cache = Cache(0, "key", "past", "present")
-    graph.signature = replace(graph.signature, caches=(cache,))
     assert split_products.run(graph) == 1
     assert [miss.reason for miss in graph.near_misses] == ["the parts' widths have no common divisor"]
     assert next(list(node.outputs[0].shape) for node in graph.nodes("Split") if node.attrs["axis"] == 1)[1:] == [2, 8]

@@ -6,10 +6,6 @@ d: the widths' greatest common divisor; n: how many there are of it. TensorRT ot
 product, sees products of the same rows, and joins their weights again: copies that it holds until the engine is written,
 of Qwen-7B's gate and up 180 MB a layer. Along an axis of its own the weight stays mapped from its file, and the kernels
 are as many, since the cut is part of whatever reads the parts.
-
-Only in graphs with a KV cache, whose steps of one token read weights and little else. Elsewhere rows are many and what the
-product writes is wide (GEGLU at 64 x 64 pixels: 42 MB): there TensorRT's two products with the activation in their epilogues
-move less.
 """
 
 import math
@@ -20,7 +16,7 @@ from suture.surgery.graph import Graph, last_axis, need, only_consumer, producer
 
 
 def run(graph: Graph) -> int:
-    return graph.match(_split, graph.nodes("Split")) if graph.signature.caches else 0
+    return graph.match(_split, graph.nodes("Split"))
 
 
 def _split(graph: Graph, split: gs.Node) -> bool:
