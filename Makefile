@@ -1,6 +1,6 @@
 # make demo         set up, then take tiny-qwen from checkpoint to engine and check every step
 # make test         set up, then run the tests
-# make check        set up, then the tests that read stored graphs and export nothing, in under a minute
+# make check        set up, then the tests that read stored graphs and are marked as neither exporting nor slow
 # make slow         set up, then the tests that `make test` leaves out
 # make abuse        set up, then every case of hostile and faulty input; abuse-coverage counts them
 # make benchmarks   set up, then run every benchmark at a tiny size
