@@ -55,7 +55,7 @@ class Ended:
     stage, status = "", 0
 
     def __init__(self, command, **_):
-        self.returned = Ended.status if self.stage in command else 0
+        self.returned = Ended.status if f"suture.{self.stage}" in command else 0
 
     def wait(self, _=None) -> int:
         return self.returned
