@@ -179,7 +179,10 @@ def _slim_node(node: NodeProto, known: set[str], versions: dict[str, int], depth
     slim = NodeProto(op_type=node.op_type, name=node.name, input=node.input, output=node.output, domain=node.domain)
     sparse = [attribute for attribute in node.attribute if attribute.type in SPARSE]
     if not _domain(node.domain) and (
-        sparse or node.op_type.startswith("TRT_") or versions.get("", 0) <= ORT_IN_STANDARD.get(node.op_type, -1)
+        sparse
+        or node.op_type.startswith("TRT_")
+        or versions.get("", 0) <= ORT_IN_STANDARD.get(node.op_type, -1)
+        or _deprecated(node.op_type, versions.get("", 0))
     ):
         slim.domain = UNCHECKED
     for attribute in node.attribute:
@@ -231,6 +234,14 @@ def _only_types(slim: GraphProto, graph: GraphProto) -> None:
     for name in weights.keys() - {value.name for value in slim.input}:
         value = slim.input.add(name=name)
         value.type.tensor_type.elem_type = weights[name]
+
+
+def _deprecated(op: str, version: int) -> bool:
+    """Whether onnx has taken the operator back at this version: its checker refuses it, onnxruntime runs it."""
+    try:
+        return onnx.defs.get_schema(op, version).deprecated
+    except onnx.defs.SchemaError:
+        return False
 
 
 def _every_graph(graph: GraphProto) -> Iterator[GraphProto]:

@@ -55,6 +55,8 @@ ACCOUNTED: dict[str, tuple[str, ...]] = {
     "GatherND": ("data", "indices", "batch_dims"),  # of which only the shape is followed
     "Gelu": ("X", "approximate"),
     "Gemm": ("A", "B", "C", "alpha", "beta", "transA", "transB"),
+    "GroupNormalization": ("X", "scale", "bias", "epsilon", "num_groups", "stash_type"),
+    "InstanceNormalization": ("input", "scale", "B", "epsilon"),
     "LayerNormalization": NORM,
     "Max": ("data_0",),
     "Min": ("data_0",),

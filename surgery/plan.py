@@ -33,11 +33,13 @@ from suture.surgery.passes.lowering import (
     attention_mask,
     attention_products,
     decomposable_attention,
+    group_normalization,
     joint_rotary,
     neighbouring_weights,
     pointwise_last,
     quantised_cache,
     split_products,
+    unmasked,
 )
 from suture.surgery.passes.ort_contrib import bias_apart, group_query_attention, quick_gelu
 from suture.surgery.passes.ort_contrib import skip_norm as fuse_skip_norm
@@ -47,6 +49,7 @@ from suture.surgery.passes.portable import (
     duplicates,
     flat_tokens,
     gelu,
+    group_norm,
     interface,
     last_token_logits,
     layer_norm,
@@ -63,6 +66,7 @@ from suture.surgery.passes.portable import (
     shapes,
     static_cache,
     swish,
+    visible_mask,
 )
 
 
@@ -100,6 +104,7 @@ PORTABLE: tuple[Phase, ...] = (
         "fusions",
         duplicates,
         layer_norm,
+        group_norm,
         rms_norm,
         swish,
         gelu,
@@ -113,6 +118,7 @@ PORTABLE: tuple[Phase, ...] = (
         flat_tokens,
         packed_heads,
         query_scale,
+        visible_mask,
     ),
     phase(
         "caches and logits",
@@ -142,6 +148,8 @@ OWN = "fusions"  # the phase after which a user's pass runs by default: the inte
 LOWERING: tuple[Phase, ...] = (
     phase(
         "forms that TensorRT reads right and fast",
+        unmasked,
+        group_normalization,
         neighbouring_weights,
         split_products,
         joint_rotary,

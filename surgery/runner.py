@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from suture.surgery.graph import Graph, files
 from suture.surgery.passes import Pass, Phase
 from suture.surgery.plan import Plan
+from suture.surgery.reports import cuda
 from suture.surgery.reports.report import PassReport, Report, Verdict
 
 Verify = Callable[[str, Graph], Verdict | None]  # called with what each pass made; may raise to stop
@@ -36,7 +37,7 @@ def make_portable(
         _run_pass(graph, quantise, report, unverified)
     report.count("portable", graph)
     report.list_unfused(graph, source)
-    report.notes = graph.notes
+    report.notes = [*graph.notes, *cuda.notes(graph)]
     return graph
 
 

@@ -46,10 +46,10 @@ OWN = {
     "flux_d18": Row(),
     "instruct_qformer_d18": Row({"Attention": 3, "LayerNormalization": 8, "Gelu": 4}),
     "sam_vision_ts17": Row({"Attention": 2, "LayerNormalization": 6, "Gelu": 2}),
-    "sd15_tblock_f16_d18": Row({"Attention": 2, "LayerNormalization": 3, "Gelu": 1}),
-    "sd15_unet_d18": Row({"Attention": 8, "LayerNormalization": 12, "Gelu": 4, "Swish": 19}),
+    "sd15_tblock_f16_d18": Row({"Attention": 2, "LayerNormalization": 3 + 1, "Gelu": 1}),
+    "sd15_unet_d18": Row({"Attention": 8, "LayerNormalization": 12 + 21, "Gelu": 4, "Swish": 19}),
     "siglip_d18": Row(),
-    "vae_decoder_d18": Row({"Attention": 1, "Swish": 13}),
+    "vae_decoder_d18": Row({"Attention": 1, "LayerNormalization": 14, "Swish": 13}),
 }
 GPT2_LAYER = {"LayerNormalization": 2, "Gelu": 1}
 OTHERS = {
