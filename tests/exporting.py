@@ -12,7 +12,7 @@ import torch
 from suture.core.weights import ORT_ROOT_OPTION, weights_root
 from suture.export import stage
 from suture.export.options import Options
-from suture.models import load_model, open_checkpoint
+from suture.models.architectures import load_model, open_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = 5  # one more than are traced

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from suture.core.errors import UserError
-from suture.models import checkpoint_folder, load_model, meta_model, open_checkpoint
-from suture.models.qwen import build
+from suture.models.architectures import load_model, meta_model, open_checkpoint
+from suture.models.families.qwen import build
+from suture.models.named import checkpoint_folder
 
 CONFIG = {
     "model_type": "qwen", "architectures": ["QWenLMHeadModel"], "vocab_size": 40, "hidden_size": 16,

@@ -13,7 +13,7 @@ from decoder_graphs import decoder_graph
 from suture.core.network.parse import LARGE
 from suture.core.parts import find_parts
 from suture.core.weights import load_graph, references, tensor_bytes
-from suture.models import checkpoint_folder
+from suture.models.named import checkpoint_folder
 from suture.runtime import layerwise
 from suture.runtime.graphs import open_graph
 from suture.runtime.layerwise import split, with_products_by_rows

@@ -14,7 +14,7 @@ from test_surgery import refusal
 from suture.core.network.inputs import make_feeds
 from suture.core.parts import DECODER, PartFolder
 from suture.core.weights import ORT_ROOT_OPTION, load_graph, weights_root
-from suture.models import checkpoint_folder
+from suture.models.named import checkpoint_folder
 from suture.models.tokenizer import open_tokenizer
 from suture.runtime.graphs import graph_of, open_graph
 from suture.surgery.__main__ import main

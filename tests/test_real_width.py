@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from suture.models.random_checkpoint import PRESETS, presets, read_config, write
+from suture.models.named import PRESETS, presets, read_config
+from suture.models.random_weights import write
 from suture.runtime import layerwise
 from suture.validate import reference
 from suture.validate.compare import PASSED

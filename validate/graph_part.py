@@ -23,7 +23,7 @@ from suture.core.network.parse import NoTensorRT, parse
 from suture.core.network.runner import to_numpy
 from suture.core.parts import PartFolder
 from suture.core.weights import load_graph, weights_root
-from suture.models import open_checkpoint
+from suture.models.architectures import open_checkpoint
 from suture.models.parts import part_named
 from suture.runtime.engine import Engine, read_description, run_once, why_not
 from suture.runtime.graphs import open_session
