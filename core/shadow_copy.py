@@ -24,6 +24,11 @@ def has_bfloat16(model: onnx.ModelProto) -> bool:
     )
 
 
+def runnable(model: onnx.ModelProto) -> onnx.ModelProto:
+    """What onnxruntime's CPU can run: the float32 shadow copy of a bfloat16 graph, another as it is."""
+    return float32_shadow_copy(model) if has_bfloat16(model) else model
+
+
 def float32_shadow_copy(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which every bfloat16 tensor is float32; external bfloat16 weights are cast where they enter."""
     copy = onnx.ModelProto()

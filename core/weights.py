@@ -22,7 +22,6 @@ COPIED_BELOW = 1_000_000_000  # bytes of weights that each stage's folder may ho
 MODEL_LIMIT = 1 << 31  # bytes; protobuf's own
 WRITTEN = (".onnx", ".json", ".svg")  # what a stage's folder has of its own, where weights cannot lie
 TABLE_INPUTS = {"Gather": (0,), "RotaryEmbedding": (1, 2)}  # of which a step reads one row a token
-ORT_ROOT_OPTION = "session.model_external_initializers_file_folder_path"
 
 
 def weights_root(model: Path) -> Path:

@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import torch
 
+from suture.core.layerwise import is_large, with_fewer_slots
 from suture.core.network.dtypes import TORCH, to_torch
 from suture.core.network.evaluate import Evaluator
 from suture.core.network.parse import parse
@@ -15,7 +16,6 @@ from suture.core.signature import Signature, find_signature
 from suture.core.weights import load_graph
 from suture.runtime.decoders import Decoder, Embed, GrowingDecoder, OfSignature, StaticDecoder, made_up_constants, step_feeds
 from suture.runtime.graphs import refuse_unknown_inputs
-from suture.runtime.layerwise import is_large, with_fewer_slots
 
 
 @dataclass(frozen=True)

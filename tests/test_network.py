@@ -11,6 +11,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from suture.core.as_written import open_session
 from suture.core.errors import UserError
 from suture.core.network.audit import audit
 from suture.core.network.compare import Outcome, compare, default_tolerance
@@ -21,7 +22,6 @@ from suture.core.network.parse import describe, parse
 from suture.core.network.quantization import quantize
 from suture.core.network.runner import to_numpy
 from suture.core.weights import load_graph
-from suture.runtime.graphs import open_session
 
 ROOT = Path(__file__).parents[1]
 DIALECTS = ROOT.parent / "shared" / "dialects"

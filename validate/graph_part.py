@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from onnx import TensorProto
 
+from suture.core.as_written import open_session
 from suture.core.dtypes import FLOATS
 from suture.core.errors import UserError
 from suture.core.network.compare import difference
@@ -26,7 +27,6 @@ from suture.core.weights import load_graph, weights_root
 from suture.models.architectures import open_checkpoint
 from suture.models.parts import part_named
 from suture.runtime.engine import Engine, read_description, run_once, why_not
-from suture.runtime.graphs import open_session
 from suture.validate.compare import DIFFERENT, PASSED, TOLERANCES, Comparison, OutputError, ScenarioResult
 from suture.validate.level import TITLES, Level, failed, not_run
 from suture.validate.pipeline import PartFiles

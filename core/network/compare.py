@@ -15,12 +15,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from suture.core.as_written import open_session
 from suture.core.network.description import Network
 from suture.core.network.evaluate import Evaluator
 from suture.core.network.inputs import Feeds
 from suture.core.network.runner import to_numpy
+from suture.core.sessions import from_ort, to_ort
 from suture.core.weights import load_graph, weights_root
-from suture.runtime.graphs import from_ort, open_session, to_ort
 from suture.validate.runners import marked, rounding_step
 
 TOLERANCES = {"FLOAT": 1e-5, "HALF": 1e-2, "BF16": 5e-2}  # of the largest value, by the network's coarsest dtype

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import onnx
 
+from suture.core.as_written import open_session
 from suture.core.dtypes import BY_ORT
 from suture.core.errors import UserError
 from suture.core.network.advice import advice, origin
 from suture.core.network.description import Network, Refusal
 from suture.core.network.parse import Parser, ParserDied, ParserRefused
 from suture.core.weights import weights_root
-from suture.runtime.graphs import open_session
 
 ROUNDS, SECONDS = 100, 30
 ALIKE = ("FastGelu", "Gelu", "BiasGelu", "QuickGelu", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization")  # of

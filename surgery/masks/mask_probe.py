@@ -8,14 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-import onnxruntime as ort
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from suture.core.shadow_copy import float32_shadow_copy, has_bfloat16
+from suture.core.sessions import new_session
+from suture.core.shadow_copy import runnable
 from suture.core.step_inputs import position_values, token_values
 from suture.surgery.graph import SMALL, Graph, onnx_type, static_dim
-
-ort.set_default_logger_severity(4)
 
 
 @dataclass(frozen=True)
@@ -87,12 +85,10 @@ def evaluate(
     for node in model.graph.node:
         node.name = ""  # need not be unique here, and onnxruntime insists
     model.ir_version = 10
-    if has_bfloat16(model):
-        model = float32_shadow_copy(model)
-        feeds = {name: _widened(value) for name, value in feeds.items()}
     try:
-        session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        computed = dict(zip([output.name for output in session.get_outputs()], session.run(None, feeds)))
+        session = new_session(runnable(model))
+        widened = {name: _widened(value) for name, value in feeds.items()}
+        computed = dict(zip([output.name for output in session.get_outputs()], session.run(None, widened)))
     except Exception:  # onnxruntime raises classes of its own; whatever it was, the probe says nothing
         return None
     return [feeds[tensor.name] if tensor.name in feeds else computed[tensor.name] for tensor in tensors]

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper
 
+from suture.core.as_written import at_full_accuracy
 from suture.core.cpm_inputs import made_up
-from suture.core.shadow_copy import float32_shadow_copy, has_bfloat16
+from suture.core.sessions import NotLoaded, new_session
+from suture.core.shadow_copy import runnable
 from suture.core.signature import LOGITS, Cache, Signature
 from suture.core.step_inputs import position_values, token_values
-from suture.core.weights import ORT_ROOT_OPTION
 
 ANY_SIZE = 5  # of an axis that nothing says anything about
 ANY_VOCABULARY = 8
@@ -93,16 +93,9 @@ class Runner:
         self.inputs = {value.name: value.type.tensor_type for value in model.graph.input}
         for tensor in model.graph.initializer:
             self.inputs.pop(tensor.name, None)
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.log_severity_level = 4
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.enable_mem_reuse = all(node.op_type != "MultiHeadAttention" for node in model.graph.node)  # dies in float16
-        options.add_session_config_entry("session.disable_prepacking", "1")  # else it copies the weights
-        options.add_session_config_entry(ORT_ROOT_OPTION, str(root))
         try:
-            self.session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's errors share no public base
+            self.session = new_session(model, root, mapped=True)
+        except NotLoaded as error:
             raise Unrunnable(f"onnxruntime cannot load the graph ({_brief(error)})") from None
         self.outputs = [value.name for value in self.session.get_outputs()]
         logits = next((value.shape[-1] for value in self.session.get_outputs() if value.name == signature.logits), None)
@@ -216,7 +209,7 @@ def _mask(step: Step, total: int, tensor: onnx.TypeProto.Tensor, static: bool) -
 
 def _standard(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in ops that onnxruntime computes, at full accuracy."""
-    copy = float32_shadow_copy(model) if has_bfloat16(model) else onnx.ModelProto.FromString(model.SerializeToString())
+    copy = at_full_accuracy(runnable(model))
     for node in copy.graph.node:
         if node.op_type == "TRT_Attention":
             node.op_type = "Attention"
@@ -227,10 +220,6 @@ def _standard(model: onnx.ModelProto) -> onnx.ModelProto:
                 node.attribute.append(helper.make_attribute("is_causal", 1))
         elif node.op_type.startswith("TRT_"):
             raise Unrunnable(f"onnxruntime has no {node.op_type}")
-        elif node.op_type == "MatMulNBits":
-            kept = [each for each in node.attribute if each.name != "accuracy_level"]
-            node.ClearField("attribute")
-            node.attribute.extend([*kept, helper.make_attribute("accuracy_level", 1)])
     return copy
 
 

@@ -16,9 +16,9 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from suture.core.cpm_inputs import set_places
+from suture.core.sessions import new_session
 from suture.core.signature import find_signature
 from suture.core.tensors import external, references, tensor_bytes
-from suture.core.weights import ORT_ROOT_OPTION
 
 LARGE = 4_000_000_000  # bytes of weights from which a graph runs this way
 MOST_WEIGHTS = 256_000_000  # bytes of weights in one part; a product with a larger one is taken by rows
@@ -41,19 +41,12 @@ class Part:
 
 
 class LayerwiseSession:
-    """The part of onnxruntime.InferenceSession that suture.runtime.graphs uses."""
+    """The part of onnxruntime.InferenceSession that who steps a graph uses."""
 
     def __init__(self, model: onnx.ModelProto, root: Path):
-        self.model = model
+        self.model, self.root = model, root
         self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self.parts = split(model)
-        self.options = ort.SessionOptions()
-        self.options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        self.options.enable_cpu_mem_arena = False  # it keeps what it once had
-        self.options.log_severity_level = 4
-        self.options.add_session_config_entry("session.disable_prepacking", "1")  # a copy of each weight
-        self.options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.options.add_session_config_entry(ORT_ROOT_OPTION, str(root))
 
     def get_inputs(self) -> list[Value]:
         return [Value(value.name, _sizes(value)) for value in self.model.graph.input if value.name not in self.initializers]
@@ -87,12 +80,7 @@ class LayerwiseSession:
         )
         model = helper.make_model(graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version)
         model.functions.extend(self.model.functions)
-        return ort.InferenceSession(
-            model.SerializeToString(),
-            self.options,
-            providers=["CPUExecutionProvider"],
-            disabled_optimizers=["ConstantFolding"],  # a float32 copy of each bfloat16 weight
-        )
+        return new_session(model, self.root, mapped=True, without=["ConstantFolding"])  # a float32 copy of each bfloat16 weight
 
 
 def is_large(model: onnx.ModelProto) -> bool:
