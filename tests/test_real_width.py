@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
+from suture.core import layerwise
 from suture.models.named import PRESETS, presets, read_config
 from suture.models.random_weights import write
-from suture.runtime import layerwise
 from suture.validate import reference
 from suture.validate.compare import PASSED
 from tests.families import build, export_and_operate, levels, surgered, worst
