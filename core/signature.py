@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import onnx
 
 from suture.core.cache_flow import grown
-from suture.core.cpm_inputs import LAYOUT
+from suture.core.cpm_inputs import LAYOUT, PLACED
 from suture.core.dtypes import FLOATS
 from suture.core.errors import UserError
 
@@ -107,6 +107,11 @@ class Signature:
         named = (self.tokens, self.positions, self.mask, self.write_indices, self.sequence_lengths, self.ntk_alpha)
         caches = (cache.past for cache in (*self.caches, *self.encoder_caches))
         return {*filter(None, named), *self.layout, *caches}
+
+    @property
+    def placed(self) -> tuple[str, ...]:
+        """Those inputs of suture.core.cpm_inputs that have a value for each place of a row: as many as a static cache has slots."""
+        return tuple(name for name in self.layout if name in PLACED)
 
     @property
     def static(self) -> bool:

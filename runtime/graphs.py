@@ -22,11 +22,11 @@ from suture.core.manifest import result
 from suture.core.sessions import CPU, FUSED, NotLoaded, from_ort, new_session, to_ort
 from suture.core.shadow_copy import runnable
 from suture.core.signature import QUANTIZED, Signature, find_signature
-from suture.core.step_inputs import token_values
+from suture.core.step_inputs import Embed, step_values, token_values
 from suture.core.tensors import tensor_bytes
 from suture.core.third_party import leave_attention_to_cudnn
 from suture.core.weights import load_graph, weights_root
-from suture.runtime.decoders import Embed, GrowingDecoder, OfSignature, RowDecoder, StaticDecoder, made_up_constants, step_feeds
+from suture.runtime.decoders import GrowingDecoder, OfSignature, RowDecoder, StaticDecoder, made_up_constants
 from suture.runtime.io_binding import BoundSession, CopyingSession
 
 APART = ["MatMulAddFusion"]  # takes the residual sum after a product of one row for a bias; quantised ones then stay unfused
@@ -92,9 +92,12 @@ class OnnxDecoder(OfSignature):
 
     def _forward(self, text, tokens, positions, mask, pasts, alpha, **crossed):
         names = self.signature
-        feeds = step_feeds(names, tokens, positions, self._embeds, text) | {names.mask: mask, names.ntk_alpha: alpha}
-        feeds = {name: value for name, value in feeds.items() if name is not None}
-        feeds |= crossed | {cache.past: past for cache, past in zip(names.caches, pasts)}
+        feeds = step_values(names, tokens, positions, alpha, embed=self._embeds, text=text)
+        feeds |= (
+            ({names.mask: mask} if names.mask else {})
+            | crossed
+            | {cache.past: past for cache, past in zip(names.caches, pasts)}
+        )
         outputs = [names.logits, *(cache.present for cache in names.caches)]
         if self.layerwise:
             logits, *presents = self.session.run(outputs, feeds)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import onnx_graphsurgeon as gs
 
-from suture.core.cpm_inputs import PLACED
 from suture.core.errors import UserError
 from suture.core.manifest import read_manifest
 from suture.core.stage import Stage
@@ -70,7 +69,7 @@ def resize(graph: Graph, capacity: int) -> None:
     for cache in graph.signature.caches:
         for name in (cache.past, cache.present):
             ends[name].shape = [*ends[name].shape[:2], capacity, ends[name].shape[3]]
-    for name in filter(PLACED.__contains__, graph.signature.layout):
+    for name in graph.signature.placed:
         ends[name].shape = [ends[name].shape[0], capacity]
     graph.signature = replace(graph.signature, capacity=capacity)
     files.refresh(graph)

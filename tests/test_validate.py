@@ -11,8 +11,9 @@ from onnx import TensorProto
 
 from suture.core.errors import UserError
 from suture.core.shadow_copy import float32_shadow_copy
+from suture.core.step_inputs import positions_of
 from suture.core.tolerances import REWRITTEN
-from suture.runtime.decoders import GrowingDecoder, positions_of
+from suture.runtime.decoders import GrowingDecoder
 from suture.runtime.graphs import OnnxDecoder, graph_of, open_graph
 from suture.runtime.network_decoder import open_network
 from suture.validate.compare import DIFFERENT, NOT_RUN, PASSED, compare

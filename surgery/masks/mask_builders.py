@@ -6,13 +6,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from suture.core.additive_mask import HIDDEN
 from suture.core.signature import SEQUENCE_LENGTHS
 from suture.surgery.graph import Graph
-
-# What is added to the score of a slot that does not count. Finite, so that a sum with a score stays finite and a row that sees
-# nothing is no NaN; below any score of its type, far enough that exp(score + HIDDEN - best) is 0.
-HIDDEN = {TensorProto.FLOAT16: -6e4, TensorProto.BFLOAT16: -1e30, TensorProto.FLOAT: -1e30}
-FAR_BELOW = -9e3  # a number at most this, in a graph that is read, hides: exporters write -1e4 (float16 rounds it) and less
 
 
 def masked_out(graph: Graph, dtype: int) -> gs.Constant:

@@ -16,6 +16,7 @@ from onnx.external_data_helper import ExternalDataInfo
 from suture.core.sessions import new_session
 from suture.core.shadow_copy import runnable
 from suture.core.signature import ntk_alpha
+from suture.core.step_inputs import step_values
 from suture.surgery.graph import Graph, is_weight_file, onnx_type
 from suture.surgery.graph.files import IR_VERSION, sort
 from suture.surgery.graph.weights import under_one_root
@@ -96,14 +97,10 @@ def _feeds(graph: Graph, window: np.ndarray) -> Values:
     """A prompt of one row, over an empty cache."""
     names, steps = graph.signature, len(window)
     trained = names.ntk_trained_length
-    known = {
-        names.tokens: window[None],
-        names.positions: np.arange(steps)[None],
-        names.mask: np.ones((1, steps)),
-        names.write_indices: np.zeros(1),
-        names.sequence_lengths: np.full(1, steps),
-        names.ntk_alpha: np.full(1, ntk_alpha(steps, trained) if trained else 1.0),
-    }
+    alpha = np.full(1, ntk_alpha(steps, trained) if trained else 1.0)
+    known = step_values(names, window[None], np.arange(steps)[None], alpha, np.zeros(1), np.full(1, steps))
+    if names.mask:
+        known[names.mask] = np.ones((1, steps))
     values: Values = {}
     for tensor in graph.gs.inputs:
         dtype = onnx_type(tensor)

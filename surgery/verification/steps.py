@@ -17,13 +17,12 @@ from suture.core.cpm_inputs import made_up
 from suture.core.sessions import NotLoaded, new_session
 from suture.core.shadow_copy import runnable
 from suture.core.signature import LOGITS, Cache, Signature
-from suture.core.step_inputs import position_values, token_values
+from suture.core.step_inputs import mask_values, positions_of, step_values, valid_slots
 
 ANY_SIZE = 5  # of an axis that nothing says anything about
 ANY_VOCABULARY = 8
 ALPHAS = (1.0, 3.0)  # two scales of dynamic NTK, row by row
 NO_ALPHAS = (1.0, 1.0)  # those of rows that do not outgrow the trained length
-HIDDEN = -1e4  # an additive mask's value for a slot that does not count; float16 holds it
 LAST = "logits of each row's last token"
 LENGTHS = 5  # kv_lengths among the inputs of TRT_Attention; Attention's nonpad_kv_seqlen comes one later
 
@@ -56,13 +55,12 @@ class Step:
     @property
     def valid(self) -> np.ndarray:
         """bool [B, cached + new]: the slots of a growing cache that hold tokens."""
-        past = np.arange(self.cached) < np.array(self.lengths)[:, None]
-        return np.concatenate([past, np.arange(self.new) < np.array(self.counts)[:, None]], axis=1)
+        return valid_slots(np.array(self.lengths), np.array(self.counts), self.cached, self.new)
 
     @property
     def positions(self) -> np.ndarray:
         """int64 [B, new]."""
-        return np.array(self.lengths)[:, None] + np.minimum(np.arange(self.new), np.array(self.counts)[:, None] - 1)
+        return positions_of(np.array(self.lengths), np.array(self.counts), self.new)
 
 
 STEPS = (
@@ -151,19 +149,14 @@ class Runner:
 
     def _feeds(self, step: Step) -> dict[str, np.ndarray]:
         names = self.signature
-        total = self._slots(step)
-        known = {
-            names.tokens: token_values(names, _random("tokens", step.positions.shape, self.vocabulary)),
-            names.positions: position_values(names, step.positions),
-            names.write_indices: np.array(step.lengths),
-            names.sequence_lengths: np.array(step.counts),
-            names.ntk_alpha: np.array(self.alphas[: len(step.counts)]),
-        }
-        known |= made_up(names.layout, len(step.counts), total)
+        lengths, counts = np.array(step.lengths), np.array(step.counts)
+        tokens = _random("tokens", step.positions.shape, self.vocabulary)
+        known = step_values(names, tokens, step.positions, np.array(self.alphas[: len(counts)]), lengths, counts)
+        known |= made_up(names.layout, len(counts), names.capacity if names.static else step.cached + step.new)
         known |= {cache.past: self._past(cache, step) for cache in names.caches}
         known |= {cache.past: self._past(cache, step, encoder=True) for cache in names.encoder_caches}
         if names.mask in self.inputs:
-            known[names.mask] = _mask(step, total, self.inputs[names.mask], names.static)
+            known[names.mask] = mask_values(self.inputs[names.mask], names, lengths, counts)
         symbols = {}
         for name, values in known.items():
             if name in self.inputs:
@@ -177,9 +170,6 @@ class Runner:
             feeds[name] = values.astype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         return feeds
 
-    def _slots(self, step: Step) -> int:
-        return self.signature.capacity if self.signature.static else step.cached + step.new
-
     def _past(self, cache: Cache, step: Step, encoder: bool = False) -> np.ndarray:
         _, heads, _, head_dim = _sizes(self.inputs[cache.past])
         head_dim = head_dim if isinstance(head_dim, int) else self.signature.head_dim
@@ -192,19 +182,6 @@ class Runner:
             return past
         beyond = (len(step.counts), heads, self.signature.capacity - slots, head_dim)
         return np.concatenate([past, _random(f"beyond {key}", beyond)], axis=2)
-
-
-def _mask(step: Step, total: int, tensor: onnx.TypeProto.Tensor, static: bool) -> np.ndarray:
-    """Which slots count: [B, total] as 1 and 0, or, where the graph takes it whole, [B, 1, new, total]."""
-    if len(tensor.shape.dim) == 2:
-        return np.pad(step.valid, ((0, 0), (0, total - step.valid.shape[1])))
-    slots, own = np.arange(total), np.arange(step.new)[:, None]
-    if static:
-        visible = slots <= np.array(step.lengths)[:, None, None] + own
-    else:
-        visible = (slots <= step.cached + own) & step.valid[:, None, :]
-    visible = visible[:, None]
-    return np.where(visible, 0, HIDDEN) if _is_float(tensor.elem_type) else visible
 
 
 def _standard(model: onnx.ModelProto) -> onnx.ModelProto:

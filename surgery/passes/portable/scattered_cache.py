@@ -22,7 +22,7 @@ from suture.surgery.masks.mask_builders import FAR_BELOW
 from suture.surgery.masks.mask_probe import evaluate
 from suture.surgery.masks.masks import BOOL
 from suture.surgery.passes.portable.own_cache import causal
-from suture.surgery.passes.portable.static_cache import MASKED
+from suture.surgery.passes.portable.static_cache import MASKED_ATTENTION
 from suture.surgery.rows import of_tokens
 
 STEPS = ((2, 3, 4), (1, 1, 5), (3, 4, 0))  # rows, tokens, slots that are full
@@ -111,7 +111,7 @@ def _refuse(graph: Graph, reader: gs.Node) -> bool:
 def _is_causal(graph: Graph, attention: gs.Node, past: gs.Variable, steps: set[int]) -> bool:
     need(id(attention.inputs[0]) in steps, "the rows of its query cannot be shown to be the step's tokens")
     mask = input_of(attention, "attn_mask")
-    graph.need_known(attention, *MASKED)
+    graph.need_known(attention, *MASKED_ATTENTION)
     need(mask is not None and len(attention.inputs) == 4, "attention over the static cache is not masked by one mask")
     for rows, tokens, full in STEPS:
         values = evaluate(graph, [mask], _feeds(graph, rows, tokens, full, {}))

@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from suture.core.cpm_inputs import PLACED
 from suture.core.signature import WRITE_INDICES, Cache
 from suture.surgery.graph import Graph, NoMatch, consumers, need, onnx_type, op_of, rank, static_dim, through
 from suture.surgery.masks.mask_builders import all_slots, causal_bias, own_slots, step_bias
@@ -31,7 +30,7 @@ from suture.surgery.masks.position_ids import Positions, find_positions, known_p
 from suture.surgery.rows import of_tokens
 
 # of an Attention over rank 4 with a mask of its own
-MASKED = ("Q", "K", "V", "attn_mask", "scale", "softcap", "softmax_precision", "qk_matmul_output_mode")
+MASKED_ATTENTION = ("Q", "K", "V", "attn_mask", "scale", "softcap", "softmax_precision", "qk_matmul_output_mode")
 INPUT = "a graph input"  # a mask that says for itself what is hidden
 
 
@@ -118,7 +117,7 @@ def _growing(graph: Graph, concat: gs.Node, masks: dict[int, Mask | str]) -> lis
     for attention in attentions:
         need(not any(not tensor.is_empty() for tensor in attention.inputs[4:]), "the Attention has a cache of its own")
         need(not attention.attrs.get("is_causal"), "the Attention is causal by itself, counted from the first slot")
-        graph.need_known(attention, *MASKED)
+        graph.need_known(attention, *MASKED_ATTENTION)
         mask = attention.inputs[3] if len(attention.inputs) > 3 else None
         need(mask is not None, "attention over the cache is not masked, so it is not causal")
         if id(mask) not in masks:
@@ -188,9 +187,8 @@ def _make_static(graph: Graph, growing: list[Growing], positions: list[Positions
         each.past.shape = [batch, kv_heads, capacity, head_dim]
         graph.replace(present, "TensorScatter", [each.past, new, write_indices], {"axis": -2, "mode": "linear"})
         present.shape = list(each.past.shape)
-    for name in graph.signature.layout:
-        if name in PLACED:
-            graph.input(name).shape = ["batch", capacity]
+    for name in graph.signature.placed:
+        graph.input(name).shape = ["batch", capacity]
     valid = _valid_slots(graph, write_indices)
     made: dict[tuple, gs.Tensor] = {}
     attentions = {id(node): (node, kind) for each in growing for node, kind in each.attentions}
