@@ -25,6 +25,7 @@ from suture.core.cache_flow import grown
 from suture.core.cpm_inputs import LAYOUT, PLACED
 from suture.core.dtypes import FLOATS
 from suture.core.errors import UserError
+from suture.core.traits import named_input
 
 TOKENS = "input_ids"
 EMBEDDINGS = "inputs_embeds"
@@ -155,7 +156,7 @@ def find_signature(
     caches, encoder_caches = _pair(name, pasts, presents, flow) if pasts else ([], [])
     shape = _shape(inputs[caches[0].past]) if caches else [0, 0, 0, 0]
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    writes = {node.input[2] for node in model.graph.node if node.op_type == "TensorScatter" and len(node.input) > 2}
+    writes = {named_input(node, "write_indices") for node in model.graph.node if node.op_type == "TensorScatter"} - {""}
     in_place = writes or any(node.op_type == "GroupQueryAttention" for node in model.graph.node)
     write_indices = _first(inputs, r"^write_ind|^cache_position$|^past_lengths?$", rank=1) if in_place and caches else None
     write_indices = write_indices or next((written for written in inputs if caches and written in writes), None)

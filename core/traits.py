@@ -176,6 +176,14 @@ def input_index(op: str, name: str, domain: str = "") -> int:
     return known.inputs.index(name)
 
 
+def output_index(op: str, name: str, domain: str = "") -> int:
+    """The same of an operator's output."""
+    known = traits(op, domain)
+    if known is None or name not in known.outputs:
+        raise ValueError(f"{op} has no output {name}")
+    return known.outputs.index(name)
+
+
 def named_input(node: onnx.NodeProto, name: str) -> str:
     """The tensor that a node takes as the input of this name; "" where it takes none."""
     domain = "" if node.domain in STANDARD else node.domain
