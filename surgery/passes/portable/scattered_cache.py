@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from suture.core.additive_mask import FAR_BELOW
 from suture.core.signature import Cache
 from suture.core.step_inputs import step_values
 from suture.surgery.graph import (
@@ -30,7 +31,6 @@ from suture.surgery.graph import (
     static_dim,
     through,
 )
-from suture.surgery.masks.mask_builders import FAR_BELOW
 from suture.surgery.masks.mask_probe import evaluate
 from suture.surgery.masks.masks import BOOL
 from suture.surgery.passes.portable.own_cache import causal
