@@ -19,7 +19,7 @@ def run(graph: Graph) -> int:
 
 
 def _mark(graph: Graph, attention: gs.Node) -> bool:
-    query, keys = inputs_of(attention, "Q", "K")
+    query, keys = inputs_of(attention, "query", "key")
     heads, size = static_dim(query, 1), static_dim(keys, 3)
     enough = heads is None or heads >= LEAST_HEADS
     if is_half(query) and size in FUSED_HEAD_DIMS and enough:
