@@ -55,7 +55,8 @@ class LayerwiseSession:
         return [Value(value.name, _sizes(value)) for value in self.model.graph.output]
 
     def run(self, names: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-        values, results = dict(feeds), {}
+        values = dict(feeds)
+        results: dict[str, np.ndarray] = {}
         for index, part in enumerate(self.parts):
             computed = self._open(part, values).run(part.outputs, {name: values[name] for name in part.inputs})
             found = dict(zip(part.outputs, computed))
@@ -158,7 +159,7 @@ def _reads(node: onnx.NodeProto) -> list[str]:
 def with_fewer_slots(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph over static caches of at most SLOTS slots; nothing but the caches' shapes says how many there are."""
     signature = find_signature(model)
-    if not signature.static or signature.capacity <= SLOTS:
+    if signature.capacity is None or signature.capacity <= SLOTS:
         return model
     smaller = onnx.ModelProto.FromString(model.SerializeToString())
     names = {name for cache in signature.caches for name in (cache.past, cache.present)}
@@ -176,7 +177,8 @@ def with_products_by_rows(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = by_rows.graph
     large = {t.name: (t, place) for t, place in external(by_rows.graph.initializer) if tensor_bytes(t) > MOST_WEIGHTS}
     transposed = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Transpose" and n.input[0] in large}
-    nodes, parts = [], {}
+    nodes: list[onnx.NodeProto] = []
+    parts: dict[str, TensorProto] = {}
     for node in graph.node:
         weight = _weight_of(node, large, transposed)
         nodes += _products(node, *large[weight], parts) if weight else [node]

@@ -33,9 +33,9 @@ def step_values(
     """By name, what a graph is given for a step of some rows beside its caches, its mask, and what no step changes. `lengths`
     and `counts`, int64 [B]: the tokens that a row has, and that it adds; `alpha`, float32 [B]: its scale of dynamic NTK.
     `embed`: the model's own embeddings, if they are not to be made up; `text` as of position_values."""
-    takes_ids = signature.embedding_width is None or embed is None
+    own = None if signature.embedding_width is None else embed
     values = {
-        signature.tokens: token_values(signature, tokens_BS) if takes_ids else embed(tokens_BS),
+        signature.tokens: token_values(signature, tokens_BS) if own is None else own(tokens_BS),
         signature.positions: position_values(signature, positions_BS, text),
         signature.write_indices: lengths,
         signature.sequence_lengths: counts,
@@ -63,7 +63,7 @@ def mask_values(mask: onnx.TypeProto.Tensor, signature: Signature, lengths: np.n
     a growing one has after the step, padded to the longest row, or a static one's capacity."""
     cached, width = int(lengths.max()), int(counts.max())
     own = np.arange(width)[:, None]
-    if signature.static:
+    if signature.capacity is not None:
         slots = np.arange(signature.capacity)
         valid, causal = slots < (lengths + counts)[:, None], slots <= lengths[:, None, None] + own
     else:

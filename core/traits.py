@@ -164,8 +164,8 @@ def traits(op: str, domain: str = "") -> Traits | None:
         return None
     variadic = bool(schema.inputs) and schema.inputs[-1].option == onnx.defs.OpSchema.FormalParameterOption.Variadic
     attributes = {name: _default(attribute) for name, attribute in schema.attributes.items()}
-    names = [tuple(each.name for each in side) for side in (schema.inputs, schema.outputs)]
-    return Traits(*names, attributes, variadic)
+    inputs, outputs = (tuple(each.name for each in side) for side in (schema.inputs, schema.outputs))
+    return Traits(inputs, outputs, attributes, variadic)
 
 
 def input_index(op: str, name: str, domain: str = "") -> int:

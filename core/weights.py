@@ -68,11 +68,12 @@ def weight_files(proto: onnx.ModelProto, root: Path) -> list[Path]:
 
 def streamed_bytes(proto: onnx.ModelProto) -> int:
     """Bytes of weights that a decoding step of one token reads: all of each, but of tables one row."""
-    read, tables = set(), set()
+    read: set[str] = set()
+    tables: set[str] = set()
     for node in proto.graph.node:
         for place, name in enumerate(node.input):
             (tables if place in TABLE_INPUTS.get(node.op_type, ()) else read).add(name)
-    weights = 0
+    weights = 0.0
     for tensor in proto.graph.initializer:
         whole = tensor_bytes(tensor)
         if tensor.name in read:

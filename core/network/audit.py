@@ -50,7 +50,7 @@ def audit(network: Network, model: onnx.ModelProto, signature: Signature | None 
 
 def _live(network: Network, producers: dict[str, Layer]) -> set[str]:
     """The tensors that the network's outputs depend on."""
-    conditions = {layer.attributes["conditional"]: layer.inputs for layer in network.layers if layer.type == "CONDITION"}
+    conditions = {layer.attributes["conditional"]: layer.sources for layer in network.layers if layer.type == "CONDITION"}
     waiting, live = list(network.outputs), set()
     while waiting:
         name = waiting.pop()
@@ -59,7 +59,7 @@ def _live(network: Network, producers: dict[str, Layer]) -> set[str]:
         live.add(name)
         layer = producers.get(name)
         if layer is not None:
-            waiting += [source for source in layer.inputs if source is not None]
+            waiting += layer.sources
             waiting += conditions.get(layer.attributes.get("conditional"), ())
     return live
 
@@ -151,11 +151,11 @@ def _attentions(network: Network, producers: dict[str, Layer], masked: str) -> I
         if layer.type != "ATTENTION_INPUT":
             continue
         settings = layer.attributes["attention"]
-        query, key = (network.tensors[name] for name in layer.inputs[:2])
+        query, key = (network.tensors[layer.source(place)] for place in (0, 1))
         where = f"Attention {settings['name'] or layer.name}"
         tokens, slots = query.shape[2], key.shape[2]
         aligned = tokens == slots != -1  # then it does not matter which corner
-        if settings["causal_kind"] == "UPPER_LEFT" and not aligned and _cached(network, producers, layer.inputs[1]):
+        if settings["causal_kind"] == "UPPER_LEFT" and not aligned and _cached(network, producers, layer.source(1)):
             yield Finding(
                 "error", where,
                 f"is_causal aligns its first query ({_length(tokens)}) with its first key ({_length(slots)}), whatever is "
@@ -179,9 +179,9 @@ def _attentions(network: Network, producers: dict[str, Layer], masked: str) -> I
                 "warning", where, "its valid slots are given as lengths, which TensorRT computes wrongly on some GPUs",
                 "lower the graph with an explicit mask (surgery --attention mask)", "attention",
             )  # fmt: skip
-        scaled = producers.get(layer.inputs[1])
+        scaled = producers.get(layer.source(1))
         product = scaled is not None and scaled.type == "ELEMENTWISE" and scaled.attributes["op"] == "PROD"
-        if product and _cached(network, producers, layer.inputs[1]):
+        if product and _cached(network, producers, layer.source(1)):
             yield Finding(
                 "warning", where, "the keys of the whole cache are scaled at each step",
                 "scale the queries alone (TRT_Attention adds no scale)", "attention",
@@ -193,14 +193,14 @@ def _cached(network: Network, producers: dict[str, Layer], name: str) -> bool:
     waiting, seen = [name], set()
     while waiting:
         name = waiting.pop()
-        if name is None or name in seen:
+        if name in seen:
             continue
         seen.add(name)
         tensor = network.tensors[name]
         if name in network.inputs and len(tensor.shape) == 4 and tensor.dtype in ("FLOAT", *DTYPES):
             return True
         if name in producers and producers[name].type in MOVES:
-            waiting += producers[name].inputs
+            waiting += producers[name].sources
     return False
 
 
@@ -208,14 +208,14 @@ def _caches(network: Network, signature: Signature | None, lower: str) -> Iterat
     """The runtime binds a cache to one address as input and output, and TensorRT refuses anything in between."""
     updates = [layer for layer in network.layers if layer.type == "KV_CACHE_UPDATE"]
     for layer in updates:
-        past, present, where = layer.inputs[0], layer.outputs[0], f"TensorScatter {layer.node or layer.name}"
+        past, present, where = layer.source(), layer.outputs[0], f"TensorScatter {layer.node or layer.name}"
         if past not in network.inputs:
             what = f"its cache ({past}) is not directly a network input"
             yield Finding("error", where, what, "take out what is before it", "cache")
         if present not in network.outputs:
             what = f"its result ({present}) is not directly a network output"
             yield Finding("error", where, what, "take out what is after it", "cache")
-    written = {layer.inputs[0] for layer in updates}
+    written = {layer.source() for layer in updates}
     for cache in signature.caches if signature is not None and signature.static and written <= set(network.inputs) else ():
         if cache.past not in written:
             what = "is not updated in place (by a TensorScatter) but copied at each step"

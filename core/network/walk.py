@@ -54,9 +54,9 @@ def read_network(trt, network, model: Path, messages: Sequence[str] = (), checke
     """The INetworkDefinition `network` that the parser of the module `trt` has made of the file `model`. `checked`: with the
     checksums of large constants, for which all of them are read."""
     walk = _Walk(trt, checked)
-    inputs = tuple(walk.tensor(network.get_input(index)) for index in range(network.num_inputs))
+    inputs = tuple(walk.given(network.get_input(index)) for index in range(network.num_inputs))
     layers = [walk.layer(network.get_layer(index)) for index in range(network.num_layers)]
-    outputs = tuple(walk.tensor(network.get_output(index)) for index in range(network.num_outputs))
+    outputs = tuple(walk.given(network.get_output(index)) for index in range(network.num_outputs))
     version = f"{trt.__name__} {trt.__version__}"
     return Network(model, version, layers, walk.tensors, inputs, outputs, list(messages))
 
@@ -73,16 +73,17 @@ class _Walk:
         self.classes |= {f"conditional{end}": getattr(trt, f"IIfConditional{end.title()}Layer") for end in _ENDS}
 
     def tensor(self, tensor) -> str | None:
-        if tensor is None:
-            return None
+        return None if tensor is None else self.given(tensor)
+
+    def given(self, tensor) -> str:
         name = self._name(tensor, self.tensors)
         if name not in self.tensors:
-            self.tensors[name] = Tensor(name, tensor.dtype.name, _shape(tensor.shape))
+            self.tensors[name] = Tensor(name, tensor.dtype.name, tuple(tensor.shape))
         return name
 
     def layer(self, layer) -> Layer:
         inputs = tuple(self.tensor(layer.get_input(index)) for index in range(layer.num_inputs))
-        outputs = tuple(self.tensor(layer.get_output(index)) for index in range(layer.num_outputs))
+        outputs = tuple(self.given(layer.get_output(index)) for index in range(layer.num_outputs))
         kind, name, node = layer.type.name, layer.name, next(iter(onnx_nodes(layer.metadata)), None)
         own = self.classes.get(_key(kind))
         attributes = {}
