@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 
 from suture.core.command import Parser, run
 from suture.core.errors import UserError
-from suture.models.random_checkpoint import PRESETS
+from suture.models.named import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPORT = (

@@ -31,8 +31,9 @@ from benchmarks.gpu_limits import Limits, median_seconds
 from benchmarks.gpu_onnx import OnnxRun
 from benchmarks.gpu_torch import Caches, TorchRun, load, prompt
 from suture.core.command import FOUND_DIFFERENCE, Parser, run
-from suture.models import Checkpoint, open_checkpoint
-from suture.models.qwen import QwenConfig
+from suture.models.architectures import open_checkpoint
+from suture.models.checkpoint import Checkpoint
+from suture.models.families.qwen import QwenConfig
 from suture.runtime.graphs import OWN_OPERATORS
 
 RUNS = (

@@ -36,8 +36,8 @@ from suture.generate import batch
 from suture.generate.sampling import Sampler, Sampling
 from suture.generate.speed import Speed
 from suture.generate.text import TextStream
-from suture.models import open_checkpoint
-from suture.models.random_checkpoint import presets
+from suture.models.architectures import open_checkpoint
+from suture.models.named import presets
 from suture.runtime.graphs import OWN_OPERATORS, OnnxDecoder, fast_session, open_to_generate
 
 ROOT = Path(__file__).parents[1]

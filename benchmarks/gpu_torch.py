@@ -12,7 +12,7 @@ from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM, StaticCach
 
 from benchmarks.gpu_limits import REPEATS, WARMUP
 from suture.models.checkpoint import Checkpoint
-from suture.models.qwen import QwenConfig
+from suture.models.families.qwen import QwenConfig
 
 Caches = list[tuple[Tensor, Tensor]]  # key and value of each layer, [B, heads, P, head_dim]
 

@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 from benchmarks.tables import FAMILIES, put
 from suture.core.command import Parser, run
 from suture.core.errors import UserError
-from suture.models.random_checkpoint import presets
+from suture.models.named import presets
 from tests.families import CAPABILITIES, TYPES
 
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,7 @@ from onnx.external_data_helper import ExternalDataInfo
 
 from benchmarks.processes import stage
 from suture.core.command import Parser, run
-from suture.models import checkpoint_folder
+from suture.models.named import checkpoint_folder
 from suture.models.tokenizer import Tokenizer, open_tokenizer
 from suture.runtime.graphs import open_graph
 from suture.validate.reference import open_reference

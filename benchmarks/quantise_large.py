@@ -14,8 +14,8 @@ from pathlib import Path
 from benchmarks.processes import stage
 from suture.core.command import Parser, run
 from suture.core.manifest import read_manifest
-from suture.models import checkpoint_folder
-from suture.models.random_checkpoint import PRESETS, read_config, write
+from suture.models.named import PRESETS, checkpoint_folder, read_config
+from suture.models.random_weights import write
 from suture.surgery.quantize.calibration import DEFAULT
 from suture.surgery.quantize.formats import FORMATS
 

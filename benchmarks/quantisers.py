@@ -25,7 +25,7 @@ from suture.core.errors import UserError
 from suture.core.network.parse import parse
 from suture.core.signature import find_signature, ntk_alpha
 from suture.export.packed import IR_VERSION, OPSET
-from suture.models import checkpoint_folder
+from suture.models.named import checkpoint_folder
 from suture.models.tokenizer import open_tokenizer
 from suture.surgery.quantize.calibration import read_windows
 from suture.surgery.quantize.formats import BLOCKS

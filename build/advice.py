@@ -4,19 +4,8 @@ from dataclasses import replace
 
 import onnx
 
-from suture.build.audit import LOWER
 from suture.core.findings import Finding
-from suture.core.network.advice import advice
-
-SURGERY = "suture.surgery"  # the producer that surgery writes into its graphs
-LOWERED = "surgery has lowered this graph and knows no other form of it: change the source there"
-
-
-def lowering_advice(proto: onnx.ModelProto) -> str:
-    """To lower the graph, unless it is what surgery's lowering made."""
-    ops = {node.op_type for node in proto.graph.node}
-    lowered = proto.producer_name == SURGERY and ("Attention" not in ops or any(op.startswith("TRT_") for op in ops))
-    return LOWERED if lowered else LOWER
+from suture.core.network.advice import LOWER, advice, lowering_advice
 
 
 def advised(findings: list[Finding], proto: onnx.ModelProto) -> list[Finding]:

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 
 import onnx
 
-from suture.build.audit import LOWER
 from suture.core.dtypes import BY_TENSORRT
 from suture.core.findings import Finding
+from suture.core.network.advice import LOWER
 from suture.core.signature import Signature
 from suture.core.tensors import stored_size
 from suture.core.weights import streamed_bytes

@@ -12,13 +12,14 @@ Names end in _myl{group}_{place}; a group belongs to one profile, and all but th
 import re
 from collections import Counter
 
+from suture.core.network.layer_names import onnx_nodes
+
 HEADING = "Layers:\n"
 KEYS = (
     "LayerType|Inputs|Constants|Outputs|ParameterType|TacticName|TacticValue|StreamId|EventId|JumpTarget|JumpTargetThen|"
     "JumpTargetElse|Metadata"
 )
 TENSOR = re.compile(r"\{ Name: (.*?), (?:Location: \w+, )?Dimensions: \[([-\d,]*)\].*?Datatype: ([^,}]+)")
-ORIGIN = re.compile(r"\[ONNX Layer: ([^\x1f]*)\]")  # entries are joined by the unit separator
 PROFILE = re.compile(r" \[profile (\d+)\]")
 GROUP = re.compile(r"_myl(\d+)_\d+$")
 # Work on the host and between streams. A type that is not listed counts as a kernel: better one too many.
@@ -87,7 +88,7 @@ def _entry(line: str) -> dict:
         "outputs": outputs,
         "tactic": fields.get("TacticName", ""),
         "stream": int(fields.get("StreamId", 0)),
-        "onnx_nodes": ORIGIN.findall(fields.get("Metadata", "")),
+        "onnx_nodes": onnx_nodes(fields.get("Metadata", "")),
     }
 
 

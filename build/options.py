@@ -45,7 +45,7 @@ def from_arguments(given: argparse.Namespace) -> Options:
     )  # fmt: skip
 
 
-def add_options(parser: argparse.ArgumentParser, weights: str = "--weights") -> None:
+def add_options(parser: arguments.Container, weights: str = "--weights") -> None:
     """`weights`: what the weights' option is called, where another stage's options stand beside these."""
     parser.add_argument("--tensorrt", choices=["auto", "standard", "rtx"], default="auto",
                         help="which TensorRT; auto: standard where it is installed beside a GPU, else rtx")  # fmt: skip

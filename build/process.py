@@ -5,9 +5,9 @@ import signal
 
 import onnx
 
-from suture.build.advice import lowering_advice
 from suture.build.worker import Job, work
 from suture.core.errors import UserError
+from suture.core.network.advice import lowering_advice
 from suture.core.progress import shown
 
 

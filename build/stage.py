@@ -9,7 +9,7 @@ import onnx
 
 from suture.build import flavour, process, trtexec
 from suture.build.advice import advised
-from suture.build.audit import audit_bound_weights, audit_graph, audit_scales, stop_on_errors
+from suture.build.audit import audit_bound_weights, stop_on_errors
 from suture.build.cost import add_cost, describe_graph, kernels_a_layer, over_floor
 from suture.build.memory import Estimate, estimate, refuse_what_cannot_fit
 from suture.build.options import MAX_PAST, Options
@@ -18,7 +18,8 @@ from suture.build.profiles import Profile, make_profiles
 from suture.build.weights import bindable, constant_bytes
 from suture.build.worker import Job
 from suture.core.errors import UserError
-from suture.core.findings import Finding
+from suture.core.findings import Finding, together
+from suture.core.network.graph_audit import audit_graph
 from suture.core.shapes import check_shapes, parse_shapes
 from suture.core.signature import Signature, find_signature
 from suture.core.stage import Stage
@@ -56,7 +57,7 @@ def build(model: Path, out: Path, options: Options, force: bool = False) -> None
         print(f"build: {out} is up to date")
         return
 
-    findings = audit_graph(proto, signature) + audit_scales(proto, root)
+    findings = audit_graph(proto, root)
     if bound:
         findings += audit_bound_weights(proto, bound)
     findings = advised(findings, proto)
@@ -159,7 +160,7 @@ def _say_shapes(profiles: tuple[Profile, ...]) -> None:
 
 
 def _say_result(description: dict, findings: list[Finding], kernels: list[dict]) -> None:
-    for finding in findings:
+    for finding in together(findings):
         print(f"build: {finding.severity}: {finding}")
     counts = ", ".join(_cost(listed, description["signature"] is not None) for listed in kernels)
     if not any(listed["kernels"] for listed in kernels):

@@ -13,8 +13,8 @@ from pathlib import Path
 import onnx
 
 from suture.build import flavour, kernels
-from suture.build.advice import advised, parser_advice
-from suture.build.audit import audit_network, stop_on_errors
+from suture.build.advice import parser_advice
+from suture.build.audit import stop_on_errors
 from suture.build.memory_used import Memory
 from suture.build.profiles import Profile, name_apart
 from suture.build.progress import Fraction
@@ -22,6 +22,8 @@ from suture.build.weights import as_inputs
 from suture.core.command import end_with_parent
 from suture.core.dtypes import BY_TENSORRT
 from suture.core.errors import UserError
+from suture.core.network.audit import audit
+from suture.core.network.walk import read_network
 from suture.core.reader import read_bytes
 from suture.core.signature import Signature
 from suture.core.weights import MODEL_LIMIT
@@ -91,7 +93,9 @@ def build(job: Job, report) -> dict:
         raise _parse_error(job.model, parser, proto)
     parsed = time.monotonic()
     _make_float32_attention_decomposable(trt, network)
-    findings = advised(audit_network(trt, network, proto, job.signature), proto)
+    errors, warnings = len(log.errors), len(log.warnings)
+    findings = audit(read_network(trt, network, job.model, checked=False), proto, job.signature)
+    del log.errors[errors:], log.warnings[warnings:]  # what the bindings say of attributes that are not set
     stop_on_errors(job.model, findings)
 
     report("building", 0.0)

@@ -2,11 +2,13 @@
 names the option, before anything is read. Every option that takes more than a word or a path has one of them.
 """
 
+import argparse
 import math
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 
+Container = argparse._ActionsContainer  # what options can be added to: a parser, or a group of one
 SLOTS = 1 << 24  # of a cache, and tokens of a step: far beyond any model's positions, and what float32 still counts exactly
 ROWS = 65_535  # of a batch: a CUDA grid's second dimension
 TOKENS = (1 << 31) - 1

@@ -5,7 +5,12 @@ from collections.abc import Iterable, Iterator
 
 import onnx
 
-JOINS = {"Concat": None, "TensorScatter": (0,), "ScatterND": (0,), "ScatterElements": (0,)}  # of which inputs: None, any
+JOINS: dict[str, tuple[int, ...] | None] = {
+    "Concat": None,
+    "TensorScatter": (0,),
+    "ScatterND": (0,),
+    "ScatterElements": (0,),
+}  # of which inputs: None, any
 MOVES = ("Transpose", "Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Gather", "Split", "Slice", "QuantizeLinear",
          "DequantizeLinear")  # fmt: skip
 WEIGHTED = ("MatMul", "Gemm", "Conv", "ConvTranspose", "MatMulNBits", "MatMulInteger", "FusedMatMul")
@@ -53,7 +58,7 @@ class Flow:
                 for place in places:
                     if place in grown and grown[place] < len(node.output):
                         yield node.output[grown[place]], True
-                    elif node.op_type in JOINS and (JOINS[node.op_type] is None or place in JOINS[node.op_type]):
+                    elif node.op_type in JOINS and place in (JOINS[node.op_type] or (place,)):
                         yield node.output[0], False
 
     def attends(self, name: str) -> bool:

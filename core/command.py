@@ -171,4 +171,8 @@ def _say(prog: str, line: str, status: int) -> int:
 
 if __name__ == "__main__":
     stage = sys.argv.pop(1)
-    run(stage.rpartition(".")[2], lambda: runpy.run_module(stage, run_name="__main__", alter_sys=True) and DONE)
+
+    def stage_main() -> None:
+        runpy.run_module(stage, run_name="__main__", alter_sys=True)
+
+    run(stage.rpartition(".")[2], stage_main)

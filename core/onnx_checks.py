@@ -7,7 +7,7 @@ TensorRT's own operators and those that onnxruntime registers in the standard's 
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, MutableSequence
 
 import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto, helper
@@ -78,7 +78,7 @@ def _check_imports(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _versions(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
-    versions = {}
+    versions: dict[str, int] = {}
     for entry in imports:
         domain, latest = _domain(entry.domain), LATEST.get(_domain(entry.domain), LATEST_OF_OTHERS)
         if versions.setdefault(domain, entry.version) != entry.version:
@@ -120,7 +120,9 @@ def _check_graph(graph: GraphProto, outer: set[str], slim: GraphProto, versions:
     _check_nodes(graph.node, outer | given, slim.node, versions, depth)
 
 
-def _check_nodes(nodes: Iterable[NodeProto], known: set[str], slim: object, versions: dict[str, int], depth: int) -> None:
+def _check_nodes(
+    nodes: Iterable[NodeProto], known: set[str], slim: MutableSequence[NodeProto], versions: dict[str, int], depth: int
+) -> None:
     """Each tensor has one producer, each input some, and no node comes before itself; `slim` gets them in an order that
     says so."""
     nodes, producers, seen = list(nodes), {}, set(known)
@@ -209,7 +211,7 @@ def _only_types(slim: GraphProto, graph: GraphProto) -> None:
     that it lacks decide, and weights as inputs."""
     lowered = any(node.op_type.startswith("TRT_") for node in graph.node)
     declared = {value.name: value.type for each in _every_graph(graph) for value in (*each.input, *each.output)}
-    weights = {}
+    weights: dict[str, int] = {}
     for each in _every_graph(slim):
         weights |= {tensor.name: tensor.data_type for tensor in each.initializer}
         constants = [

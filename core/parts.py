@@ -54,6 +54,8 @@ def find_parts(out: Path) -> tuple[PartFolder, ...]:
 
 def _part(described: object, where: Path, folder: Path | None = None) -> PartFolder:
     try:
+        if not isinstance(described, dict):
+            raise TypeError
         name, kind = described["name"], described["kind"]
         usable = re.fullmatch(r"[a-z][a-z0-9_]*", name) and kind in KINDS
         part = PartFolder(name, kind, folder or where.parent / name, dict(described["inputs"]), dict(described["outputs"]))

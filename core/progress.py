@@ -39,7 +39,8 @@ def counted(title: str, what: str, items: Iterable[Item], total: int) -> Iterato
 
 class _Lines:
     def __init__(self, title: str):
-        self.title, self.what, self.quarter = title, None, 0
+        self.title, self.quarter = title, 0
+        self.what: str | None = None
 
     def show(self, what: str, fraction: float | None) -> None:
         quarter = int((fraction or 0) / QUARTER)

@@ -9,7 +9,7 @@ import math
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from suture.core.errors import UserError
 
@@ -91,7 +91,7 @@ def _finite(text: str) -> float:
 
 
 def _deeper_than(value: object, depth: int) -> bool:
-    level = [value]
+    level: list[Any] = [value]
     for _ in range(depth):
         level = [
             each
@@ -106,5 +106,5 @@ def _deeper_than(value: object, depth: int) -> bool:
 
 def _unreadable(path: Path, error: OSError | ValueError, remedy: str) -> UserError:
     number = getattr(error, "errno", None)
-    reason = REASONS.get(number) or f"cannot be read ({getattr(error, 'strerror', None) or error})"
+    reason = (number and REASONS.get(number)) or f"cannot be read ({getattr(error, 'strerror', None) or error})"
     return UserError(path, reason, remedy)

@@ -4,11 +4,11 @@ The shadow copy has the same nodes and the same bfloat16 weights, still lying wh
 proves the structure of a graph and its weights, not how much bfloat16 arithmetic rounds.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from suture.core.subgraphs import all_graphs
 
 BFLOAT16, FLOAT = TensorProto.BFLOAT16, TensorProto.FLOAT
 DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "softmax_precision", "stash_type")
@@ -20,15 +20,20 @@ def has_bfloat16(model: onnx.ModelProto) -> bool:
         any(tensor.data_type == BFLOAT16 for tensor in graph.initializer)
         or any(value.type.tensor_type.elem_type == BFLOAT16 for value in (*graph.input, *graph.output))
         or any(_is_bfloat16(attribute) for node in graph.node for attribute in node.attribute)
-        for graph in _graphs(model.graph)
+        for graph in all_graphs(model.graph)
     )
+
+
+def runnable(model: onnx.ModelProto) -> onnx.ModelProto:
+    """What onnxruntime's CPU can run: the float32 shadow copy of a bfloat16 graph, another as it is."""
+    return float32_shadow_copy(model) if has_bfloat16(model) else model
 
 
 def float32_shadow_copy(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which every bfloat16 tensor is float32; external bfloat16 weights are cast where they enter."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    for graph in _graphs(copy.graph):
+    for graph in all_graphs(copy.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):
             if value.type.tensor_type.elem_type == BFLOAT16:
                 value.type.tensor_type.elem_type = FLOAT
@@ -81,11 +86,3 @@ def _is_bfloat16(attribute: onnx.AttributeProto) -> bool:
 
 def _widened(tensor: TensorProto) -> TensorProto:
     return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _graphs(attribute.g)

@@ -22,9 +22,10 @@ from dataclasses import dataclass
 import onnx
 
 from suture.core.cache_flow import grown
-from suture.core.cpm_inputs import LAYOUT
+from suture.core.cpm_inputs import LAYOUT, PLACED
 from suture.core.dtypes import FLOATS
 from suture.core.errors import UserError
+from suture.core.traits import named_input
 
 TOKENS = "input_ids"
 EMBEDDINGS = "inputs_embeds"
@@ -109,6 +110,11 @@ class Signature:
         return {*filter(None, named), *self.layout, *caches}
 
     @property
+    def placed(self) -> tuple[str, ...]:
+        """Those inputs of suture.core.cpm_inputs that have a value for each place of a row: as many as a static cache has slots."""
+        return tuple(name for name in self.layout if name in PLACED)
+
+    @property
     def static(self) -> bool:
         return self.write_indices is not None
 
@@ -150,7 +156,7 @@ def find_signature(
     caches, encoder_caches = _pair(name, pasts, presents, flow) if pasts else ([], [])
     shape = _shape(inputs[caches[0].past]) if caches else [0, 0, 0, 0]
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    writes = {node.input[2] for node in model.graph.node if node.op_type == "TensorScatter" and len(node.input) > 2}
+    writes = {named_input(node, "write_indices") for node in model.graph.node if node.op_type == "TensorScatter"} - {""}
     in_place = writes or any(node.op_type == "GroupQueryAttention" for node in model.graph.node)
     write_indices = _first(inputs, r"^write_ind|^cache_position$|^past_lengths?$", rank=1) if in_place and caches else None
     write_indices = write_indices or next((written for written in inputs if caches and written in writes), None)

@@ -1,10 +1,16 @@
 """Standard input, output and error as every command has them: UTF-8 whatever the locale says, and there even where the
 caller closed them (`>&-`) or reads no further (`| head`)."""
 
+from __future__ import annotations
+
 import contextlib
 import io
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
 def standardise(result_on_stdout: bool = False) -> None:
@@ -14,7 +20,7 @@ def standardise(result_on_stdout: bool = False) -> None:
     _open_closed()
     if sys.stdin is None:
         sys.stdin = io.StringIO()
-    elif sys.stdin is sys.__stdin__:
+    elif sys.stdin is sys.__stdin__ and isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     if sys.stdout is sys.__stdout__:
         sys.stdout = _writer(1, sys.stdout, outlives_its_reader=not result_on_stdout)
@@ -50,14 +56,14 @@ class _Stream(io.FileIO):
         super().__init__(number, "w", closefd=False)
         self.outlives_its_reader = outlives_its_reader
 
-    def write(self, data) -> int | None:
+    def write(self, data: Buffer, /) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:
             if not self.outlives_its_reader:
                 raise
             to_nowhere(self.fileno())
-            return len(data)
+            return memoryview(data).nbytes
         except OSError as error:
             error.filename = "standard output" if self.fileno() == 1 else "standard error"
             raise
@@ -79,5 +85,6 @@ def _writer(number: int, old: io.TextIOWrapper | None, outlives_its_reader: bool
         old.flush()
     stream = _Stream(number, outlives_its_reader)
     buffer = stream if old.write_through else io.BufferedWriter(stream)  # python -u
-    settings = {"line_buffering": old.line_buffering, "write_through": old.write_through}
-    return io.TextIOWrapper(buffer, "utf-8", "backslashreplace", **settings)
+    return io.TextIOWrapper(
+        buffer, "utf-8", "backslashreplace", line_buffering=old.line_buffering, write_through=old.write_through
+    )

@@ -166,8 +166,8 @@ def traits(op: str, domain: str = "") -> Traits | None:
         return None
     variadic = bool(schema.inputs) and schema.inputs[-1].option == onnx.defs.OpSchema.FormalParameterOption.Variadic
     attributes = {name: _default(attribute) for name, attribute in schema.attributes.items()}
-    names = [tuple(each.name for each in side) for side in (schema.inputs, schema.outputs)]
-    return Traits(*names, attributes, variadic)
+    inputs, outputs = (tuple(each.name for each in side) for side in (schema.inputs, schema.outputs))
+    return Traits(inputs, outputs, attributes, variadic)
 
 
 def input_index(op: str, name: str, domain: str = "") -> int:
@@ -176,6 +176,14 @@ def input_index(op: str, name: str, domain: str = "") -> int:
     if known is None or name not in known.inputs:
         raise ValueError(f"{op} has no input {name}")
     return known.inputs.index(name)
+
+
+def output_index(op: str, name: str, domain: str = "") -> int:
+    """The same of an operator's output."""
+    known = traits(op, domain)
+    if known is None or name not in known.outputs:
+        raise ValueError(f"{op} has no output {name}")
+    return known.outputs.index(name)
 
 
 def named_input(node: onnx.NodeProto, name: str) -> str:

@@ -22,7 +22,6 @@ COPIED_BELOW = 1_000_000_000  # bytes of weights that each stage's folder may ho
 MODEL_LIMIT = 1 << 31  # bytes; protobuf's own
 WRITTEN = (".onnx", ".json", ".svg")  # what a stage's folder has of its own, where weights cannot lie
 TABLE_INPUTS = {"Gather": (0,), "RotaryEmbedding": (1, 2)}  # of which a step reads one row a token
-ORT_ROOT_OPTION = "session.model_external_initializers_file_folder_path"
 
 
 def weights_root(model: Path) -> Path:
@@ -69,11 +68,12 @@ def weight_files(proto: onnx.ModelProto, root: Path) -> list[Path]:
 
 def streamed_bytes(proto: onnx.ModelProto) -> int:
     """Bytes of weights that a decoding step of one token reads: all of each, but of tables one row."""
-    read, tables = set(), set()
+    read: set[str] = set()
+    tables: set[str] = set()
     for node in proto.graph.node:
         for place, name in enumerate(node.input):
             (tables if place in TABLE_INPUTS.get(node.op_type, ()) else read).add(name)
-    weights = 0
+    weights = 0.0
     for tensor in proto.graph.initializer:
         whole = tensor_bytes(tensor)
         if tensor.name in read:

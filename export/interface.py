@@ -12,7 +12,7 @@ from torch.export import Dim
 
 from suture.core.cpm_inputs import LAYOUT, MOST_SEGMENTS, PLACED, PLACES, RELATIONS, made_up
 from suture.core.signature import LOGITS, MASK, NTK_ALPHA, POSITIONS, TOKENS, past_name, present_name
-from suture.models import Dimensions
+from suture.models.dimensions import Dimensions
 from suture.models.parts import Part
 
 BATCH, SEQUENCE, PAST, LONGER = 2, 3, 5, 11
@@ -33,7 +33,7 @@ class Interface:
 
 
 def decoder_interface(dimensions: Dimensions, dtype: torch.dtype) -> Interface:
-    """Of a decoder's step with a growing cache (see suture.models.qwen.Qwen.forward)."""
+    """Of a decoder's step with a growing cache (see suture.models.families.qwen.Qwen.forward)."""
     heads, size, encoder = dimensions.kv_heads, dimensions.head_dim, dimensions.encoder_slots
     side = "" if encoder is None else "decoder."
     tokens = torch.zeros(BATCH, SEQUENCE, dtype=torch.int64)

@@ -5,6 +5,8 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from suture.core import arguments
+
 DTYPES = ("float32", "float16", "bfloat16")  # core.dtypes.FLOAT_NAMES, which takes onnx to import
 
 
@@ -28,7 +30,7 @@ def from_arguments(given: argparse.Namespace) -> Options:
     return Options(given.model, given.checkpoint, given.dtype, given.weights, given.part)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: arguments.Container) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", metavar="NAME", help="a checkpoint that comes with the project, such as tiny-qwen, or a "
                         "model's dimensions with random weights, such as llama-2-7b")  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 
 from suture.core.dtypes import of_torch
 from suture.core.errors import UserError
-from suture.models import Checkpoint
+from suture.models.checkpoint import Checkpoint
 from suture.models.packed import REMEDY, PackedWeight, is_packed, load_packed
 
 FILE = "packed.data"

@@ -18,10 +18,11 @@ from suture.export.options import Options
 from suture.export.packed import write_packed
 from suture.export.trace import trace, trace_graph
 from suture.export.weights import attach
-from suture.models import Checkpoint, meta_model, open_checkpoint, shipped
-from suture.models.checkpoint import CONFIG
+from suture.models.architectures import meta_model, open_checkpoint
+from suture.models.checkpoint import CONFIG, Checkpoint
+from suture.models.named import presets, shipped
 from suture.models.parts import Part, part_named, parts_of, table_of
-from suture.models.random_checkpoint import of_preset, presets
+from suture.models.random_weights import of_preset
 
 GRAPH = "model.onnx"
 

@@ -18,7 +18,7 @@ from suture.export.interface import Interface, decoder_interface, graph_interfac
 from suture.export.repeat import LayersDiffer, repeat
 from suture.export.shallow import KEPT, without_middle
 from suture.export.translations import TABLE
-from suture.models import Dimensions
+from suture.models.dimensions import Dimensions
 from suture.models.parts import Part
 
 OPSET = 18  # every operator written out: what any runtime of the last years runs
@@ -28,7 +28,7 @@ SCOPES = "pkg.torch.onnx.name_scopes"  # where a node came from: all of the trac
 
 
 def trace(model: torch.nn.Module, dtype: torch.dtype, whole: bool = False) -> ir.Model:
-    """Traces a module on device "meta" (see suture.models.qwen.Qwen.forward) as ONNX computing in `dtype`.
+    """Traces a module on device "meta" (see suture.models.families.qwen.Qwen.forward) as ONNX computing in `dtype`.
 
     Layers that are alike are traced twice and written as often as there are, unless `whole`. Returns a graph whose
     initializers named in the module's state_dict have no values yet; metadata "suture.traced_layers" says how many

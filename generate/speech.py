@@ -14,12 +14,13 @@ from transformers.generation.logits_process import SuppressTokensAtBeginLogitsPr
 from suture.core.errors import UserError
 from suture.core.reader import read_json
 from suture.core.refusals import refusals
+from suture.core.shadow_copy import runnable
 from suture.core.signature import Signature, present_name
 from suture.core.weights import load_graph, weights_root
 from suture.generate.batch import Batch, Sequence
 from suture.generate.text import TextStream
 from suture.models.config import read_generation, required
-from suture.runtime.graphs import fast_session, runnable
+from suture.runtime.graphs import fast_session
 
 GENERATION, PREPROCESSOR = "generation_config.json", "preprocessor_config.json"
 

@@ -177,7 +177,7 @@ class CpmEncoder(nn.Module):
         self.output_layernorm = RMSNorm(config.hidden, config.epsilon)
 
     def forward(self, x: Tensor, attention_mask: Tensor, bias: Tensor, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """x [B,S,hidden], attention_mask int64 [B,T], bias float32 [B,H,S,T], past as suture.models.qwen.Qwen.forward."""
+        """x [B,S,hidden], attention_mask int64 [B,T], bias float32 [B,H,S,T], past as suture.models.families.qwen.Qwen.forward."""
         mask = (attention_mask != 0)[:, None, None, :]
         x, presents = through(self.layers, x, past, mask, bias)
         return self.output_layernorm(x), presents

@@ -1,7 +1,7 @@
 """A model's parts: the graphs that it is written as, in the order in which they are called.
 
 Most models are one decoder. A family whose models are more has a method `parts()` on its module that returns them, as
-suture.models.whisper: what each takes and gives, and which of its inputs are outputs of the parts before it.
+suture.models.families.whisper: what each takes and gives, and which of its inputs are outputs of the parts before it.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class Port:
 
 @dataclass(frozen=True)
 class Part:
-    """One graph. Of kind DECODER: a step with a KV cache, `module` as suture.models.qwen.Qwen, whose `dimensions` say what it
+    """One graph. Of kind DECODER: a step with a KV cache, `module` as suture.models.families.qwen.Qwen, whose `dimensions` say what it
     takes and gives. Of kind GRAPH: `module` takes the inputs in their order and returns the outputs in theirs, one as a
     tensor, several as a list."""
 

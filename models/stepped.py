@@ -47,7 +47,7 @@ class Stepped:
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor, past: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """One step, as suture.models.qwen.Qwen.forward: int64 [B,S], [B,S], [B,P+S] and caches [B,kv_heads,P,D] to logits
+        """One step, as suture.models.families.qwen.Qwen.forward: int64 [B,S], [B,S], [B,P+S] and caches [B,kv_heads,P,D] to logits
         [B,S,vocab] and caches [B,kv_heads,P+S,D]."""
         cache = DynamicCache(list(zip(past[0::2], past[1::2])))
         mask = self.mask(attention_mask, input_ids.shape[1])

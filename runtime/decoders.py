@@ -12,13 +12,12 @@ import torch
 
 from suture.core.cpm_inputs import made_up
 from suture.core.signature import Signature
-from suture.core.step_inputs import position_values, token_values
+from suture.core.step_inputs import Embed, positions_of, step_values, valid_slots
 from suture.runtime.engine import to_numpy
 
 # tokens [B,S], positions [B,S], mask [B,P+S], pasts [B,kv_heads,P,head_dim], alpha [B], cross-attention's caches by name
 # where there are any -> logits, presents
 Forward = Callable[..., tuple[np.ndarray, list[np.ndarray]]]
-Embed = Callable[[np.ndarray], np.ndarray]  # token ids [B,S] -> embeddings [B,S,width]
 ALL_ROWS = slice(None)
 
 NOISE_SEED = 20  # for the slots of a static cache that nothing has been written to
@@ -121,9 +120,7 @@ class GrowingDecoder:
 
     def step(self, tokens_BS: np.ndarray, counts: np.ndarray, alpha: np.ndarray, rows: slice = ALL_ROWS) -> np.ndarray:
         lengths, pasts = self.lengths[rows], [past[rows] for past in self.pasts]
-        past_slots = np.arange(pasts[0].shape[2])
-        new_slots = np.arange(tokens_BS.shape[1])
-        valid = np.concatenate([past_slots < lengths[:, None], new_slots < counts[:, None]], axis=1)
+        valid = valid_slots(lengths, counts, pasts[0].shape[2], tokens_BS.shape[1])
         positions = positions_of(lengths, counts, tokens_BS.shape[1])
         crossed = {name: value[rows] for name, value in self.crossed.items()}
         logits, presents = self.forward(tokens_BS, positions, valid.astype(np.int64), pasts, alpha, **crossed)
@@ -159,7 +156,7 @@ class StaticDecoder:
     """A cache of fixed capacity, the same buffer as input and output of each step.
 
     With `noise` it begins full of it: a graph that attends to a slot which nobody has written to shows it. `embed` and
-    `noise` as of step_feeds, where without noise positions are a text's.
+    `noise` as of step_values: without noise positions are a text's.
     """
 
     def __init__(self, session: Session, signature: Signature, noise: bool = True, embed: Embed | None = None):
@@ -178,12 +175,7 @@ class StaticDecoder:
         """What the graph is given for a step, by name, beside its caches."""
         names, lengths = self.signature, self.lengths[rows]
         positions = positions_of(lengths, counts, tokens_BS.shape[1])
-        feeds = step_feeds(names, tokens_BS, positions, self.embed, self.text) | {
-            names.write_indices: lengths,
-            names.sequence_lengths: counts,
-            names.ntk_alpha: alpha,
-        }
-        return {name: value for name, value in feeds.items() if name is not None}
+        return step_values(names, tokens_BS, positions, alpha, lengths, counts, self.embed, self.text)
 
     def advance(self, tokens_BS: np.ndarray, counts: np.ndarray, alpha: np.ndarray, rows: slice = ALL_ROWS) -> torch.Tensor:
         logits = self.session.advance(self.feeds(tokens_BS, counts, alpha, rows), rows)
@@ -212,23 +204,6 @@ class StaticDecoder:
 
     def caches(self) -> list[np.ndarray]:
         return [to_numpy(self.session.caches[cache.past]) for cache in self.signature.caches]
-
-
-def step_feeds(
-    signature: Signature, tokens_BS: np.ndarray, positions_BS: np.ndarray, embed: Embed | None = None, text: bool = False
-) -> dict[str | None, np.ndarray]:
-    """What a graph is given for its tokens and their positions. `embed`: the model's own embeddings, if they are not to be
-    made up; with `text` there are no made-up pictures among the positions."""
-    takes_ids = signature.embedding_width is None or embed is None
-    tokens = token_values(signature, tokens_BS) if takes_ids else embed(tokens_BS)
-    return {signature.tokens: tokens, signature.positions: position_values(signature, positions_BS, text)}
-
-
-def positions_of(lengths: np.ndarray, counts: np.ndarray, width: int) -> np.ndarray:
-    """int64 [B,S]: where each token of a step stands in its row. Padding repeats the row's last position, so that a
-    model with a table of positions is never asked for one beyond it."""
-    offsets = np.minimum(np.arange(width), np.maximum(counts[:, None] - 1, 0))
-    return np.maximum(lengths[:, None] + offsets - (counts[:, None] == 0), 0)
 
 
 def _packed(present: np.ndarray, valid: np.ndarray) -> np.ndarray:

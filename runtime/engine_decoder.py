@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from suture.core.signature import Cache, Signature
-from suture.runtime.decoders import Embed, OfSignature, StaticDecoder, made_up_constants
+from suture.core.step_inputs import Embed
+from suture.runtime.decoders import OfSignature, StaticDecoder, made_up_constants
 from suture.runtime.engine import Engine, Session, read_description
 
 

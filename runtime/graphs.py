@@ -3,31 +3,31 @@
 To be compared, a graph is computed as it is written, on the CPU; to generate text, as fast as onnxruntime can, also on CUDA.
 """
 
-import ctypes
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
 from onnx import TensorProto
 
+from suture.core.as_written import open_session
 from suture.core.dtypes import HALVES, run_as
 from suture.core.errors import UserError
+from suture.core.layerwise import LayerwiseSession, is_large, with_fewer_slots
 from suture.core.manifest import result
-from suture.core.shadow_copy import float32_shadow_copy, has_bfloat16
+from suture.core.sessions import CPU, FUSED, NotLoaded, from_ort, new_session, to_ort
+from suture.core.shadow_copy import runnable
 from suture.core.signature import QUANTIZED, Signature, find_signature
-from suture.core.step_inputs import token_values
+from suture.core.step_inputs import Embed, step_values, token_values
 from suture.core.tensors import tensor_bytes
 from suture.core.third_party import leave_attention_to_cudnn
-from suture.core.weights import ORT_ROOT_OPTION, load_graph, weights_root
-from suture.runtime.decoders import Embed, GrowingDecoder, OfSignature, RowDecoder, StaticDecoder, made_up_constants, step_feeds
+from suture.core.weights import load_graph, weights_root
+from suture.runtime.decoders import GrowingDecoder, OfSignature, RowDecoder, StaticDecoder, made_up_constants
 from suture.runtime.io_binding import BoundSession, CopyingSession
-from suture.runtime.layerwise import LayerwiseSession, is_large, with_fewer_slots, with_products_by_rows
 
 APART = ["MatMulAddFusion"]  # takes the residual sum after a product of one row for a bias; quantised ones then stay unfused
 TOKEN_TYPES = {
@@ -92,9 +92,12 @@ class OnnxDecoder(OfSignature):
 
     def _forward(self, text, tokens, positions, mask, pasts, alpha, **crossed):
         names = self.signature
-        feeds = step_feeds(names, tokens, positions, self._embeds, text) | {names.mask: mask, names.ntk_alpha: alpha}
-        feeds = {name: value for name, value in feeds.items() if name is not None}
-        feeds |= crossed | {cache.past: past for cache, past in zip(names.caches, pasts)}
+        feeds = step_values(names, tokens, positions, alpha, embed=self._embeds, text=text)
+        feeds |= (
+            ({names.mask: mask} if names.mask else {})
+            | crossed
+            | {cache.past: past for cache, past in zip(names.caches, pasts)}
+        )
         outputs = [names.logits, *(cache.present for cache in names.caches)]
         if self.layerwise:
             logits, *presents = self.session.run(outputs, feeds)
@@ -169,33 +172,14 @@ def graph_of(
     )
 
 
-def open_session(model: onnx.ModelProto, root: Path, name: str) -> ort.InferenceSession | LayerwiseSession:
-    """A CPU session that computes a graph as it is written: bfloat16 as float32, no fusion that changes numbers (above
-    the basic level onnxruntime quantises the activations of DequantizeLinear + MatMul). Large graphs run by layers."""
-    if is_large(model):
-        model = with_products_by_rows(model)
-        return LayerwiseSession(float32_shadow_copy(model) if has_bfloat16(model) else model, root)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.enable_mem_reuse = all(node.op_type != "MultiHeadAttention" for node in model.graph.node)  # dies in float16
-    options.log_severity_level = 4  # fatal: an error also comes as an exception
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # PyTorch computes between its steps
-    options.add_session_config_entry(ORT_ROOT_OPTION, str(root))
-    return _session(_at_full_accuracy(runnable(model)), options, name, ["CPUExecutionProvider"])
-
-
 def fast_session(model: onnx.ModelProto, root: Path, name: str, device: str) -> ort.InferenceSession:
     """A session with all of onnxruntime's fusions, but none that rounds activations to int8. On the CPU a large graph's
     weights stay mapped files: slower, but they need not fit into memory."""
     if device == "cuda":
         return cuda_session(model, root, name)
-    options = _fast_options(root)
-    options.enable_mem_reuse = all(node.op_type != "MultiHeadAttention" for node in model.graph.node)  # dies in float16
-    if not is_large(model):
-        return _session(model, options, name, ["CPUExecutionProvider"])
-    options.add_session_config_entry("session.disable_prepacking", "1")  # a copy of each weight
-    options.enable_cpu_mem_arena = False  # it keeps what it once had
-    return _session(model, options, name, ["CPUExecutionProvider"], ["ConstantFolding"])  # a float32 copy of bfloat16 ones
+    large = is_large(model)
+    without = ["ConstantFolding"] if large else []  # a float32 copy of bfloat16 weights
+    return _fast(model, root, name, mapped=large, without=without)
 
 
 def captured_session(model: onnx.ModelProto, root: Path, name: str, batch: int) -> ort.InferenceSession | None:
@@ -220,13 +204,17 @@ def cuda_session(
     attentions = [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
     if attentions and all(_has_keys_for_each_head(node) for node in attentions):
         leave_attention_to_cudnn()
-    options = _fast_options(root)
-    options.add_session_config_entry("session.qdq_matmulnbits_block_size", "128")  # of int8 weights with a scale an output
-    for dim, size in zip(("batch", "sequence"), captured or ()):
-        options.add_free_dimension_override_by_name(dim, size)
     ort.preload_dlls()  # the CUDA libraries that torch came with
     cuda = {"arena_extend_strategy": "kSameAsRequested", "enable_cuda_graph": str(int(captured is not None))}
-    return _session(model, options, name, [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"], APART)
+    return _fast(
+        model,
+        root,
+        name,
+        providers=[("CUDAExecutionProvider", cuda), CPU],
+        without=APART,
+        entries={"session.qdq_matmulnbits_block_size": "128"},  # of int8 weights with a scale an output
+        sizes=dict(zip(("batch", "sequence"), captured or ())),
+    )
 
 
 def _has_keys_for_each_head(attention: onnx.NodeProto) -> bool:
@@ -239,38 +227,14 @@ def weight_bytes(model: onnx.ModelProto) -> int:
     return sum(tensor_bytes(tensor) for tensor in model.graph.initializer)
 
 
-def _fast_options(root: Path) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # fatal: an error also comes as an exception
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    options.add_session_config_entry(ORT_ROOT_OPTION, str(root))
-    return options
-
-
-def runnable(model: onnx.ModelProto) -> onnx.ModelProto:
-    """What onnxruntime's CPU can run: it has no bfloat16 arithmetic."""
-    return float32_shadow_copy(model) if has_bfloat16(model) else model
-
-
-def _session(
-    model: onnx.ModelProto, options: ort.SessionOptions, name: str, providers: list, without: list[str] | None = None
+def _fast(
+    model: onnx.ModelProto, root: Path, name: str, entries: Mapping[str, str] | None = None, **how
 ) -> ort.InferenceSession:
-    """`without`: onnxruntime's optimisations that are left out."""
+    accurate = {"session.qdq_matmulnbits_accuracy_level": "1", **(entries or {})}
     try:
-        return ort.InferenceSession(model.SerializeToString(), options, providers=providers, disabled_optimizers=without)
-    except Exception as error:  # onnxruntime's errors share no public base
-        raise UserError(name, f"onnxruntime cannot load it ({str(error).strip()})", "export it again") from None
-
-
-def _at_full_accuracy(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose MatMulNBits keep their activations in float, which onnxruntime-genai's graphs let them round to int8."""
-    copy = onnx.ModelProto.FromString(model.SerializeToString())
-    for node in copy.graph.node:
-        if node.op_type == "MatMulNBits":
-            kept = [each for each in node.attribute if each.name != "accuracy_level"]
-            node.ClearField("attribute")
-            node.attribute.extend([*kept, onnx.helper.make_attribute("accuracy_level", 1)])
-    return copy
+        return new_session(model, root, level=FUSED, entries=accurate, **how)
+    except NotLoaded as error:
+        raise UserError(name, f"onnxruntime cannot load it ({error})", "export it again") from None
 
 
 def refuse_unknown_inputs(given: Iterable[str], signature: Signature, name: object) -> None:
@@ -279,17 +243,3 @@ def refuse_unknown_inputs(given: Iterable[str], signature: Signature, name: obje
         raise UserError(name, f"has inputs of unknown meaning: {', '.join(unknown)}", "export it without them")
     if signature.static and signature.mask:
         raise UserError(name, f"has a static cache and a mask input, {signature.mask}", "run surgery on it first")
-
-
-def to_ort(array: np.ndarray) -> ort.OrtValue:
-    """onnxruntime takes no arrays of fp8, but their bytes."""
-    if array.dtype == ml_dtypes.float8_e4m3fn:
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint8), TensorProto.FLOAT8E4M3FN)
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-
-
-def from_ort(value: ort.OrtValue) -> np.ndarray:
-    if value.element_type() != TensorProto.FLOAT8E4M3FN:
-        return value.numpy()
-    data = np.ctypeslib.as_array((ctypes.c_uint8 * value.tensor_size_in_bytes()).from_address(value.data_ptr()))
-    return data.copy().view(ml_dtypes.float8_e4m3fn).reshape(value.shape())

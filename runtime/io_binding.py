@@ -11,8 +11,8 @@ import onnxruntime as ort
 import torch
 
 from suture.core.dtypes import BY_ORT, of_torch, torch_dtype
+from suture.core.layerwise import LayerwiseSession
 from suture.core.signature import Signature
-from suture.runtime.layerwise import LayerwiseSession
 
 
 class Binding:

@@ -7,15 +7,16 @@ import ml_dtypes
 import numpy as np
 import torch
 
+from suture.core.layerwise import is_large, with_fewer_slots
 from suture.core.network.dtypes import TORCH, to_torch
 from suture.core.network.evaluate import Evaluator
 from suture.core.network.parse import parse
 from suture.core.network.runner import to_numpy
 from suture.core.signature import Signature, find_signature
+from suture.core.step_inputs import Embed, step_values
 from suture.core.weights import load_graph
-from suture.runtime.decoders import Decoder, Embed, GrowingDecoder, OfSignature, StaticDecoder, made_up_constants, step_feeds
+from suture.runtime.decoders import Decoder, GrowingDecoder, OfSignature, StaticDecoder, made_up_constants
 from suture.runtime.graphs import refuse_unknown_inputs
-from suture.runtime.layerwise import is_large, with_fewer_slots
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,10 @@ class NetworkModel(OfSignature):
 
     def _forward(self, tokens, positions, mask, pasts, alpha):
         names, declared = self.signature, self.evaluate.network.tensors
-        feeds = step_feeds(names, tokens, positions, self.embed) | {names.mask: mask, names.ntk_alpha: alpha}
+        feeds = step_values(names, tokens, positions, alpha, embed=self.embed) | ({names.mask: mask} if names.mask else {})
         feeds |= {cache.past: to_torch(past, TORCH[declared[cache.past].dtype]) for cache, past in zip(names.caches, pasts)}
         feeds |= _constant(self.evaluate, names, len(tokens))
-        values = self.evaluate({name: value for name, value in feeds.items() if name is not None})
+        values = self.evaluate(feeds)
         return to_numpy(values[names.logits]), [_cache_array(values[cache.present]) for cache in names.caches]
 
 

@@ -64,7 +64,7 @@ def from_arguments(given: argparse.Namespace | Mapping) -> Options:
     return Options(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: arguments.Container) -> None:
     parser.add_argument("--cache", choices=("static", "growing"), default="static", help="the KV cache's form (%(default)s)")
     parser.add_argument("--capacity", type=arguments.slots, default=2048, help="slots of a static cache (%(default)s)")
     parser.add_argument("--logits", choices=("all", "last"), default="all", help="of every token or the last (%(default)s)")

@@ -16,7 +16,7 @@ COMMANDS = {  # name: module, what it does
     "generate": ("suture.generate.__main__", "text from a pipeline's folder"),
     "check": ("suture.validate.check_command", "what TensorRT's parser drops, misreads or refuses of any ONNX file"),
     "compare": ("suture.validate.compare_command", "two graphs with KV caches, step by step"),
-    "convert": ("suture.convert", "a published pickle (.pth, .bin, .ckpt) to safetensors"),
+    "convert": ("suture.models.convert", "a published pickle (.pth, .bin, .ckpt) to safetensors"),
 }
 RESULT_ON_STDOUT = ("generate",)  # done when nobody reads it any more
 

@@ -7,17 +7,18 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import onnx
 
     from suture.core.network.check import CheckResult
     from suture.generate.model import Model
+    from suture.runtime.graphs import OnnxDecoder
     from suture.surgery.operate import Operated
     from suture.validate.level import Level
 
-    Source = onnx.ModelProto | Path | str
+    Source: TypeAlias = onnx.ModelProto | Path | str
 
 
 def operate(model: Source, *, root: Path | str | None = None, **options: Any) -> Operated:
@@ -121,7 +122,7 @@ def _folder(path: Path | str | None) -> Path | None:
     return None if path is None else Path(path)
 
 
-def _opened(model: Source, root: Path | str | None, name: str):
+def _opened(model: Source, root: Path | str | None, name: str) -> OnnxDecoder:
     from suture.runtime.graphs import graph_of, open_graph
 
     source = _source(model)

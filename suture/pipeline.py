@@ -123,7 +123,7 @@ def _run(stage: str, arguments: list[str], out: Path) -> Outcome:
         return Outcome(stage, status, seconds, STOPPED[status])
     try:
         out = find_parts(out)[0].folder if stage == "export" else out
-        manifest = read_manifest(out / stage)
+        manifest = _manifest(out / stage)
         if status == FOUND_DIFFERENCE and manifest["verdict"] not in ("different", "failed"):  # an earlier run's
             return Outcome(stage, FAULT, seconds, STOPPED[FAULT])
         return Outcome(stage, status, seconds, _result(stage, out), manifest["peak_memory_bytes"])
@@ -147,7 +147,7 @@ def _wait(running: subprocess.Popen) -> int:
 def _result(stage: str, out: Path) -> str:
     """What a stage that has just ended says it found."""
     if stage == "export":
-        return f"{read_manifest(out / stage)['nodes']} nodes"
+        return f"{_manifest(out / stage)['nodes']} nodes"
     if stage == "surgery":
         report = _read(out / stage / "report.json")
         return f"{report['nodes']['before']} → {report['nodes']['portable']} nodes, {len(report['unfused'])} not fused"
@@ -156,6 +156,14 @@ def _result(stage: str, out: Path) -> str:
         kernels = ", ".join(f"{profile['name']} {profile['kernels']} kernels" for profile in engine["profiles"])
         return f"{engine['engine_bytes'] / 1e6:.1f} MB, {kernels}"
     return f"{_read(out / stage / 'report.json')['verdict']} → {out / stage / 'report.html'}"
+
+
+def _manifest(folder: Path) -> dict:
+    """Raises LookupError where there is none."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise LookupError("no manifest")
+    return manifest
 
 
 def _read(path: Path) -> dict:

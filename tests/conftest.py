@@ -13,7 +13,7 @@ from exporting import CONFIG, export, traced
 from filelock import FileLock
 
 from suture.export import stage as export_stage
-from suture.models.random_checkpoint import write
+from suture.models.random_weights import write
 from suture.runtime.graphs import OnnxDecoder
 from suture.surgery import __main__ as surgery_stage
 

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from suture.core.sessions import ROOT_OPTION
 from suture.core.signature import Signature, find_signature
-from suture.core.weights import ORT_ROOT_OPTION
 
 # tokens that each of three rows adds, step after step
 SCHEDULE = ([7, 3, 5], [1, 4, 2], [1, 1, 1], [1, 0, 1], [3, 1, 1])
@@ -31,7 +31,7 @@ class Steps:
         options.enable_mem_reuse = all(node.op_type != "MultiHeadAttention" for node in model.graph.node)  # dies in float16
         options.log_severity_level = 4
         options.intra_op_num_threads = 1
-        options.add_session_config_entry(ORT_ROOT_OPTION, str(root))
+        options.add_session_config_entry(ROOT_OPTION, str(root))
         self.session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         self.inputs = {each.name: each for each in self.session.get_inputs()}
         self.also: list[str] = []  # more outputs to fetch

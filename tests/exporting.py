@@ -9,10 +9,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 import torch
 
-from suture.core.weights import ORT_ROOT_OPTION, weights_root
+from suture.core.sessions import ROOT_OPTION
+from suture.core.weights import weights_root
 from suture.export import stage
 from suture.export.options import Options
-from suture.models import load_model, open_checkpoint
+from suture.models.architectures import load_model, open_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = 5  # one more than are traced
@@ -46,7 +47,7 @@ def overwritten(checkpoint: Path, other: Path, name: str, begins: bytes) -> Path
 def session(model: Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    options.add_session_config_entry(ORT_ROOT_OPTION, str(weights_root(model)))
+    options.add_session_config_entry(ROOT_OPTION, str(weights_root(model)))
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from suture.core.parts import DECODER, find_parts
 from suture.export.options import Options as ExportOptions
 from suture.export.stage import export
-from suture.models import architecture, random_checkpoint
+from suture.models import random_weights
+from suture.models.architectures import architecture
 from suture.surgery import __main__ as surgery
 from suture.validate.options import Options as ValidateOptions
 from suture.validate.stage import validate_pipeline
@@ -162,7 +163,7 @@ def checkpoint(name: str, shared: Path) -> Path:
         if (folder / "config.json").exists():
             return folder
         if family.model is None:
-            random_checkpoint.write(family.config, folder, "float32", seed=0)
+            random_weights.write(family.config, folder, "float32", seed=0)
         elif hasattr(transformers, family.model):
             reference(name).save_pretrained(folder)
         else:

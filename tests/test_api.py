@@ -184,6 +184,21 @@ except SystemExit as ended:
     assert done.stdout.splitlines()[-1].strip() == "0 []"
 
 
+@pytest.mark.parametrize("module", ["surgery.capacity", "models.random_checkpoint", "models.convert"])
+def test_help_of_a_command_that_is_a_module_imports_nothing_heavy_and_itself_once(module):
+    code = f"""
+import runpy, sys
+sys.argv = ["command", "--help"]
+try:
+    runpy.run_module("suture.{module}", run_name="__main__")
+except SystemExit as ended:
+    print("\\n", ended.code, sorted(set({sorted(HEAVY)!r}) & set(sys.modules)))
+"""
+    done = python(code)
+    assert done.stdout.splitlines()[-1].strip() == "0 []"
+    assert done.stderr == ""  # runpy's warning where the package's __init__ imports the module
+
+
 def test_importing_changes_no_environment_and_patches_nothing():
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {name: ROOT / (name.removeprefix("suture.").replace(".", "/") if "." in name else name) for name in packages}

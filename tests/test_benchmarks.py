@@ -12,8 +12,8 @@ import torch
 
 from benchmarks import gpu_steps
 from benchmarks.processes import measure
-from suture.models import open_checkpoint
-from suture.models.random_checkpoint import write
+from suture.models.architectures import open_checkpoint
+from suture.models.random_weights import write
 from suture.runtime import io_binding as bound
 
 pytestmark = pytest.mark.benchmarks

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer, QuantFormat
 from test_build import run_build
 
-from suture.build.audit import audit_scales
+from suture.core.network.graph_audit import audit_graph
 
 
 @pytest.fixture
@@ -49,5 +49,5 @@ def test_scales_above_zero_are_no_finding(product):
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:
             tensor.CopyFrom(numpy_helper.from_array(np.abs(numpy_helper.to_array(tensor)), tensor.name))
-    assert audit_scales(model, Path()) == []
-    assert audit_scales(product, Path()) == []
+    assert audit_graph(model, Path()) == []
+    assert audit_graph(product, Path()) == []

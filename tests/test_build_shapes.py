@@ -8,14 +8,14 @@ import onnx
 import pytest
 
 from suture.build import trtexec
-from suture.build.advice import LOWERED, advised, lowering_advice
-from suture.build.audit import LOWER
+from suture.build.advice import advised
 from suture.build.kernels import read_kernels
 from suture.build.options import Options
 from suture.build.profiles import make_profiles, name_apart
 from suture.build.stage import build
 from suture.core.errors import UserError
 from suture.core.findings import Finding
+from suture.core.network.advice import LOWER, LOWERED, lowering_advice
 from suture.core.shapes import parse_shapes
 
 LIMITS = {"split": True, "batch": 4, "prompt": None, "past": 64}

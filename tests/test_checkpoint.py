@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from suture.core.errors import UserError
-from suture.models import checkpoint_folder, load_model, meta_model, open_checkpoint
-from suture.models.qwen import build
+from suture.models import families
+from suture.models.architectures import architecture, load_model, meta_model, open_checkpoint
+from suture.models.families.qwen import build
+from suture.models.named import checkpoint_folder
 
 CONFIG = {
     "model_type": "qwen", "architectures": ["QWenLMHeadModel"], "vocab_size": 40, "hidden_size": 16,
@@ -197,6 +199,14 @@ def test_wrong_shape(folder, weights):
     assert "lm_head.weight has shape [39, 16], but config.json asks for [40, 16]" in line
 
 
+def test_a_family_is_the_file_called_after_its_model_type(tmp_path, monkeypatch):
+    code = "from torch import nn\nARCHITECTURES, PREFIX = ('Own',), ''\ndef build(config, where):\n    return nn.Linear(2, 3)\n"
+    (tmp_path / "somebodys.py").write_text(code)
+    monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path)])
+    made = architecture({"model_type": "somebodys", "architectures": ["Own"]}, tmp_path)
+    assert made.weight.shape == (3, 2)
+
+
 @pytest.mark.parametrize(
     "change",
     [{"model_type": "mamba", "architectures": ["MambaForCausalLM"]}, {"architectures": ["QWenForVision"]}],
@@ -206,7 +216,8 @@ def test_unknown_architecture(folder, change):
     (folder / "config.json").write_text(json.dumps(CONFIG | change))
     line = refused(folder, read_meta)
     assert change["architectures"][0] in line
-    assert "supported: qwen (QWenLMHeadModel)" in line
+    assert "supported: aquila (" in line
+    assert " qwen (QWenLMHeadModel)," in line
 
 
 def test_unknown_name():

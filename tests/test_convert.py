@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from suture.core.errors import UserError
-from suture.models.convert import convert, load, write
+from suture.models.pickles import convert, load, write
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,7 +9,7 @@ from transformers.models.cpmant.modeling_cpmant import CpmAntSegmentPositionEmbe
 
 from suture.core.cpm_inputs import MOST_SEGMENTS
 from suture.core.errors import UserError
-from suture.models import architecture, load_model, open_checkpoint
+from suture.models.architectures import architecture, load_model, open_checkpoint
 from suture.models.cpm import bucket_table
 from tests.families import FAMILIES, checkpoint, reference
 

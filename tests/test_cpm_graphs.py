@@ -18,7 +18,7 @@ from suture.core.cpm_inputs import LAYOUT, MOST_SEGMENTS, made_up
 from suture.core.signature import find_signature
 from suture.core.weights import load_graph, weights_root
 from suture.export.trace import TRACED_LAYERS, trace
-from suture.models import architecture, load_model, open_checkpoint
+from suture.models.architectures import architecture, load_model, open_checkpoint
 from suture.runtime.engine import Engine
 from suture.runtime.engine_decoder import EngineModel, signature_of
 from suture.runtime.graphs import open_graph

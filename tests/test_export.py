@@ -14,8 +14,8 @@ from suture.core.errors import UserError
 from suture.core.manifest import read_manifest
 from suture.core.weights import check_references, weights_root
 from suture.export import weights as export_weights
-from suture.models import load_model, open_checkpoint
-from suture.models.random_checkpoint import write
+from suture.models.architectures import load_model, open_checkpoint
+from suture.models.random_weights import write
 
 
 @pytest.mark.parametrize(

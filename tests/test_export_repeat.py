@@ -12,7 +12,7 @@ from exporting import CONFIG, LAYERS
 from suture.export.repeat import LayersDiffer, repeat
 from suture.export.shallow import without_middle
 from suture.export.trace import SCOPES, TRACED_LAYERS, trace
-from suture.models import architecture
+from suture.models.architectures import architecture
 
 
 def test_repeated_layers_are_the_whole_trace(exported, tmp_path):

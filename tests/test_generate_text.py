@@ -13,8 +13,8 @@ from suture.core.errors import UserError
 from suture.generate.prompts import Prompt
 from suture.generate.sampling import Sampler, Sampling
 from suture.generate.text import UNFINISHED, TextStream
-from suture.models import checkpoint_folder
 from suture.models.library_tokenizer import LibraryTokenizer
+from suture.models.named import checkpoint_folder
 from suture.models.tokenizer import SYSTEM, open_tokenizer
 
 ALPHABET = "ab-\n é→漢🇨👩\u200d"

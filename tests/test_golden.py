@@ -13,7 +13,7 @@ import torch
 
 from suture.core.signature import find_signature
 from suture.core.weights import load_graph, references
-from suture.models import load_model, open_checkpoint
+from suture.models.architectures import load_model, open_checkpoint
 from tests.golden.make import CHECKPOINT, GOLDEN, KEPT, greedy
 
 ROOT = Path(__file__).parents[1]

@@ -10,13 +10,13 @@ import pytest
 import torch
 from decoder_graphs import decoder_graph
 
+from suture.core import layerwise
+from suture.core.layerwise import split, with_products_by_rows
 from suture.core.network.parse import LARGE
 from suture.core.parts import find_parts
 from suture.core.weights import load_graph, references, tensor_bytes
-from suture.models import checkpoint_folder
-from suture.runtime import layerwise
+from suture.models.named import checkpoint_folder
 from suture.runtime.graphs import open_graph
-from suture.runtime.layerwise import split, with_products_by_rows
 from suture.runtime.network_decoder import open_network
 from suture.surgery.__main__ import main
 from suture.validate import reference

@@ -14,7 +14,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from suture.core.manifest import read_manifest
-from suture.core.weights import ORT_ROOT_OPTION, references
+from suture.core.sessions import ROOT_OPTION
+from suture.core.weights import references
 from suture.surgery.__main__ import main
 from suture.surgery.graph import files
 from suture.surgery.graph.weights import settle
@@ -136,7 +137,7 @@ def test_merged_weights_go_to_one_new_file_with_all_others(dtype, tmp_path, monk
         got = decode(portable, alone=False, root=out)
         assert largest_error(expected, got) < (2e-2 if dtype == "float16" else 1e-4)
     options = ort.SessionOptions()
-    options.add_session_config_entry(ORT_ROOT_OPTION, str(out))
+    options.add_session_config_entry(ROOT_OPTION, str(out))
     if dtype == "float32":
         ort.InferenceSession(out / "model.onnx", options)
 

@@ -19,9 +19,10 @@ from suture.export import stage as export
 from suture.export.interface import decoder_interface
 from suture.export.shallow import KEPT, without_middle
 from suture.export.trace import TRACED_LAYERS, trace
-from suture.models import architecture, load_model, open_checkpoint, random_checkpoint
+from suture.models import named
+from suture.models.architectures import architecture, load_model, open_checkpoint
+from suture.models.named import read_config
 from suture.models.parts import parts_of
-from suture.models.random_checkpoint import read_config
 from suture.surgery import __main__ as surgery
 from suture.validate.compare import DIFFERENT, NOT_RUN, PASSED
 from suture.validate.graph_part import graph_level
@@ -276,7 +277,7 @@ def test_tensors_saved_without_the_heads_prefix_are_found(shared, tmp_path):
 def test_a_preset_is_a_random_checkpoint_and_says_so(tmp_path, monkeypatch, capsys):
     config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **FAMILIES["gpt2"].config}
     (tmp_path / "gpt2-tiny.json").write_text(json.dumps(config))
-    monkeypatch.setattr(random_checkpoint, "PRESETS", tmp_path)
+    monkeypatch.setattr(named, "PRESETS", tmp_path)
     folder = export._named("gpt2-tiny", tmp_path / "out", "float16")
     assert "random ones of its dimensions" in capsys.readouterr().out
     assert open_checkpoint(folder).dtype == "float16"
@@ -291,7 +292,7 @@ def test_a_checkpoint_that_was_not_made_here_is_not_replaced(tmp_path, monkeypat
     """The published weights of a preset, where its random ones would go."""
     config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **FAMILIES["gpt2"].config}
     (tmp_path / "gpt2-tiny.json").write_text(json.dumps(config))
-    monkeypatch.setattr(random_checkpoint, "PRESETS", tmp_path)
+    monkeypatch.setattr(named, "PRESETS", tmp_path)
     for name in ("config.json", "model.safetensors", "model-00001-of-00002.safetensors"):
         folder = tmp_path / name.split(".")[0] / "checkpoint"
         folder.mkdir(parents=True)

@@ -11,17 +11,19 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from suture.core.as_written import open_session
 from suture.core.errors import UserError
+from suture.core.findings import Finding
 from suture.core.network.audit import audit
 from suture.core.network.compare import Outcome, compare, default_tolerance
-from suture.core.network.description import Layer
+from suture.core.network.description import Layer, Network
 from suture.core.network.evaluate import EvaluationError, Evaluator
+from suture.core.network.graph_audit import audit_graph
 from suture.core.network.inputs import make_feeds
 from suture.core.network.parse import describe, parse
 from suture.core.network.quantization import quantize
 from suture.core.network.runner import to_numpy
 from suture.core.weights import load_graph
-from suture.runtime.graphs import open_session
 
 ROOT = Path(__file__).parents[1]
 DIALECTS = ROOT.parent / "shared" / "dialects"
@@ -124,9 +126,13 @@ def test_nan_on_both_sides_is_a_difference(tmp_path):
     assert found[0].outputs[0].problem == "NaN in onnxruntime and network"
 
 
+def audited(network: Network, model: onnx.ModelProto) -> list[Finding]:
+    return [*audit_graph(model, Path()), *audit(network, model)]
+
+
 def audit_errors(model: onnx.ModelProto, folder: Path) -> list[str]:
     path = save(model, folder, "audited")
-    return [str(finding) for finding in audit(network_of(path), model) if finding.severity == "error"]
+    return [str(finding) for finding in audited(network_of(path), model) if finding.severity == "error"]
 
 
 @pytest.mark.parametrize("dtype", ["float16"])
@@ -156,7 +162,7 @@ AUDITED = {
         "(float[N,4] x, float[N,4] idle) => (float[N,4] y) { z = Neg(idle) y = Relu(x) }", "error", "input idle"
     ),
     "an initializer that nothing uses": (
-        "(float[N,4] x) => (float[N,4] y) <float[2] w = {1, 2}> { y = Relu(x) }", "warning", "initializer w: nothing"
+        "(float[N,4] x) => (float[N,4] y) <float[2] w = {1, 2}> { y = Relu(x) }", "warning", "weight w: nothing"
     ),
     "a misread default": ("(float[4,4] x) => (float[4,4] y) { y = Trilu(x) }", "error", "write upper=1"),
     "float32 attention": (
@@ -183,7 +189,7 @@ def test_audit_finds(fault, tmp_path):
     text, severity, expected = AUDITED[fault]
     model = parsed(text)
     path = save(model, tmp_path, "model")
-    found = [(finding.severity, str(finding)) for finding in audit(network_of(path), model)]
+    found = [(finding.severity, str(finding)) for finding in audited(network_of(path), model)]
     assert any(kind == severity and expected in line for kind, line in found), found
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from network_cases import Agrees, Case, Dies, Refused, Unknown, cases
 
+from suture.core.as_written import open_session
 from suture.core.errors import UserError
 from suture.core.network.evaluate import EvaluationError, Evaluator
 from suture.core.network.parse import Refused as ParserRefused
 from suture.core.network.parse import describe, parse
-from suture.runtime.graphs import open_session
 
 CASES = list(cases())
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # of the largest value

@@ -12,11 +12,12 @@ from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.comparator import Comparator, RunResults, SimpleCompareFunc
 from test_network import DIALECTS, ROOT, network_of, parsed, save
 
+from suture.core.as_written import open_session
 from suture.core.errors import UserError
 from suture.core.network.evaluate import Evaluator
 from suture.core.network.inputs import make_feeds
 from suture.core.network.runner import NetworkRunner
-from suture.runtime.graphs import open_graph, open_session
+from suture.runtime.graphs import open_graph
 from suture.runtime.network_decoder import open_network
 from suture.validate.check import check_network
 from suture.validate.compare import compare as compare_decoders

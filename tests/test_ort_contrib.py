@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 import pytest
 
+from suture.core.as_written import open_session
 from suture.core.signature import find_signature
 from suture.core.weights import load_graph, weights_root
 from suture.runtime.decoders import StaticDecoder
-from suture.runtime.graphs import OWN_OPERATORS, open_graph, open_session
+from suture.runtime.graphs import OWN_OPERATORS, open_graph
 from suture.runtime.io_binding import BoundSession
 from suture.surgery.__main__ import main as surgery
 from suture.surgery.capacity import main as change_capacity

@@ -20,7 +20,8 @@ from suture.core.network.parse import parse
 from suture.core.weights import load_graph
 from suture.export.options import Options
 from suture.export.stage import export
-from suture.models import checkpoint_folder, load_model, meta_model, open_checkpoint
+from suture.models.architectures import load_model, meta_model, open_checkpoint
+from suture.models.named import checkpoint_folder
 from suture.runtime.graphs import open_graph
 from suture.surgery.__main__ import main
 from suture.validate.compare import compare

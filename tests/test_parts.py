@@ -15,9 +15,9 @@ from suture.core.errors import UserError
 from suture.core.manifest import read_manifest
 from suture.core.parts import find_parts
 from suture.generate.opening import find_files, open_model
+from suture.models.families.qwen import Qwen
 from suture.models.parts import DECODER, Part
-from suture.models.qwen import Qwen
-from suture.models.random_checkpoint import write
+from suture.models.random_weights import write
 from suture.runtime.graphs import open_embedding, open_graph
 from suture.surgery.__main__ import main as surgery
 from suture.validate.options import Options

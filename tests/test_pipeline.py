@@ -19,7 +19,7 @@ from test_surgery_verify import WRONG, own_pass
 
 from suture.core.command import FAULT, INTERRUPTED
 from suture.core.manifest import read_manifest
-from suture.models.qwen import build
+from suture.models.families.qwen import build
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = {

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from suture.models import architecture
-from suture.models.random_checkpoint import PRESETS, presets, read_config
+from suture.models.architectures import architecture
+from suture.models.named import PRESETS, presets, read_config
 
 PUBLISHED = json.loads(Path(__file__).with_name("presets.json").read_text())
 UNITS = {"B": 1e9, "M": 1e6}

@@ -13,8 +13,9 @@ from test_surgery import refusal
 
 from suture.core.network.inputs import make_feeds
 from suture.core.parts import DECODER, PartFolder
-from suture.core.weights import ORT_ROOT_OPTION, load_graph, weights_root
-from suture.models import checkpoint_folder
+from suture.core.sessions import ROOT_OPTION
+from suture.core.weights import load_graph, weights_root
+from suture.models.named import checkpoint_folder
 from suture.models.tokenizer import open_tokenizer
 from suture.runtime.graphs import graph_of, open_graph
 from suture.surgery.__main__ import main
@@ -37,7 +38,7 @@ def logits(model: Path, level: ort.GraphOptimizationLevel | None = None, **setti
     else:
         options = ort.SessionOptions()
         options.graph_optimization_level = level
-        for key, value in {ORT_ROOT_OPTION: str(weights_root(model)), **settings}.items():
+        for key, value in {ROOT_OPTION: str(weights_root(model)), **settings}.items():
             options.add_session_config_entry(key, value)
         session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     feeds = make_feeds(load_graph(model))[0].values

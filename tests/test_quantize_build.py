@@ -13,7 +13,7 @@ from suture.core.errors import UserError
 from suture.core.weights import load_graph
 from suture.export.options import Options
 from suture.export.stage import export
-from suture.models import checkpoint_folder
+from suture.models.named import checkpoint_folder
 from suture.surgery.__main__ import main
 
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9")

@@ -9,14 +9,16 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from suture.core.as_written import open_session
 from suture.core.errors import UserError
 from suture.core.network.compare import compare, default_tolerance
 from suture.core.network.evaluate import Evaluator
 from suture.core.network.inputs import make_feeds
 from suture.core.network.parse import parse
 from suture.core.network.runner import to_numpy
+from suture.core.sessions import from_ort, to_ort
 from suture.core.weights import load_graph, weights_root
-from suture.runtime.graphs import from_ort, open_graph, open_session, to_ort
+from suture.runtime.graphs import open_graph
 from suture.surgery.quantize.formats import FP8, INT4, INT8
 from suture.surgery.quantize.rounding import quantise
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from suture.core.signature import ntk_alpha
-from suture.models import Dimensions, checkpoint_folder, load_model, meta_model, open_checkpoint
-from suture.models.qwen import build
+from suture.models.architectures import load_model, meta_model, open_checkpoint
+from suture.models.dimensions import Dimensions
+from suture.models.families.qwen import build
+from suture.models.named import checkpoint_folder
 from suture.models.tokenizer import open_tokenizer
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "qwen-7b"

@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 
-from suture.models.random_checkpoint import PRESETS, presets, read_config, write
-from suture.runtime import layerwise
+from suture.core import layerwise
+from suture.models.named import PRESETS, presets, read_config
+from suture.models.random_weights import write
 from suture.validate import reference
 from suture.validate.compare import PASSED
 from tests.families import build, export_and_operate, levels, surgered, worst

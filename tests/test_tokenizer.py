@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suture.core.errors import UserError
-from suture.models import checkpoint_folder
+from suture.models.named import checkpoint_folder
 from suture.models.tokenizer import SPECIALS, open_tokenizer
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "qwen-7b"

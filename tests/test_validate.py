@@ -11,10 +11,12 @@ from onnx import TensorProto
 
 from suture.core.errors import UserError
 from suture.core.shadow_copy import float32_shadow_copy
-from suture.runtime.decoders import GrowingDecoder, positions_of
+from suture.core.step_inputs import positions_of
+from suture.core.tolerances import REWRITTEN
+from suture.runtime.decoders import GrowingDecoder
 from suture.runtime.graphs import OnnxDecoder, graph_of, open_graph
 from suture.runtime.network_decoder import open_network
-from suture.validate.compare import DIFFERENT, NOT_RUN, PASSED, TOLERANCES, compare
+from suture.validate.compare import DIFFERENT, NOT_RUN, PASSED, compare
 from suture.validate.level import Level
 from suture.validate.levels import compare_graphs
 from suture.validate.scenarios import make_scenarios, random_tokens
@@ -195,14 +197,14 @@ def bfloat16_files(tmp_path_factory) -> dict[bool, Path]:
 def test_bfloat16_graphs_agree_as_float32_shadow_copies(bfloat16_files):
     level = compare_graphs(open_graph(bfloat16_files[False]), open_graph(bfloat16_files[True]))
     assert statuses(level) == {PASSED}
-    assert level.comparison.tolerance == TOLERANCES[TensorProto.FLOAT]
+    assert level.comparison.tolerance == REWRITTEN[TensorProto.FLOAT]
     assert "shadow copies" in level.notes[0]
 
 
 def test_rounding_to_bfloat16_is_seen_and_tolerated(growing, bfloat16_files):
     level = compare_graphs(growing, open_graph(bfloat16_files[True]))
     assert level.status == PASSED
-    assert 1e-3 < level.comparison.worst.error < level.comparison.tolerance == TOLERANCES[TensorProto.BFLOAT16]
+    assert 1e-3 < level.comparison.worst.error < level.comparison.tolerance == REWRITTEN[TensorProto.BFLOAT16]
 
 
 def test_the_shadow_copy_leaves_weights_where_they_are(bfloat16_files):

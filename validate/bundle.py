@@ -22,14 +22,15 @@ from suture.core.errors import UserError
 from suture.core.identity import Contents
 from suture.core.signature import Signature, find_signature
 from suture.core.stage import Stage
+from suture.core.step_inputs import Embed
 from suture.core.tensors import references
+from suture.core.tolerances import between_sessions
 from suture.core.weights import load_graph, weight_files, weights_root
 from suture.runtime import engine as runtime_engine
-from suture.runtime.decoders import Decoder, Embed, OfSignature, StaticDecoder
+from suture.runtime.decoders import Decoder, OfSignature, StaticDecoder
 from suture.runtime.engine import read_description, takes, to_numpy
 from suture.runtime.engine_decoder import signature_of
 from suture.runtime.graphs import OnnxDecoder, open_graph
-from suture.validate.compare import default_tolerance
 from suture.validate.runners import valid_logits
 from suture.validate.scenarios import Scenario
 
@@ -70,7 +71,7 @@ def write_bundle(
         _write(folder / "engine.json", description)
         bundle = {
             "identity": identity(portable, lowered),
-            "tolerance": tolerance or default_tolerance(graph, graph),
+            "tolerance": tolerance or between_sessions({graph.dtype}),
             "scenarios": [{"name": each.name, "what": each.what, "steps": len(each.steps)} for each in kept],
             "left_out": left_out,
         }

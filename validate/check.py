@@ -127,7 +127,7 @@ def _rows(result: CheckResult) -> Iterator[tuple[str, str]]:
 
 
 def _kind(finding: Finding) -> str:
-    kind = getattr(finding, "kind", "")
+    kind = finding.kind
     return kind if finding.severity == "error" or kind == "dropped" else "slow" if kind == "attention" else kind or "note"
 
 

@@ -1,6 +1,5 @@
 """suture check MODEL.onnx, as a command line. Imports nothing heavy before that is read."""
 
-import argparse
 from pathlib import Path
 
 from suture.core import arguments as typed
@@ -22,7 +21,7 @@ def main(arguments: list[str] | None = None, prog: str = "check") -> int:
     return run_check(options)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: typed.Container) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
     parser.add_argument("--shape", action="append", default=[], metavar="NAME=2x128", help="shape of an input, or "
                         "NAME=1x1,1x128,4x512 (min, opt, max), of which each is checked; once for each input")  # fmt: skip

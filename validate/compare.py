@@ -12,18 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from onnx import TensorProto
 from polygraphy.comparator import Comparator, IterationResult, RunResults, SimpleCompareFunc
 from polygraphy.logger import G_LOGGER
 
 from suture.core.signature import LOGITS
-from suture.validate.runners import DecoderRunner, Model, rounding_step
+from suture.core.tolerances import between_sessions, rounding_step
+from suture.validate.runners import DecoderRunner, Model
 from suture.validate.scenarios import Scenario
 
 PASSED, DIFFERENT, FAILED, NOT_RUN = "passed", "different", "failed", "not run"  # failed: what was to be compared is broken
 
-# Of the largest value. float16 has 11 bits, and its rounding adds up over layers; bfloat16 has 8.
-TOLERANCES = {TensorProto.FLOAT: 1e-4, TensorProto.FLOAT16: 2e-2, TensorProto.BFLOAT16: 5e-2}
 NAN, INFINITE = "not a number", "infinite"
 SAVED_BYTES = 1 << 16  # of one output at one step in Polygraphy's JSON: evenly spaced tokens, the last among them
 
@@ -79,15 +77,6 @@ class Comparison:
         return worst
 
 
-def default_tolerance(reference: Model, candidate: Model) -> float:
-    """By the coarser type of the two. Between two bfloat16 graphs that of float32: both run as float32 shadow copies with the
-    same weights, so nothing is rounded that the other does not round."""
-    dtypes = {reference.dtype, candidate.dtype}
-    if dtypes == {TensorProto.BFLOAT16}:
-        return TOLERANCES[TensorProto.FLOAT]
-    return max(TOLERANCES[dtype] for dtype in dtypes)
-
-
 def compare(
     reference: Model,
     candidate: Model,
@@ -101,7 +90,7 @@ def compare(
     `save(scenario)` names the file for Polygraphy's run results; `tell(scenario)` hears what begins.
     """
     if tolerance is None:
-        tolerance = default_tolerance(reference, candidate)
+        tolerance = between_sessions({reference.dtype, candidate.dtype})
     comparison = Comparison(reference.name, candidate.name, tolerance)
     capacity = min((model.capacity for model in (reference, candidate) if model.capacity is not None), default=None)
     for scenario in scenarios:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from onnx import TensorProto
 
+from suture.core.as_written import open_session
 from suture.core.dtypes import FLOATS
 from suture.core.errors import UserError
 from suture.core.network.compare import difference
@@ -22,19 +23,16 @@ from suture.core.network.inputs import make_noise
 from suture.core.network.parse import NoTensorRT, parse
 from suture.core.network.runner import to_numpy
 from suture.core.parts import PartFolder
+from suture.core.tolerances import REWRITTEN, between_sessions
 from suture.core.weights import load_graph, weights_root
-from suture.models import open_checkpoint
+from suture.models.architectures import open_checkpoint
 from suture.models.parts import part_named
 from suture.runtime.engine import Engine, read_description, run_once, why_not
-from suture.runtime.graphs import open_session
-from suture.validate.compare import DIFFERENT, PASSED, TOLERANCES, Comparison, OutputError, ScenarioResult
+from suture.validate.compare import DIFFERENT, PASSED, Comparison, OutputError, ScenarioResult
 from suture.validate.level import TITLES, Level, failed, not_run
 from suture.validate.pipeline import PartFiles
 from suture.validate.reference import load_reference
 
-SHADOW_COPIES = {
-    TensorProto.BFLOAT16: TOLERANCES[TensorProto.FLOAT]
-}  # both sides compute bfloat16 as float32, with the same weights
 BATCH = "batch"  # the name of the axis along which rows know nothing of each other
 
 Arrays = dict[str, np.ndarray]
@@ -54,7 +52,7 @@ def graph_level(files: PartFiles, checkpoint: Path | None, tolerance: float | No
         return not_run(number, f"surgery has not been run on {files.part.name}/export/model.onnx")
     try:
         dtype, inputs = make_inputs(files.exported, files.part, seed)
-        exact = tolerance or SHADOW_COPIES.get(dtype) or TOLERANCES[dtype]
+        exact = tolerance or between_sessions({dtype})
         if number == 1:
             exported = in_onnxruntime(files.exported, "exported")
             if checkpoint is None:
@@ -63,7 +61,7 @@ def graph_level(files: PartFiles, checkpoint: Path | None, tolerance: float | No
         portable = in_onnxruntime(files.portable, "portable")
         if number == 2:
             return _compared(2, in_onnxruntime(files.exported, "exported"), portable, inputs, exact)
-        rounded = tolerance or TOLERANCES[dtype]
+        rounded = tolerance or REWRITTEN[dtype]
         if number == 3:
             return _compared(3, portable, in_network(files.lowered), inputs, rounded)
         if files.engine is None:

@@ -13,17 +13,17 @@ from pathlib import Path
 from onnx import TensorProto
 
 from suture.core.errors import UserError
-from suture.core.network.compare import ROUNDED
 from suture.core.network.evaluate import NotEvaluated
 from suture.core.network.parse import NoTensorRT
 from suture.core.parts import DECODER
+from suture.core.tolerances import REWRITTEN, ROUNDED
 from suture.models.tokenizer import Tokenizer, open_tokenizer
 from suture.runtime.engine import read_description, takes, why_not
 from suture.runtime.engine_decoder import EngineModel, open_engine
 from suture.runtime.graphs import OnnxDecoder, open_embedding, open_graph
 from suture.runtime.network_decoder import NetworkModel, open_network
 from suture.validate.bundle import Results, read_results
-from suture.validate.compare import DIFFERENT, NOT_RUN, PASSED, TOLERANCES, ScenarioResult, compare
+from suture.validate.compare import DIFFERENT, NOT_RUN, PASSED, ScenarioResult, compare
 from suture.validate.graph_part import graph_level
 from suture.validate.level import TITLES, Broken, Level, failed, not_run
 from suture.validate.pipeline import PartFiles, Pipeline
@@ -193,7 +193,7 @@ def _surgery_level(files: PartFiles, exported: OnnxDecoder, portable: OnnxDecode
 
 def _allowed(portable: OnnxDecoder) -> float:
     """Between onnxruntime and TensorRT, which computes bfloat16 as bfloat16."""
-    return ROUNDED if portable.rounds else TOLERANCES[portable.dtype]
+    return ROUNDED if portable.rounds else REWRITTEN[portable.dtype]
 
 
 def _network_level(

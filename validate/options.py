@@ -22,7 +22,7 @@ def from_arguments(given: argparse.Namespace) -> Options:
     return Options(given.text, given.tolerance, given.seed)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: arguments.Container) -> None:
     parser.add_argument("--text", metavar="FILE", type=Path, help="text to read (default: the checkpoint's heldout)")
     parser.add_argument("--tolerance", metavar="X", type=arguments.tolerance, help="error allowed, of the largest value "
                         "(default: float32 1e-4, float16 2e-2)")  # fmt: skip

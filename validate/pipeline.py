@@ -8,7 +8,7 @@ from suture.core.errors import UserError
 from suture.core.manifest import MANIFEST, read_manifest, recorded_file
 from suture.core.parts import DECODER, PARTS, PartFolder, find_parts
 from suture.core.signature import EMBEDDINGS
-from suture.models import open_checkpoint
+from suture.models.architectures import open_checkpoint
 from suture.models.tokenizer import tokenizer_files
 
 

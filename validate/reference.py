@@ -10,9 +10,10 @@ from torch import nn
 
 from suture.core.cpm_inputs import LAYOUT, made_up
 from suture.core.dtypes import run_as, torch_dtype
-from suture.models import Checkpoint, load_model, meta_model, open_checkpoint
+from suture.core.layerwise import LARGE
+from suture.models.architectures import load_model, meta_model, open_checkpoint
+from suture.models.checkpoint import Checkpoint
 from suture.runtime.decoders import Decoder, GrowingDecoder, encoder_caches
-from suture.runtime.layerwise import LARGE
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import torch
 from onnx import TensorProto
 
 from suture.core.signature import ntk_alpha
+from suture.core.step_inputs import Embed
 from suture.core.tensors import tensor_bytes
 from suture.core.weights import load_graph
 from suture.models.tokenizer import Tokenizer
-from suture.runtime.decoders import Embed
 from suture.runtime.graphs import open_graph
 from suture.validate.runners import Model, valid_logits
 

@@ -6,6 +6,9 @@ import onnx
 
 SURGERY = "surgery writes it as standard operators (python -m surgery)"
 STATIC_SCALES = "quantise with static scales (QuantizeLinear and DequantizeLinear, zero points 0)"
+LOWER = "lower the graph with surgery and build its model.trt.onnx"
+LOWERED = "surgery has lowered this graph and knows no other form of it: change the source there"
+PRODUCER = "suture.surgery"  # that surgery writes into its graphs
 PLUGIN = re.compile(r"plugin.*not found|failed to load|creator", re.IGNORECASE)
 # of these operators in the domain com.microsoft, surgery/contrib has a pass
 IMPORT_CONTRIB = ("GroupQueryAttention", "MultiHeadAttention", "MatMulNBits", "GatherBlockQuantized", "FusedMatMul", "FastGelu",
@@ -52,6 +55,13 @@ def advice(node: onnx.NodeProto | None, operator: str, message: str) -> str | No
     if PLUGIN.search(message):
         return "no operator or plugin of that name: write it in standard operators, or give a plugin library (--plugin)"
     return None
+
+
+def lowering_advice(model: onnx.ModelProto) -> str:
+    """To lower the graph, unless it is what surgery's lowering made."""
+    ops = {node.op_type for node in model.graph.node}
+    lowered = model.producer_name == PRODUCER and ("Attention" not in ops or any(op.startswith("TRT_") for op in ops))
+    return LOWERED if lowered else LOWER
 
 
 def origin(node: onnx.NodeProto | None) -> str | None:

@@ -20,7 +20,7 @@ class Fusion:
 
 def hindrance(network: Network, layer: Layer) -> str | None:
     """Why an ATTENTION_INPUT layer has no fused kernel; None if it has."""
-    query = network.tensors[layer.inputs[0]]
+    query = network.tensors[layer.source()]
     if query.dtype not in DTYPES:
         return f"attention in {query.dtype}"
     if query.shape[3] not in HEAD_DIMS:
@@ -62,4 +62,4 @@ def _is_attention(softmax: Layer, readers: dict[str, list[Layer]], producers: di
             for layer in readers[name]
         )
 
-    return before(softmax.inputs[0], 8) and behind(softmax.outputs[0], 8)
+    return before(softmax.source(), 8) and behind(softmax.outputs[0], 8)

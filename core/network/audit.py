@@ -5,56 +5,52 @@ cannot be built; a warning is one that builds and pays for it.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import onnx
 
 from suture.core.dtypes import BY_ONNX
 from suture.core.findings import Finding
+from suture.core.network.advice import lowering_advice
 from suture.core.network.attentions import DTYPES, hindrance
 from suture.core.network.description import Layer, Network
-from suture.core.network.misread import misread
-from suture.core.traits import STANDARD, named_input
+from suture.core.network.graph_audit import node_name, unparsed_attention
+from suture.core.signature import Signature
+from suture.core.subgraphs import all_nodes
 
 FOLDED = ("Constant", "ConstantOfShape", "Identity", "Cast", "Shape", "If")  # nodes that may leave no layer of their own
+# Nodes that take shapes, axes or indices behind their first input, or there as well, which the parser may know already.
+ALL_PARAMETERS = ("ConstantOfShape", "Range")
+PARAMETERS = ("Reshape", "Expand", "Slice", "Tile", "Pad", "Resize", "Upsample", "Unsqueeze", "Squeeze", "ReduceSum", "ReduceMean",
+              "ReduceMax", "ReduceMin", "ReduceProd", "TopK", "OneHot", "Split", "CumSum", *ALL_PARAMETERS)  # fmt: skip
 SMALL = 64  # elements of a constant that may as well have become an attribute
 HOLDERS = ("Conv", "ConvTranspose", "BatchNormalization")  # their layers hold weights themselves
 MOVES = ("KV_CACHE_UPDATE", "CONCATENATION", "SHUFFLE", "UNSQUEEZE", "SQUEEZE", "SLICE", "CAST", "IDENTITY",
          "ELEMENTWISE")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class NetworkFinding(Finding):
-    """`kind`: "dropped" (no layer stands for it), "misread" (it means something else), "attention", or "cache"."""
-
-    kind: str = ""
-
-
-def audit(network: Network, model: onnx.ModelProto) -> list[NetworkFinding]:
-    """All findings, errors first. `model` is the graph that `network` was parsed from."""
+def audit(network: Network, model: onnx.ModelProto, signature: Signature | None = None) -> list[Finding]:
+    """All that the network shows, errors first. `model`: the graph that it was parsed from; `signature`: its own, where it is
+    a decoder's."""
     producers = network.producers()
     live = _live(network, producers)
-    lowered = any(node.op_type.startswith("TRT_") for node in model.graph.node)  # by surgery, or by another's hand
-    masked = "give an explicit mask" if lowered else "lower the graph with surgery, or give an explicit mask"
-    kinds = {
-        "dropped": [
-            *_dead_inputs(network, model, live),
-            *_dead_initializers(network, model, live),
-            *_lost_nodes(network, model),
-            *_dropped_lengths(model, masked),
-        ],
-        "misread": [*_retyped(network, model), *_renamed(network, model), *misread(model)],
-        "attention": [*_attentions(network, producers, masked)],
-        "cache": [*_caches(network)],
-    }
-    findings = [NetworkFinding(**vars(finding), kind=kind) for kind, found in kinds.items() for finding in found]
+    findings = [
+        *_dead_inputs(network, model, live),
+        *_dead_layers(network, model),
+        *_dead_initializers(network, model, live),
+        *_lost_nodes(network, model),
+        *_retyped(network, model),
+        *_renamed(network, model),
+        *_attentions(network, producers, unparsed_attention(model)),
+        *_caches(network, signature, lowering_advice(model)),
+    ]
     return sorted(findings, key=lambda finding: finding.severity)
 
 
 def _live(network: Network, producers: dict[str, Layer]) -> set[str]:
     """The tensors that the network's outputs depend on."""
-    conditions = {layer.attributes["conditional"]: layer.inputs for layer in network.layers if layer.type == "CONDITION"}
+    conditions = {layer.attributes["conditional"]: layer.sources for layer in network.layers if layer.type == "CONDITION"}
     waiting, live = list(network.outputs), set()
     while waiting:
         name = waiting.pop()
@@ -63,35 +59,50 @@ def _live(network: Network, producers: dict[str, Layer]) -> set[str]:
         live.add(name)
         layer = producers.get(name)
         if layer is not None:
-            waiting += [source for source in layer.inputs if source is not None]
+            waiting += layer.sources
             waiting += conditions.get(layer.attributes.get("conditional"), ())
     return live
 
 
 def _dead_inputs(network: Network, model: onnx.ModelProto, live: set[str]) -> Iterator[Finding]:
-    used = {name for node in _nodes(model.graph) for name in node.input}
+    """Inputs that the graph uses and the network does not. What the graph itself does not use, its own audit says."""
     for name in network.inputs:
-        if name not in live:
-            reader = next((node for node in _nodes(model.graph) if name in node.input), None)
-            if name in used:
-                what = f"no output of the network depends on it: the parser dropped it from {_name(reader)}, or its result"
-                yield Finding("error", f"input {name}", what, f"rewrite {_name(reader)} without it")
-            else:
-                yield Finding("error", f"input {name}", "nothing in the graph uses it", "export again without it")
+        reader = next((node for node in all_nodes(model.graph) if name in node.input), None)
+        if name not in live and reader is not None:
+            what = f"no output of the network depends on it: the parser dropped it from {node_name(reader)}, or its result"
+            yield Finding("error", f"input {name}", what, f"rewrite {node_name(reader)} without it", "dropped")
+
+
+def _dead_layers(network: Network, model: onnx.ModelProto) -> Iterator[Finding]:
+    """Layers whose results the graph's nodes use and no layer does. Shapes, axes and other parameters that the parser knew
+    are not among them."""
+    readers, users = network.consumers(), defaultdict(list)
+    for node in all_nodes(model.graph):
+        for place, name in enumerate(node.input):
+            if node.op_type not in PARAMETERS or (place == 0 and node.op_type not in ALL_PARAMETERS):
+                users[name].append(node)
+    for layer in network.layers:
+        dead = not any(readers[name] or name in network.outputs for name in layer.outputs)
+        if layer.type != "CONSTANT" and dead and (user := next((each for name in layer.outputs for each in users[name]), None)):
+            what = f"no layer takes it: the parser dropped it from {node_name(user)}"
+            yield Finding(
+                "error", f"{layer.type} {layer.node or layer.name}", what, f"rewrite {node_name(user)} without it", "dropped"
+            )
 
 
 def _dead_initializers(network: Network, model: onnx.ModelProto, live: set[str]) -> Iterator[Finding]:
     """A constant that a layer holds and nothing needs, and an initializer that a node takes and no layer holds."""
     constants = {layer.name for layer in network.layers if layer.type == "CONSTANT" and layer.outputs[0] in live}
-    used_by = {name: node for node in _nodes(model.graph) for name in node.input}
+    used_by = {name: node for node in all_nodes(model.graph) for name in node.input}
     for tensor in model.graph.initializer:
-        if tensor.name not in used_by:
-            yield Finding("warning", f"initializer {tensor.name}", "nothing in the graph uses it", "remove it")
-            continue
-        reader = used_by[tensor.name]
+        reader = used_by.get(tensor.name)
+        if reader is None:
+            continue  # which the graph's own audit says
         if math.prod(tensor.dims) > SMALL and tensor.name not in constants and reader.op_type not in HOLDERS:
-            what = f"{_name(reader)} takes it, and no layer that the outputs depend on holds it"
-            yield Finding("warning", f"initializer {tensor.name}", what, f"look at what became of {_name(reader)}")
+            what = f"{node_name(reader)} takes it, and no layer that the outputs depend on holds it"
+            yield Finding(
+                "warning", f"initializer {tensor.name}", what, f"look at what became of {node_name(reader)}", "dropped"
+            )
 
 
 def _lost_nodes(network: Network, model: onnx.ModelProto) -> Iterator[Finding]:
@@ -99,11 +110,11 @@ def _lost_nodes(network: Network, model: onnx.ModelProto) -> Iterator[Finding]:
     named = {layer.node for layer in network.layers}
     needed = {name for node in model.graph.node for name in node.input} | {out.name for out in model.graph.output}
     for node in model.graph.node:
-        shown = node.name in named or _name(node) in named or any(name in network.tensors for name in node.output)
+        shown = node.name in named or node_name(node) in named or any(name in network.tensors for name in node.output)
         if node.op_type not in FOLDED and not shown and any(name in needed for name in node.output):
             yield Finding(
-                "warning", f"{node.op_type} {_name(node)}", "no layer of the network stems from it",
-                "look whether the parser folded or dropped it",
+                "warning", f"{node.op_type} {node_name(node)}", "no layer of the network stems from it",
+                "look whether the parser folded or dropped it", "dropped",
             )  # fmt: skip
 
 
@@ -120,21 +131,10 @@ def _retyped(network: Network, model: onnx.ModelProto) -> Iterator[Finding]:
         found = network.tensors.get(value.name)
         if wanted is not None and found is not None and found.dtype != wanted:
             node = producer.get(value.name)
-            where = f"{node.op_type} {_name(node)}" if node is not None else f"tensor {value.name}"
+            where = f"{node.op_type} {node_name(node)}" if node is not None else f"tensor {value.name}"
             what = f"{value.name} is {wanted} in the graph and {found.dtype} in the network"
             severity = "warning" if (wanted, found.dtype) == ("DOUBLE", "FLOAT") else "error"  # TensorRT has no double
-            yield Finding(severity, where, what, "write the Cast that is meant into the graph")
-
-
-def _dropped_lengths(model: onnx.ModelProto, masked: str) -> Iterator[Finding]:
-    for node in _nodes(model.graph):
-        if node.op_type == "Attention" and node.domain in STANDARD and (valid := named_input(node, "nonpad_kv_seqlen")):
-            yield Finding(
-                "error", f"Attention {_name(node)}",
-                f"the parser drops its nonpad_kv_seqlen ({valid}): it would attend to the whole "
-                "cache",
-                masked,
-            )  # fmt: skip
+            yield Finding(severity, where, what, "write the Cast that is meant into the graph", "misread")
 
 
 def _renamed(network: Network, model: onnx.ModelProto) -> Iterator[Finding]:
@@ -143,7 +143,7 @@ def _renamed(network: Network, model: onnx.ModelProto) -> Iterator[Finding]:
     for name in network.inputs:
         if name not in given:
             what = "the network's input of this name has another in the graph"
-            yield Finding("error", f"input {name}", what, "put an Identity between the input and the loop")
+            yield Finding("error", f"input {name}", what, "put an Identity between the input and the loop", "misread")
 
 
 def _attentions(network: Network, producers: dict[str, Layer], masked: str) -> Iterator[Finding]:
@@ -151,36 +151,40 @@ def _attentions(network: Network, producers: dict[str, Layer], masked: str) -> I
         if layer.type != "ATTENTION_INPUT":
             continue
         settings = layer.attributes["attention"]
-        query, key = (network.tensors[name] for name in layer.inputs[:2])
+        query, key = (network.tensors[layer.source(place)] for place in (0, 1))
         where = f"Attention {settings['name'] or layer.name}"
         tokens, slots = query.shape[2], key.shape[2]
         aligned = tokens == slots != -1  # then it does not matter which corner
-        if settings["causal_kind"] == "UPPER_LEFT" and not aligned and _cached(network, producers, layer.inputs[1]):
+        if settings["causal_kind"] == "UPPER_LEFT" and not aligned and _cached(network, producers, layer.source(1)):
             yield Finding(
                 "error", where,
                 f"is_causal aligns its first query ({_length(tokens)}) with its first key ({_length(slots)}), whatever is "
                 "cached",
-                masked,
+                masked, "attention",
             )  # fmt: skip
         without = hindrance(network, layer)
         if without and not settings["decomposable"]:
             what = f"no fused kernel for {without}, and it is not marked decomposable: it does not build"
-            yield Finding("error", where, what, "mark it (TRT_decomposable=1), as surgery does, or use a form that is fused")
+            yield Finding(
+                "error", where, what, "mark it (TRT_decomposable=1), as surgery does, or use a form that is fused", "attention"
+            )
         elif without and query.dtype not in DTYPES:
-            yield Finding("warning", where, f"{without} is decomposed", "use float16 or bfloat16 to have it fused")
+            yield Finding("warning", where, f"{without} is decomposed", "use float16 or bfloat16 to have it fused", "attention")
         elif without:
-            yield Finding("warning", where, f"no fused kernel for {without}: it is decomposed", "use another number of heads")
+            yield Finding(
+                "warning", where, f"no fused kernel for {without}: it is decomposed", "use another number of heads", "attention"
+            )
         if settings["causal_kind"] == "LOWER_RIGHT":
             yield Finding(
                 "warning", where, "its valid slots are given as lengths, which TensorRT computes wrongly on some GPUs",
-                "lower the graph with an explicit mask (surgery --attention mask)",
+                "lower the graph with an explicit mask (surgery --attention mask)", "attention",
             )  # fmt: skip
-        scaled = producers.get(layer.inputs[1])
+        scaled = producers.get(layer.source(1))
         product = scaled is not None and scaled.type == "ELEMENTWISE" and scaled.attributes["op"] == "PROD"
-        if product and _cached(network, producers, layer.inputs[1]):
+        if product and _cached(network, producers, layer.source(1)):
             yield Finding(
                 "warning", where, "the keys of the whole cache are scaled at each step",
-                "scale the queries alone (TRT_Attention adds no scale)",
+                "scale the queries alone (TRT_Attention adds no scale)", "attention",
             )  # fmt: skip
 
 
@@ -189,42 +193,33 @@ def _cached(network: Network, producers: dict[str, Layer], name: str) -> bool:
     waiting, seen = [name], set()
     while waiting:
         name = waiting.pop()
-        if name is None or name in seen:
+        if name in seen:
             continue
         seen.add(name)
         tensor = network.tensors[name]
         if name in network.inputs and len(tensor.shape) == 4 and tensor.dtype in ("FLOAT", *DTYPES):
             return True
         if name in producers and producers[name].type in MOVES:
-            waiting += producers[name].inputs
+            waiting += producers[name].sources
     return False
 
 
-def _caches(network: Network) -> Iterator[Finding]:
+def _caches(network: Network, signature: Signature | None, lower: str) -> Iterator[Finding]:
     """The runtime binds a cache to one address as input and output, and TensorRT refuses anything in between."""
-    for layer in network.layers:
-        if layer.type != "KV_CACHE_UPDATE":
-            continue
-        past, present = layer.inputs[0], layer.outputs[0]
+    updates = [layer for layer in network.layers if layer.type == "KV_CACHE_UPDATE"]
+    for layer in updates:
+        past, present, where = layer.source(), layer.outputs[0], f"TensorScatter {layer.node or layer.name}"
         if past not in network.inputs:
             what = f"its cache ({past}) is not directly a network input"
-            yield Finding("error", f"TensorScatter {layer.node or layer.name}", what, "take out what is before it")
+            yield Finding("error", where, what, "take out what is before it", "cache")
         if present not in network.outputs:
             what = f"its result ({present}) is not directly a network output"
-            yield Finding("error", f"TensorScatter {layer.node or layer.name}", what, "take out what is after it")
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _nodes(attribute.g)
-
-
-def _name(node: onnx.NodeProto) -> str:
-    """As the parser calls a node without a name."""
-    return node.name or f"node_of_{node.output[0]}"
+            yield Finding("error", where, what, "take out what is after it", "cache")
+    written = {layer.source() for layer in updates}
+    for cache in signature.caches if signature is not None and signature.static and written <= set(network.inputs) else ():
+        if cache.past not in written:
+            what = "is not updated in place (by a TensorScatter) but copied at each step"
+            yield Finding("warning", f"cache {cache.past}", what, lower, "cache")
 
 
 def _length(size: int) -> str:

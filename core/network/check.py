@@ -15,11 +15,13 @@ from suture.core.network.audit import audit
 from suture.core.network.compare import Outcome, compare, default_tolerance
 from suture.core.network.description import Network
 from suture.core.network.evaluate import EvaluationError, Evaluator, NotEvaluated
+from suture.core.network.graph_audit import audit_graph
 from suture.core.network.inputs import Feeds, make_feeds, read_feeds
 from suture.core.network.parse import Parser
 from suture.core.network.refusals import RefusedNode, read_network
 from suture.core.shapes import ShapeRange, check_shapes
-from suture.core.weights import load_graph
+from suture.core.signature import Signature, find_signature
+from suture.core.weights import load_graph, weights_root
 
 SIZES = ((2, 8), (1, 8), (1, 1), (8, 8))  # rows, and other open dimensions: the first that onnxruntime takes
 AGREES, WRONG, DIFFERENT, REFUSED, NOT_COMPARED = "agrees", "errors", "different", "refused", "not compared"
@@ -94,7 +96,9 @@ def check(
     if result.network is None:
         return result
     network = result.network
-    result.tensorrt, result.findings, result.attentions = network.tensorrt, audit(network, graph), fusions(network)
+    result.tensorrt, result.attentions = network.tensorrt, fusions(network)
+    found = [*audit_graph(graph, weights_root(path)), *audit(network, graph, _signature(graph))]
+    result.findings = sorted(found, key=lambda finding: finding.severity)
     result.tolerance = tolerance or default_tolerance(network)
     try:
         evaluate = Evaluator(network)
@@ -112,6 +116,13 @@ def check(
     except UserError as error:
         result.not_compared = error.parts[1]
     return result
+
+
+def _signature(graph: onnx.ModelProto) -> Signature | None:
+    try:
+        return find_signature(graph)
+    except UserError:
+        return None
 
 
 def _refuse_unrunnable(path: Path, graph: onnx.ModelProto, reference: Path | None) -> None:

@@ -15,16 +15,15 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from suture.core.as_written import open_session
+from suture.core.dtypes import BY_TENSORRT
 from suture.core.network.description import Network
 from suture.core.network.evaluate import Evaluator
 from suture.core.network.inputs import Feeds
 from suture.core.network.runner import to_numpy
+from suture.core.sessions import from_ort, to_ort
+from suture.core.tolerances import FLOAT, ROUNDED, SAME_GRAPH, marked, rounding_step
 from suture.core.weights import load_graph, weights_root
-from suture.runtime.graphs import from_ort, open_session, to_ort
-from suture.validate.runners import marked, rounding_step
-
-TOLERANCES = {"FLOAT": 1e-5, "HALF": 1e-2, "BF16": 5e-2}  # of the largest value, by the network's coarsest dtype
-ROUNDED = 0.1  # where activations are rounded to 8 bits: one that lies half-way goes either way, and later layers amplify it
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,11 @@ class Outcome:
 
 
 def default_tolerance(network: Network) -> float:
+    """That of the network's coarsest dtype."""
     if any(layer.type == "QUANTIZE" for layer in network.layers):
         return ROUNDED
-    return max((TOLERANCES.get(tensor.dtype, 0) for tensor in network.tensors.values()), default=0) or 1e-5
+    dtypes = {BY_TENSORRT[tensor.dtype].onnx for tensor in network.tensors.values() if tensor.dtype in BY_TENSORRT}
+    return max((SAME_GRAPH[dtype] for dtype in dtypes & SAME_GRAPH.keys()), default=SAME_GRAPH[FLOAT])
 
 
 def compare(evaluate: Evaluator, reference: Path, feeds: Iterable[Feeds], tolerance: float) -> list[Outcome]:

@@ -31,6 +31,17 @@ class Layer:
     outputs: tuple[str, ...]
     attributes: dict
 
+    def source(self, place: int = 0) -> str:
+        """The tensor that the layer takes at this place, where layers of its type always take one."""
+        name = self.inputs[place]
+        if name is None:
+            raise ValueError(f"{self} has no input {place}")
+        return name
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(name for name in self.inputs if name is not None)
+
     def __str__(self) -> str:
         origin = f" of ONNX node {self.node}" if self.node and self.node != self.name else ""
         return f"{self.type} layer {self.name}{origin}"
@@ -90,9 +101,8 @@ class Network:
         """The layers that read each tensor."""
         readers: dict[str, list[Layer]] = {name: [] for name in self.tensors}
         for layer in self.layers:
-            for name in layer.inputs:
-                if name is not None:
-                    readers[name].append(layer)
+            for name in layer.sources:
+                readers[name].append(layer)
         return readers
 
     def producers(self) -> dict[str, Layer]:

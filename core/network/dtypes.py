@@ -67,7 +67,7 @@ class Constants:
         if isinstance(constant, Packed):
             return to_torch(unpack(constant), TORCH[dtype])
         tensor, raw = self._raw(constant)
-        if check and constant.checksum is not None and zlib.crc32(raw) != constant.checksum:
+        if check and constant.checksum is not None and zlib.crc32(raw.data) != constant.checksum:
             raise UserError(self.model, f"TensorRT holds other values of {constant.name} than the file", "report it")
         numpy_dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         packed = numpy_dtype.name in PACKED

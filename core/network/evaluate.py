@@ -1,7 +1,7 @@
 """Evaluates a parsed network: each layer in torch, each output checked against what the network declares."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -93,7 +93,7 @@ class Evaluator:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.producers = network.producers()
         self.conditions = {
-            layer.attributes["conditional"]: layer.inputs[0] for layer in network.layers if layer.type == "CONDITION"
+            layer.attributes["conditional"]: layer.source() for layer in network.layers if layer.type == "CONDITION"
         }
         self.attentions = _attentions(network)
         self.loops = find_loops(network)
@@ -113,14 +113,14 @@ class Evaluator:
                 if not uses[source] and source not in wanted:
                     values.pop(source, None)
 
-        self._compute([layer.inputs[0] for layer in asserted], values)
+        self._compute([layer.source() for layer in asserted], values)
         for layer in asserted:
-            if not values[layer.inputs[0]].all():
+            if not values[layer.source()].all():
                 raise EvaluationError(self.network.model, f"{layer}: {layer.attributes['message']}", "give other inputs")
         self._compute(self.network.outputs, values, release)
         return {name: value for name, value in values.items() if name in wanted}
 
-    def _compute(self, names: Collection[str], values: dict, release: Callable[[Layer], None] | None = None) -> None:
+    def _compute(self, names: Sequence[str], values: dict, release: Callable[[Layer], None] | None = None) -> None:
         """Adds these tensors to `values`, and what they depend on as long as no `release` takes it out again."""
         pending = list(reversed(names))  # layers are not in topological order
         while pending:
@@ -139,9 +139,9 @@ class Evaluator:
 
     def _sources(self, layer: Layer) -> set[str]:
         """All tensors that `layer` may read."""
-        sources = {name for name in layer.inputs if name is not None}
+        sources = set(layer.sources)
         if layer.type == "ATTENTION_OUTPUT":
-            sources |= set(self.attentions[layer.inputs[0]].values())
+            sources |= set(self.attentions[layer.source()].values())
         elif layer.type == "CONDITIONAL_OUTPUT":
             sources.add(self.conditions[layer.attributes["conditional"]])
         return sources
@@ -150,7 +150,7 @@ class Evaluator:
         """What must be there before `layer` runs: of a conditional first the condition, then the branch it takes."""
         if layer.type == "CONDITIONAL_OUTPUT":
             condition = self.conditions[layer.attributes["conditional"]]
-            return [condition] if condition not in values else [layer.inputs[0 if values[condition].item() else 1]]
+            return [condition] if condition not in values else [layer.source(0 if values[condition].item() else 1)]
         if layer.type == "LOOP_OUTPUT":
             return self.loops[layer.attributes["loop"]].outer()
         return sorted(self._sources(layer))
@@ -180,9 +180,9 @@ class Evaluator:
         if layer.type == "CONDITIONAL_OUTPUT":
             return values[self._needed(layer, values)[0]]  # the condition is there, so this is the branch taken
         if layer.type in ("ATTENTION_INPUT", "CONDITIONAL_INPUT"):  # they open a scope; the work is at its end
-            return values[layer.inputs[0]]
+            return values[layer.source()]
         if layer.type == "ATTENTION_OUTPUT":
-            sources = {role: values[name] for role, name in self.attentions[layer.inputs[0]].items()}
+            sources = {role: values[name] for role, name in self.attentions[layer.source()].items()}
             query, key, value, mask, lengths = (sources.get(role) for role in ATTENTION_ROLES)
             return attention.attention(layer.attributes["attention"], query, key, value, mask, lengths)
         inputs = [None if name is None else values[name] for name in layer.inputs]

@@ -12,17 +12,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from suture.core.additive_mask import hiding
 from suture.core.cpm_inputs import made_up
 from suture.core.errors import UserError
 from suture.core.network.validity import Use, uses_of_inputs
 from suture.core.shapes import ShapeRange, check_shapes
 from suture.core.signature import Signature, find_signature
-from suture.core.step_inputs import position_values, token_values
+from suture.core.step_inputs import mask_values, positions_of, step_values
 
 ROWS, LENGTH, SIDE = 2, 8, 32  # of dimensions whose length the graph leaves open
 COUNT = 3  # of iterations
-HIDDEN = -1e4  # what an additive mask of a graph without caches hides with
-NEGATIVE = {"float16": -65504.0, "float32": -3.0e38, "bfloat16": -3.0e38}  # what an additive mask hides with
 
 
 @dataclass(frozen=True)
@@ -105,29 +104,17 @@ def _step(model, signature: Signature, inputs, past: int, tokens: int, rng) -> d
     starts = np.full(rows, past)
     if signature.static and past:
         starts = past - np.arange(rows)
-    positions = starts[:, None] + np.arange(tokens)
-    slots = signature.capacity if signature.static else past + tokens
+    counts = np.full(rows, tokens)
+    ids = rng.integers(0, vocabulary if isinstance(vocabulary, int) else 100, (rows, tokens))
+    known = step_values(signature, ids, positions_of(starts, counts, tokens), 1 + 2 * np.arange(rows), starts, counts)
+    known |= made_up(signature.layout, rows, signature.capacity)
     feeds = {}
     for value in inputs:
         name, dtype, sizes = value.name, _dtype(value), _sizes(value)
-        if name == signature.tokens:
-            ids = rng.integers(0, vocabulary if isinstance(vocabulary, int) else 100, (rows, tokens))
-            array = token_values(signature, ids)
-        elif name == signature.positions:
-            array = position_values(signature, positions)
-        elif name == signature.write_indices:
-            array = starts
-        elif name == signature.sequence_lengths:
-            array = np.full(rows, tokens)
-        elif name in signature.layout:
-            array = made_up((name,), rows, signature.capacity)[name]
-        elif name == signature.ntk_alpha:
-            array = 1 + 2 * np.arange(rows)
-        elif name == signature.mask and len(sizes) == 4:
-            allowed = np.arange(slots) <= positions[:, None, :, None]
-            array = allowed if dtype.kind == "b" else np.where(allowed, 0.0, NEGATIVE[dtype.name])
+        if name in known:
+            array = known[name]
         elif name == signature.mask:
-            array = np.ones((rows, slots))
+            array = mask_values(value.type.tensor_type, signature, starts, counts)
         elif any(name == cache.past for cache in signature.caches):
             shape = [rows, sizes[1], signature.capacity if signature.static else past, sizes[3]]
             array = rng.standard_normal([size if isinstance(size, int) else rows for size in shape])
@@ -201,7 +188,7 @@ def _values(value: onnx.ValueInfoProto, shape, use: Use, rng) -> np.ndarray:
     if use.mask and shape:
         return _seen(shape)
     if use.additive and shape:
-        return np.where(_seen(shape), 0.0, HIDDEN)
+        return hiding(_seen(shape), value.type.tensor_type.elem_type)
     if kind == "b":
         return rng.random(shape) < 0.7
     if kind in "iu":

@@ -26,9 +26,9 @@ class Loop:
 
     def outer(self) -> list[str]:
         """What must be there before the first iteration."""
-        given = [layer.inputs[0] for layer in (*self.recurrences, *self.iterators)]
-        given += [layer.inputs[0] for layer in self.limits if layer.attributes["kind"] == "COUNT"]
-        given += [layer.inputs[1] for layer in self.outputs if len(layer.inputs) > 1]
+        given = [layer.source() for layer in (*self.recurrences, *self.iterators)]
+        given += [layer.source() for layer in self.limits if layer.attributes["kind"] == "COUNT"]
+        given += [layer.source(1) for layer in self.outputs if len(layer.inputs) > 1]
         return [name for name in given if name not in self.inner]
 
 
@@ -53,30 +53,30 @@ def find_loops(network: Network) -> dict[str, Loop]:
 
 def run_loop(loop: Loop, network: Network, values: dict, compute: Callable[[list[str], dict], None]) -> dict:
     """The tensors of the loop's outputs. `compute(names, values)` adds tensors to `values`."""
-    state = {layer.outputs[0]: values[layer.inputs[0]] for layer in loop.recurrences}
-    counts = [int(values[layer.inputs[0]].item()) for layer in loop.limits if layer.attributes["kind"] == "COUNT"]
-    conditions = [layer.inputs[0] for layer in loop.limits if layer.attributes["kind"] == "WHILE"]
+    state = {layer.outputs[0]: values[layer.source()] for layer in loop.recurrences}
+    counts = [int(values[layer.source()].item()) for layer in loop.limits if layer.attributes["kind"] == "COUNT"]
+    conditions = [layer.source() for layer in loop.limits if layer.attributes["kind"] == "WHILE"]
     stacked = [layer for layer in loop.outputs if layer.attributes["kind"] != "LAST_VALUE"]
-    following = [layer.inputs[1] for layer in loop.recurrences]
+    following = [layer.source(1) for layer in loop.recurrences]
     rows: dict[str, list[torch.Tensor]] = {layer.outputs[0]: [] for layer in stacked}
     done = 0
     while not counts or done < min(counts):
         values.update(state)
         for layer in loop.iterators:
-            source, axis = values[layer.inputs[0]], layer.attributes["axis"]
+            source, axis = values[layer.source()], layer.attributes["axis"]
             place = source.shape[axis] - 1 - done if layer.attributes["reverse"] else done
             values[layer.outputs[0]] = source.select(axis, place)
         compute(conditions, values)
         if not all(values[name].item() for name in conditions):
             break
-        compute([*following, *(layer.inputs[0] for layer in stacked)], values)
+        compute([*following, *(layer.source() for layer in stacked)], values)
         for layer in stacked:
-            rows[layer.outputs[0]].append(values[layer.inputs[0]])
+            rows[layer.outputs[0]].append(values[layer.source()])
         state = {layer.outputs[0]: values[name] for layer, name in zip(loop.recurrences, following)}
         done += 1
         _forget(loop, values)
     _forget(loop, values)
-    last = {layer.outputs[0]: state[layer.inputs[0]] for layer in loop.outputs if layer not in stacked}
+    last = {layer.outputs[0]: state[layer.source()] for layer in loop.outputs if layer not in stacked}
     return last | {layer.outputs[0]: _stack(layer, rows[layer.outputs[0]], network, values) for layer in stacked}
 
 
@@ -87,7 +87,7 @@ def _forget(loop: Loop, values: dict) -> None:
 
 def _stack(layer: Layer, rows: list[torch.Tensor], network: Network, values: dict) -> torch.Tensor:
     """As many as input 1 says: TensorRT leaves unsaid what stands where no iteration wrote; here zeros."""
-    axis, length = layer.attributes["axis"], int(values[layer.inputs[1]].item())
+    axis, length = layer.attributes["axis"], int(values[layer.source(1)].item())
     declared = network.tensors[layer.outputs[0]]
     if not rows:
         shape = [max(size, 0) for size in declared.shape]

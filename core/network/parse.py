@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import onnx
 
@@ -68,12 +69,11 @@ class Parser:
     def parse(self, model: Path, graph: onnx.ModelProto | None = None) -> Network:
         """As the function `parse`."""
         data = model.read_bytes() if graph is None else graph.SerializeToString()
-        if self.child is None:
-            self._start()
+        stdin, stdout = _pipes(self.child or self._start())
         answer = None
         try:
-            _send(self.child.stdin, (data, model, weights_root(model)))
-            answer = _receive(self.child.stdout)
+            _send(stdin, (data, model, weights_root(model)))
+            answer = _receive(stdout)
         except BrokenPipeError:
             pass
         if answer is None:
@@ -89,7 +89,7 @@ class Parser:
             raise ParserRefused(model, answer)
         return answer
 
-    def _start(self) -> None:
+    def _start(self) -> subprocess.Popen:
         self.said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed with the child)
         self.child = subprocess.Popen(
             child.command("suture.core.network.parse", *self.plugins),
@@ -98,29 +98,38 @@ class Parser:
             stdout=subprocess.PIPE,
             stderr=self.said,
         )
+        return self.child
 
     def _end(self) -> tuple[int, str]:
         """Ends the child, if there is one. Returns its exit status and what it wrote to standard error."""
         if self.child is None:
             return 0, ""
         process, self.child = self.child, None
+        stdin, stdout = _pipes(process)
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
-        process.stdout.close()
+            stdin.close()
+        stdout.close()
         status = process.wait()
         with self.said:
             self.said.seek(0)
             return status, self.said.read()
 
 
-def _send(pipe, message: object) -> None:
+def _pipes(process: subprocess.Popen) -> tuple[IO[bytes], IO[bytes]]:
+    """To its standard input and from its standard output."""
+    if process.stdin is None or process.stdout is None:
+        raise RuntimeError("the parser's process has no pipes")
+    return process.stdin, process.stdout
+
+
+def _send(pipe: IO[bytes], message: object) -> None:
     data = pickle.dumps(message)
     pipe.write(len(data).to_bytes(LENGTH, "little"))
     pipe.write(data)
     pipe.flush()
 
 
-def _receive(pipe) -> object | None:
+def _receive(pipe: IO[bytes]) -> Any:
     """None at the end of the stream. What comes was written by the other end of the pipe, this same program."""
     head = pipe.read(LENGTH)
     return pickle.loads(pipe.read(int.from_bytes(head, "little"))) if len(head) == LENGTH else None

@@ -90,7 +90,7 @@ def _plain(value: object) -> object:
         return f"{value.dtype} {list(value.shape)} crc {zlib.crc32(np.ascontiguousarray(value).data.cast('B')):08x}"
     if isinstance(value, Packed):
         return f"{value.dtype} {list(value.shape)} crc {zlib.crc32(value.data):08x}"
-    if is_dataclass(value):
+    if is_dataclass(value) and not isinstance(value, type):
         return json.loads(json.dumps(asdict(value)))
     return json.loads(json.dumps(value, default=str))
 
@@ -98,7 +98,7 @@ def _plain(value: object) -> object:
 def _layer_differences(old: list[dict], new: list[dict]) -> list[str]:
     keys = [[json.dumps(layer, sort_keys=True) for layer in side] for side in (old, new)]
     lines = []
-    for tag, a, b, c, d in difflib.SequenceMatcher(None, *keys, autojunk=False).get_opcodes():
+    for tag, a, b, c, d in difflib.SequenceMatcher(None, keys[0], keys[1], autojunk=False).get_opcodes():
         if tag == "replace" and b - a == d - c:
             lines += [_changed(before, after) for before, after in zip(old[a:b], new[c:d])]
         elif tag != "equal":
@@ -122,7 +122,7 @@ def _changed(before: dict, after: dict) -> str:
 
 def _sampled(value: np.ndarray) -> dict:
     flat = np.asarray(value, np.float64).reshape(-1)
-    places = np.linspace(0, len(flat) - 1, min(SAMPLES, len(flat))).astype(int) if len(flat) else []
+    places = np.linspace(0, max(len(flat) - 1, 0), min(SAMPLES, len(flat))).astype(int)
     finite = np.abs(flat[np.isfinite(flat)])
     return {"shape": list(value.shape), "largest": float(finite.max(initial=0)), "values": flat[places].tolist()}
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import onnx
 
 from suture.core.dtypes import BY_ORT
-from suture.core.errors import UserError
 from suture.core.network.advice import advice, origin
 from suture.core.network.description import Network, Refusal
 from suture.core.network.parse import Parser, ParserDied, ParserRefused
+from suture.core.sessions import NotLoaded, new_session
+from suture.core.shadow_copy import runnable
 from suture.core.weights import weights_root
-from suture.runtime.graphs import open_session
 
 ROUNDS, SECONDS = 100, 30
 ALIKE = ("FastGelu", "Gelu", "BiasGelu", "QuickGelu", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization")  # of
@@ -183,8 +183,8 @@ def _types(path: Path, model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]
     wide.CopyFrom(model)
     wide.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     try:
-        outputs = open_session(wide, weights_root(path), str(path)).get_outputs()
-    except UserError:
+        outputs = new_session(runnable(wide), weights_root(path), mapped=True).get_outputs()
+    except NotLoaded:
         outputs = []
     for output in outputs:
         if output.type in BY_ORT and output.name not in known:

@@ -32,22 +32,30 @@ class NetworkRunner(BaseRunner):
         self.model, self.keep, self.device = Path(model), keep, device
         self.evaluate: Evaluator | None = None
 
+    @property
+    def _active(self) -> Evaluator:
+        if self.evaluate is None:
+            raise RuntimeError(f"{self.name} is not active")
+        return self.evaluate
+
     def activate_impl(self) -> None:
         self.evaluate = Evaluator(parse(self.model), self.device)
 
     def get_input_metadata_impl(self) -> TensorMetadata:
         metadata = TensorMetadata()
-        for name in self.evaluate.network.inputs:
-            tensor = self.evaluate.network.tensors[name]
+        network = self._active.network
+        for name in network.inputs:
+            tensor = network.tensors[name]
             dtype = getattr(DataType, POLYGRAPHY.get(tensor.dtype, tensor.dtype))
             metadata.add(name, dtype, tuple(None if size == -1 else size for size in tensor.shape))
         return metadata
 
     def infer_impl(self, feed_dict: dict) -> OrderedDict:
         started = time.perf_counter()
-        values = self.evaluate(feed_dict, self.keep)
+        evaluate = self._active
+        values = evaluate(feed_dict, self.keep)
         self.inference_time = time.perf_counter() - started
-        order = dict.fromkeys([*self.evaluate.network.outputs, *self.keep])
+        order = dict.fromkeys([*evaluate.network.outputs, *self.keep])
         return OrderedDict((name, to_numpy(values[name])) for name in order if name in values)
 
     def deactivate_impl(self) -> None:

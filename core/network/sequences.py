@@ -37,7 +37,8 @@ def nms(
     for batch in range(scores.shape[0]):
         for kind in range(scores.shape[2]):
             own = _corners(boxes[batch, :, min(kind, boxes.shape[2] - 1)].float(), layer.attributes["bounding_box_format"])
-            marks, chosen = scores[batch, :, kind].float(), []
+            marks = scores[batch, :, kind].float()
+            chosen: list[int] = []
             for box in marks.sort(descending=True, stable=True).indices.tolist():
                 if least is not None and marks[box] <= least:
                     break

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from suture.core.subgraphs import all_nodes
+
 MOVES = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Flatten", "Expand", "Slice", "Concat", "Tile",
          "Split")  # fmt: skip
 CLAMPS = ("Add", "Max", "Min", "Where")  # behind which an index is likely one still
@@ -33,7 +35,7 @@ def uses_of_inputs(model: onnx.ModelProto) -> dict[str, Use]:
     initializers = {tensor.name for tensor in model.graph.initializer}
     shapes = _shapes(model)
     readers: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
-    for node in _nodes(model.graph):
+    for node in all_nodes(model.graph):
         for place, name in enumerate(node.input):
             readers.setdefault(name, []).append((node, place))
     constants = dict(_small_constants(model.graph))
@@ -108,15 +110,7 @@ def _small_constants(graph: onnx.GraphProto) -> Iterator[tuple[str, float]]:
 
 
 def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
-    for node in _nodes(graph):
+    for node in all_nodes(graph):
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.name == "value":
                 yield node.output[0], attribute.t
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _nodes(attribute.g)

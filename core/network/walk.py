@@ -6,6 +6,7 @@ import functools
 import importlib
 import re
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from suture.core.dtypes import BY_TENSORRT
 from suture.core.errors import UserError
 from suture.core.network.description import Constant, Layer, Network, Packed, Reference, Refusal, Tensor
+from suture.core.network.layer_names import onnx_nodes
 
 LARGE = 1 << 20  # bytes from which a constant stays in the ONNX file instead of being copied between processes
 
@@ -45,44 +47,51 @@ def describe(data: bytes, model: Path, root: Path) -> Network:
     if not parser.parse(data, str(root / model.name)):
         raise Refused([_refusal(parser.get_error(index)) for index in range(parser.num_errors)])
     messages = list(said)  # not what the getters below will say about unset attributes
-    walk = _Walk(trt)
-    inputs = tuple(walk.tensor(network.get_input(index)) for index in range(network.num_inputs))
+    return read_network(trt, network, model, messages)
+
+
+def read_network(trt, network, model: Path, messages: Sequence[str] = (), checked: bool = True) -> Network:
+    """The INetworkDefinition `network` that the parser of the module `trt` has made of the file `model`. `checked`: with the
+    checksums of large constants, for which all of them are read."""
+    walk = _Walk(trt, checked)
+    inputs = tuple(walk.given(network.get_input(index)) for index in range(network.num_inputs))
     layers = [walk.layer(network.get_layer(index)) for index in range(network.num_layers)]
-    outputs = tuple(walk.tensor(network.get_output(index)) for index in range(network.num_outputs))
+    outputs = tuple(walk.given(network.get_output(index)) for index in range(network.num_outputs))
     version = f"{trt.__name__} {trt.__version__}"
-    return Network(model, version, layers, walk.tensors, inputs, outputs, messages)
+    return Network(model, version, layers, walk.tensors, inputs, outputs, list(messages))
 
 
 class _Walk:
     """Turns binding objects into plain data, and keeps each of them alive: as long as it is, the same tensor or
     conditional is the same Python object, so that `id` tells two of one name apart."""
 
-    def __init__(self, trt):
-        self.trt = trt
+    def __init__(self, trt, checked: bool):
+        self.trt, self.checked = trt, checked
         self.alive: dict[int, tuple[object, str]] = {}
         self.tensors: dict[str, Tensor] = {}
         self.classes = {_key(name): getattr(trt, name) for name in dir(trt) if re.fullmatch(r"I[A-Z]\w*Layer", name)}
         self.classes |= {f"conditional{end}": getattr(trt, f"IIfConditional{end.title()}Layer") for end in _ENDS}
 
     def tensor(self, tensor) -> str | None:
-        if tensor is None:
-            return None
+        return None if tensor is None else self.given(tensor)
+
+    def given(self, tensor) -> str:
         name = self._name(tensor, self.tensors)
         if name not in self.tensors:
-            self.tensors[name] = Tensor(name, tensor.dtype.name, _shape(tensor.shape))
+            self.tensors[name] = Tensor(name, tensor.dtype.name, tuple(tensor.shape))
         return name
 
     def layer(self, layer) -> Layer:
         inputs = tuple(self.tensor(layer.get_input(index)) for index in range(layer.num_inputs))
-        outputs = tuple(self.tensor(layer.get_output(index)) for index in range(layer.num_outputs))
-        kind, name, node = layer.type.name, layer.name, _node(layer.metadata)
+        outputs = tuple(self.given(layer.get_output(index)) for index in range(layer.num_outputs))
+        kind, name, node = layer.type.name, layer.name, next(iter(onnx_nodes(layer.metadata)), None)
         own = self.classes.get(_key(kind))
         attributes = {}
         if own is not None:
             layer.__class__ = own  # the bindings hand out every layer as an ILayer
             attributes = {key: self.value(layer, key) for key in _properties(own, self.trt.ILayer)}
             if kind == "CONSTANT":  # not through `value`: its weights need the tensor's shape and name
-                attributes["weights"] = _constant(layer, name, self.tensors[outputs[0]])
+                attributes["weights"] = _constant(layer, name, self.tensors[outputs[0]], self.checked)
         return Layer(kind, name, node, inputs, outputs, attributes)
 
     def value(self, owner, key: str) -> object:
@@ -123,16 +132,17 @@ def _properties(own: type, base: type) -> list[str]:
     return [name for members in added for name, member in members.items() if isinstance(member, property)]
 
 
-def _constant(layer, name: str, tensor: Tensor) -> Constant:
+def _constant(layer, name: str, tensor: Tensor, checked: bool) -> Constant:
     """Small constants by value, large ones by reference: the parser names their layer for the ONNX tensor."""
     weights = layer.weights
     if isinstance(weights, np.ndarray):
         if weights.nbytes < LARGE:
             return weights.reshape(tensor.shape).copy()
-        return Reference(name, tensor.dtype, tensor.shape, zlib.crc32(np.ascontiguousarray(weights).data.cast("B")))
+        checksum = zlib.crc32(np.ascontiguousarray(weights).data.cast("B")) if checked else None
+        return Reference(name, tensor.dtype, tensor.shape, checksum)
     data = _bytes_of(weights)
     if data is None or len(data) >= LARGE:
-        return Reference(name, tensor.dtype, tensor.shape, None if data is None else zlib.crc32(data))
+        return Reference(name, tensor.dtype, tensor.shape, zlib.crc32(data) if data is not None and checked else None)
     return Packed(tensor.dtype, tensor.shape, bytes(data))
 
 
@@ -170,12 +180,6 @@ def _shape(dims) -> tuple[int, ...] | None:
         return tuple(dims)
     except ValueError:  # more dimensions than TensorRT has: its way of saying "not set"
         return None
-
-
-def _node(metadata: str) -> str | None:
-    """`[ONNX Layer: name | subgraph (then_branch) | name of the If]` -> name."""
-    found = re.fullmatch(r"\[ONNX Layer: (.*?)( \| .*)?\]", metadata, re.DOTALL)
-    return found[1] if found else None
 
 
 def _refusal(error) -> Refusal:

@@ -35,7 +35,7 @@ def deconvolution(layer: Layer, x: torch.Tensor, *dynamic: torch.Tensor) -> torc
         widen(x), kernel, None, stride=attributes["stride_nd"], dilation=attributes["dilation_nd"], groups=groups
     )
     if attributes["padding_mode"].startswith("EXPLICIT"):
-        cut = zip(attributes["pre_padding"], attributes["post_padding"])
+        cut = [*zip(attributes["pre_padding"], attributes["post_padding"])]
     else:  # SAME: as many outputs as length · stride
         more = [size - length * stride for size, length, stride in zip(spread.shape[2:], x.shape[2:], attributes["stride_nd"])]
         cut = [_halves(size, attributes["padding_mode"]) for size in more]

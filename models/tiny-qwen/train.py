@@ -33,8 +33,8 @@ from corpus import prepare
 
 from suture.core import arguments
 from suture.core.signature import ntk_alpha
-from suture.models import load_model, open_checkpoint
-from suture.models.qwen import Qwen, build
+from suture.models.architectures import load_model, open_checkpoint
+from suture.models.families.qwen import Qwen, build
 from suture.models.tokenizer import VOCABULARY, Tokenizer, open_tokenizer
 
 HERE = Path(__file__).resolve().parent

@@ -15,7 +15,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from suture.core.dtypes import HALVES
 from suture.core.signature import Signature
 from suture.core.third_party import prepare_graphsurgeon
-from suture.core.traits import STANDARD, input_index, unaccounted
+from suture.core.traits import STANDARD, input_index, output_index, unaccounted
 from suture.surgery.graph.interface import Interface
 
 SMALL = 1 << 16  # elements; what is larger is a weight and is not read to decide a match
@@ -283,6 +283,29 @@ def input_of(node: gs.Node, name: str) -> gs.Tensor | None:
     index = input_index(node.op, name, "" if node.domain in STANDARD else node.domain)
     tensor = node.inputs[index] if index < len(node.inputs) else None
     return None if tensor is None or tensor.is_empty() else tensor
+
+
+def inputs_of(node: gs.Node, *names: str) -> tuple[gs.Tensor | None, ...]:
+    return tuple(input_of(node, name) for name in names)
+
+
+def output_of(node: gs.Node, name: str) -> gs.Variable | None:
+    """What a node gives as the output that its operator calls so; None where it leaves that out."""
+    index = output_index(node.op, name, "" if node.domain in STANDARD else node.domain)
+    tensor = node.outputs[index] if index < len(node.outputs) else None
+    return None if tensor is None or tensor.is_empty() else tensor
+
+
+def set_inputs(node: gs.Node, **named: gs.Tensor | None) -> None:
+    """Gives a node the inputs that its operator calls so; None takes one away."""
+    inputs = list(node.inputs)
+    for name, tensor in named.items():
+        index = input_index(node.op, name, "" if node.domain in STANDARD else node.domain)
+        inputs += [gs.Variable.empty() for _ in range(index + 1 - len(inputs))]
+        inputs[index] = gs.Variable.empty() if tensor is None else tensor
+    while inputs and inputs[-1].is_empty():
+        inputs.pop()
+    node.inputs = inputs
 
 
 def is_half(tensor: gs.Tensor) -> bool:

@@ -12,6 +12,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper, version_converter
 
 from suture.core.errors import UserError
+from suture.core.subgraphs import all_graphs
 from suture.core.traits import OPSET, STANDARD
 
 OLDEST = 9
@@ -62,9 +63,9 @@ def upgrade(model: ModelProto, where: object, infer: Callable[[ModelProto], Mode
             reason = str(error).strip().splitlines()[-1]
             raise UserError(where, f"opset {version} does not convert to {OLDEST} ({reason})", "export anew") from None
         version = OLDEST
-    taken = {name for graph in _graphs(model.graph) for name in _names(graph)}
+    taken = {name for graph in all_graphs(model.graph) for name in _names(graph)}
     softmaxes = False
-    for graph in _graphs(model.graph):
+    for graph in all_graphs(model.graph):
         softmaxes |= version < 13 and any(node.op_type in SOFTMAXES and node.domain in STANDARD for node in graph.node)
         _adapt(graph, version, Writer(graph, taken, {}), where, late=False)
     for entry in model.opset_import:
@@ -74,13 +75,13 @@ def upgrade(model: ModelProto, where: object, infer: Callable[[ModelProto], Mode
         inferred = infer(model)
         ranks = {
             value.name: len(value.type.tensor_type.shape.dim)
-            for graph in _graphs(inferred.graph)
+            for graph in all_graphs(inferred.graph)
             for value in (*graph.value_info, *graph.input, *graph.output)
             if value.type.tensor_type.HasField("shape")
         }
-        for graph in _graphs(model.graph):
+        for graph in all_graphs(model.graph):
             ranks |= {tensor.name: len(tensor.dims) for tensor in graph.initializer}
-        for graph in _graphs(model.graph):
+        for graph in all_graphs(model.graph):
             _adapt(graph, version, Writer(graph, taken, ranks), where, late=True)
     return model
 
@@ -117,14 +118,6 @@ def _refuse_unknown(node: NodeProto, version: int, where: object) -> None:
         return
     if since(op, version) != since(op, OPSET):
         raise UserError(where, f"{op} of opset {version} is not what it is at opset {OPSET}", f"export at opset {OPSET}")
-
-
-def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from _graphs(inner)
 
 
 def _names(graph: GraphProto) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Over a static cache: the slot of each token of a step, and biases between tokens and slots."""
+"""What a mask in a graph is made of: counted slots, which of them each token of a step sees, and what hides the others."""
 
 from dataclasses import replace
 
@@ -6,13 +6,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from suture.core.additive_mask import HIDDEN
 from suture.core.signature import SEQUENCE_LENGTHS
-from suture.surgery.graph import Graph
-
-# What is added to the score of a slot that does not count. Finite, so that a sum with a score stays finite and a row that sees
-# nothing is no NaN; below any score of its type, far enough that exp(score + HIDDEN - best) is 0.
-HIDDEN = {TensorProto.FLOAT16: -6e4, TensorProto.BFLOAT16: -1e30, TensorProto.FLOAT: -1e30}
-FAR_BELOW = -9e3  # a number at most this, in a graph that is read, hides: exporters write -1e4 (float16 rounds it) and less
+from suture.surgery.graph import Graph, onnx_type, rank
 
 
 def masked_out(graph: Graph, dtype: int) -> gs.Constant:
@@ -20,19 +16,46 @@ def masked_out(graph: Graph, dtype: int) -> gs.Constant:
     return graph.number(HIDDEN[dtype], dtype)
 
 
+def length_of(graph: Graph, tensor: gs.Tensor, axis: int, name: str) -> gs.Variable:
+    """A tensor's size on an axis, int64 [1]."""
+    return graph.new("Shape", [tensor], {"start": axis, "end": axis + 1}, name, np.int64, [1])
+
+
+def count_up(graph: Graph, length: gs.Tensor, name: str, size: int | str | None = None) -> gs.Variable:
+    """0, 1, 2, ... up to a length, int64 [1] or []; `size` is what shapes call it."""
+    if rank(length) != 0:
+        length = graph.new("Squeeze", [length], name=f"{name}_length", dtype=np.int64, shape=[])
+    return graph.new("Range", [graph.int64(0), length, graph.int64(1)], name=name, dtype=np.int64, shape=[size])
+
+
+def lower_right(graph: Graph, past: gs.Tensor, steps: gs.Tensor, total: gs.Tensor) -> gs.Variable:
+    """bool [S, past + S]: slot j is visible to token i where j <= past + i. The lengths come as int64 [1]."""
+    step, slots = count_up(graph, steps, "mask/token", "sequence"), count_up(graph, total, "mask/slot", "total")
+    own = graph.new("Add", [step, past], name="mask/own_slot", dtype=np.int64, shape=["sequence"])
+    own = graph.new("Unsqueeze", [own, graph.int64([1])], name="mask/own_slot", shape=["sequence", 1])
+    return graph.new("LessOrEqual", [slots, own], name="mask/causal", dtype=np.bool_, shape=["sequence", "total"])
+
+
+def both_visible(graph: Graph, visible: gs.Tensor, mask: gs.Tensor | None) -> gs.Tensor:
+    """`visible`, bool, over a mask, bool or added to the scores."""
+    if mask is None:
+        return visible
+    if onnx_type(mask) == TensorProto.BOOL:
+        return graph.new("And", [visible, mask], name="mask/visible", dtype=np.bool_)
+    return graph.new("Where", [visible, mask, masked_out(graph, onnx_type(mask))], name="mask/bias", dtype=onnx_type(mask))
+
+
 def own_slots(graph: Graph, write_indices: gs.Tensor) -> gs.Variable:
     """write_indices[b] + i, int64 [B, S]."""
     tokens = graph.input(graph.signature.tokens)
-    steps = graph.new("Squeeze", [graph.new("Shape", [tokens], {"start": 1, "end": 2}, dtype=np.int64)], name="slots/steps")
-    step = graph.new("Range", [graph.int64(0), steps, graph.int64(1)], name="slots/step", dtype=np.int64)
+    step = count_up(graph, length_of(graph, tokens, 1, "slots/steps"), "slots/step")
     first = graph.new("Unsqueeze", [write_indices, graph.int64([1])], name="slots/first", shape=["batch", 1])
     return graph.new("Add", [first, step], name="slots/own", shape=["batch", "sequence"])
 
 
 def all_slots(graph: Graph, past: gs.Variable) -> gs.Variable:
     """0, 1, 2, ... of the static cache `past`, whose shape alone says its capacity: int64 [L]."""
-    size = graph.new("Squeeze", [graph.new("Shape", [past], {"start": 2, "end": 3}, dtype=np.int64)], name="bias/capacity")
-    return graph.new("Range", [graph.int64(0), size, graph.int64(1)], name="bias/slots", dtype=np.int64)
+    return count_up(graph, length_of(graph, past, 2, "bias/capacity"), "bias/slots")
 
 
 def sequence_lengths(graph: Graph) -> gs.Variable:

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-import onnxruntime as ort
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from suture.core.shadow_copy import float32_shadow_copy, has_bfloat16
-from suture.core.step_inputs import position_values, token_values
+from suture.core.sessions import new_session
+from suture.core.shadow_copy import runnable
+from suture.core.step_inputs import step_values
 from suture.surgery.graph import SMALL, Graph, onnx_type, static_dim
-
-ort.set_default_logger_severity(4)
 
 
 @dataclass(frozen=True)
@@ -87,12 +85,10 @@ def evaluate(
     for node in model.graph.node:
         node.name = ""  # need not be unique here, and onnxruntime insists
     model.ir_version = 10
-    if has_bfloat16(model):
-        model = float32_shadow_copy(model)
-        feeds = {name: _widened(value) for name, value in feeds.items()}
     try:
-        session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        computed = dict(zip([output.name for output in session.get_outputs()], session.run(None, feeds)))
+        session = new_session(runnable(model))
+        widened = {name: _widened(value) for name, value in feeds.items()}
+        computed = dict(zip([output.name for output in session.get_outputs()], session.run(None, widened)))
     except Exception:  # onnxruntime raises classes of its own; whatever it was, the probe says nothing
         return None
     return [feeds[tensor.name] if tensor.name in feeds else computed[tensor.name] for tensor in tensors]
@@ -131,16 +127,12 @@ def _is_weight(tensor: gs.Constant) -> bool:
 def _feed(graph: Graph, tensor: gs.Tensor, probe: Probe) -> np.ndarray | None:
     signature = graph.signature
     dtype = onnx.helper.tensor_dtype_to_np_dtype(onnx_type(tensor))
-    if tensor.name == signature.tokens:
-        return token_values(signature, np.ones((probe.batch, probe.steps), np.int64)).astype(dtype)
-    if tensor.name == signature.positions:
-        return position_values(signature, probe.positions).astype(dtype)
+    tokens, past = np.ones((probe.batch, probe.steps), np.int64), np.full(probe.batch, probe.past)
+    known = step_values(signature, tokens, probe.positions, np.ones(probe.batch), past)
+    if tensor.name in known:
+        return known[tensor.name].astype(dtype)
     if tensor.name == signature.mask and len(tensor.shape) == 2:
         return probe.mask.astype(dtype)
-    if tensor.name == signature.write_indices:
-        return np.full(probe.batch, probe.past, dtype)
-    if tensor.name == signature.ntk_alpha:
-        return np.ones(probe.batch, dtype)
     cache = next((cache for cache in signature.caches if cache.past == tensor.name), None)
     if cache is not None and not signature.static:
         sizes = [size if isinstance(size, int) else 1 for size in tensor.shape]

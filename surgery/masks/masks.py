@@ -6,8 +6,8 @@ from enum import Enum
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from suture.core.additive_mask import FAR_BELOW
 from suture.surgery.graph import Graph, onnx_type, producer, through
-from suture.surgery.masks.mask_builders import FAR_BELOW
 from suture.surgery.masks.mask_probe import SHORT, Probe, evaluate, probes
 
 BOOL = 9

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 import torch
 
-from suture.surgery.graph import Graph, NoMatch, need, only_consumer, operands, producer, static_dim
+from suture.surgery.graph import Graph, NoMatch, inputs_of, need, only_consumer, operands, producer, static_dim
 from suture.surgery.quantize.feedback import Feedback
 from suture.surgery.quantize.formats import Format
 from suture.surgery.quantize.inputs import Inputs
@@ -126,7 +126,7 @@ def _values(x: gs.Tensor, own: dict[int, Linear]) -> tuple[tuple[Linear, int], i
     attention = producer(turned.inputs[0], "Attention") if turned is not None else None
     if attention is None:
         return None
-    query, _, cached = attention.inputs[:3]
+    query, cached = inputs_of(attention, "Q", "V")
     update = producer(cached, "TensorScatter", "Concat")
     new = update.inputs[1] if update is not None else cached
     heads, kv_heads, head_dim = static_dim(query, 1), static_dim(new, 1), static_dim(new, 3)

@@ -13,9 +13,10 @@ import onnxruntime as ort
 from onnx import helper
 from onnx.external_data_helper import ExternalDataInfo
 
-from suture.core.shadow_copy import float32_shadow_copy, has_bfloat16
+from suture.core.sessions import new_session
+from suture.core.shadow_copy import runnable
 from suture.core.signature import ntk_alpha
-from suture.core.weights import ORT_ROOT_OPTION
+from suture.core.step_inputs import step_values
 from suture.surgery.graph import Graph, is_weight_file, onnx_type
 from suture.surgery.graph.files import IR_VERSION, sort
 from suture.surgery.graph.weights import under_one_root
@@ -88,29 +89,18 @@ def _session(graph: Graph, nodes: list[gs.Node], inputs: list[gs.Tensor], output
     model.ir_version = IR_VERSION
     for node in model.graph.node:
         node.name = ""  # need not be unique here, and onnxruntime insists
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC  # above, it rounds activations of its own
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.disable_prepacking", "1")  # else each weight is there once more
-    options.enable_cpu_mem_arena = False
-    options.add_session_config_entry(ORT_ROOT_OPTION, str(under_one_root(model, graph.root, graph.added)))
-    model = float32_shadow_copy(model) if has_bfloat16(model) else model
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    root = under_one_root(model, graph.root, graph.added)
+    return new_session(runnable(model), root, mapped=True)
 
 
 def _feeds(graph: Graph, window: np.ndarray) -> Values:
     """A prompt of one row, over an empty cache."""
     names, steps = graph.signature, len(window)
     trained = names.ntk_trained_length
-    known = {
-        names.tokens: window[None],
-        names.positions: np.arange(steps)[None],
-        names.mask: np.ones((1, steps)),
-        names.write_indices: np.zeros(1),
-        names.sequence_lengths: np.full(1, steps),
-        names.ntk_alpha: np.full(1, ntk_alpha(steps, trained) if trained else 1.0),
-    }
+    alpha = np.full(1, ntk_alpha(steps, trained) if trained else 1.0)
+    known = step_values(names, window[None], np.arange(steps)[None], alpha, np.zeros(1), np.full(1, steps))
+    if names.mask:
+        known[names.mask] = np.ones((1, steps))
     values: Values = {}
     for tensor in graph.gs.inputs:
         dtype = onnx_type(tensor)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from suture.core import arguments
 from suture.core.command import given
 from suture.core.errors import UserError
 from suture.surgery.quantize.formats import BLOCKS, CACHES, FORMATS, HEADS, TABLES
@@ -38,7 +39,7 @@ class Request:
         return ", ".join(parts + [f"cache {self.kv_cache}"] * (self.kv_cache != "none"))
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: arguments.Container) -> None:
     parser.add_argument("--quantize", choices=FORMATS, help="store the products' weights in fewer bits (docs/quantisation.md)")
     parser.add_argument("--kv-cache", choices=CACHES, default="none", help="a growing cache, quantised (%(default)s)")
     parser.add_argument("--calibration", metavar="FILE", type=Path, help="text that formats are fitted to (one comes along)")

@@ -2,11 +2,11 @@
 costs no memory."""
 
 import onnx
-import onnxruntime as ort
 
 from suture.core.errors import UserError
 from suture.core.onnx_checks import check_model
-from suture.core.shadow_copy import float32_shadow_copy, has_bfloat16
+from suture.core.sessions import AS_GIVEN, NotLoaded, new_session
+from suture.core.shadow_copy import runnable
 from suture.core.traits import MICROSOFT, STANDARD
 
 NOT_IMPLEMENTED = "NOT_IMPLEMENTED"  # valid, but without a kernel on a CPU
@@ -31,7 +31,7 @@ def _refusal(model: onnx.ModelProto) -> str | None:
     """What onnxruntime says of the graph's structure; None where it takes it, or knows nothing of its operators."""
     if {node.domain for node in model.graph.node} - {*STANDARD, MICROSOFT}:
         return None
-    bare = float32_shadow_copy(model) if has_bfloat16(model) else onnx.ModelProto.FromString(model.SerializeToString())
+    bare = onnx.ModelProto.FromString(runnable(model).SerializeToString())
     given = {value.name for value in bare.graph.input}
     kept = []
     for tensor in bare.graph.initializer:
@@ -41,13 +41,9 @@ def _refusal(model: onnx.ModelProto) -> str | None:
             bare.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
     del bare.graph.initializer[:]
     bare.graph.initializer.extend(kept)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    options.log_severity_level = 4
     try:
-        ort.InferenceSession(bare.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors share no public base
-        said = str(error).strip().splitlines()[0]
+        new_session(bare, level=AS_GIVEN, mapped=True)
+    except NotLoaded as error:
+        said = str(error).splitlines()[0]
         return None if NOT_IMPLEMENTED in said else said.split(" : FAIL : ")[-1][:300]
     return None

@@ -10,20 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper
 
+from suture.core.as_written import at_full_accuracy
 from suture.core.cpm_inputs import made_up
-from suture.core.shadow_copy import float32_shadow_copy, has_bfloat16
+from suture.core.sessions import NotLoaded, new_session
+from suture.core.shadow_copy import runnable
 from suture.core.signature import LOGITS, Cache, Signature
-from suture.core.step_inputs import position_values, token_values
-from suture.core.weights import ORT_ROOT_OPTION
+from suture.core.step_inputs import mask_values, positions_of, step_values, valid_slots
 
 ANY_SIZE = 5  # of an axis that nothing says anything about
 ANY_VOCABULARY = 8
 ALPHAS = (1.0, 3.0)  # two scales of dynamic NTK, row by row
 NO_ALPHAS = (1.0, 1.0)  # those of rows that do not outgrow the trained length
-HIDDEN = -1e4  # an additive mask's value for a slot that does not count; float16 holds it
 LAST = "logits of each row's last token"
 LENGTHS = 5  # kv_lengths among the inputs of TRT_Attention; Attention's nonpad_kv_seqlen comes one later
 
@@ -56,13 +55,12 @@ class Step:
     @property
     def valid(self) -> np.ndarray:
         """bool [B, cached + new]: the slots of a growing cache that hold tokens."""
-        past = np.arange(self.cached) < np.array(self.lengths)[:, None]
-        return np.concatenate([past, np.arange(self.new) < np.array(self.counts)[:, None]], axis=1)
+        return valid_slots(np.array(self.lengths), np.array(self.counts), self.cached, self.new)
 
     @property
     def positions(self) -> np.ndarray:
         """int64 [B, new]."""
-        return np.array(self.lengths)[:, None] + np.minimum(np.arange(self.new), np.array(self.counts)[:, None] - 1)
+        return positions_of(np.array(self.lengths), np.array(self.counts), self.new)
 
 
 STEPS = (
@@ -93,16 +91,9 @@ class Runner:
         self.inputs = {value.name: value.type.tensor_type for value in model.graph.input}
         for tensor in model.graph.initializer:
             self.inputs.pop(tensor.name, None)
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.log_severity_level = 4
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.enable_mem_reuse = all(node.op_type != "MultiHeadAttention" for node in model.graph.node)  # dies in float16
-        options.add_session_config_entry("session.disable_prepacking", "1")  # else it copies the weights
-        options.add_session_config_entry(ORT_ROOT_OPTION, str(root))
         try:
-            self.session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's errors share no public base
+            self.session = new_session(model, root, mapped=True)
+        except NotLoaded as error:
             raise Unrunnable(f"onnxruntime cannot load the graph ({_brief(error)})") from None
         self.outputs = [value.name for value in self.session.get_outputs()]
         logits = next((value.shape[-1] for value in self.session.get_outputs() if value.name == signature.logits), None)
@@ -158,19 +149,14 @@ class Runner:
 
     def _feeds(self, step: Step) -> dict[str, np.ndarray]:
         names = self.signature
-        total = self._slots(step)
-        known = {
-            names.tokens: token_values(names, _random("tokens", step.positions.shape, self.vocabulary)),
-            names.positions: position_values(names, step.positions),
-            names.write_indices: np.array(step.lengths),
-            names.sequence_lengths: np.array(step.counts),
-            names.ntk_alpha: np.array(self.alphas[: len(step.counts)]),
-        }
-        known |= made_up(names.layout, len(step.counts), total)
+        lengths, counts = np.array(step.lengths), np.array(step.counts)
+        tokens = _random("tokens", step.positions.shape, self.vocabulary)
+        known = step_values(names, tokens, step.positions, np.array(self.alphas[: len(counts)]), lengths, counts)
+        known |= made_up(names.layout, len(counts), names.capacity if names.static else step.cached + step.new)
         known |= {cache.past: self._past(cache, step) for cache in names.caches}
         known |= {cache.past: self._past(cache, step, encoder=True) for cache in names.encoder_caches}
         if names.mask in self.inputs:
-            known[names.mask] = _mask(step, total, self.inputs[names.mask], names.static)
+            known[names.mask] = mask_values(self.inputs[names.mask], names, lengths, counts)
         symbols = {}
         for name, values in known.items():
             if name in self.inputs:
@@ -183,9 +169,6 @@ class Runner:
                 values = _random(name, shape, None if _is_float(tensor.elem_type) else 2)
             feeds[name] = values.astype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         return feeds
-
-    def _slots(self, step: Step) -> int:
-        return self.signature.capacity if self.signature.static else step.cached + step.new
 
     def _past(self, cache: Cache, step: Step, encoder: bool = False) -> np.ndarray:
         _, heads, _, head_dim = _sizes(self.inputs[cache.past])
@@ -201,22 +184,9 @@ class Runner:
         return np.concatenate([past, _random(f"beyond {key}", beyond)], axis=2)
 
 
-def _mask(step: Step, total: int, tensor: onnx.TypeProto.Tensor, static: bool) -> np.ndarray:
-    """Which slots count: [B, total] as 1 and 0, or, where the graph takes it whole, [B, 1, new, total]."""
-    if len(tensor.shape.dim) == 2:
-        return np.pad(step.valid, ((0, 0), (0, total - step.valid.shape[1])))
-    slots, own = np.arange(total), np.arange(step.new)[:, None]
-    if static:
-        visible = slots <= np.array(step.lengths)[:, None, None] + own
-    else:
-        visible = (slots <= step.cached + own) & step.valid[:, None, :]
-    visible = visible[:, None]
-    return np.where(visible, 0, HIDDEN) if _is_float(tensor.elem_type) else visible
-
-
 def _standard(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in ops that onnxruntime computes, at full accuracy."""
-    copy = float32_shadow_copy(model) if has_bfloat16(model) else onnx.ModelProto.FromString(model.SerializeToString())
+    copy = at_full_accuracy(runnable(model))
     for node in copy.graph.node:
         if node.op_type == "TRT_Attention":
             node.op_type = "Attention"
@@ -227,10 +197,6 @@ def _standard(model: onnx.ModelProto) -> onnx.ModelProto:
                 node.attribute.append(helper.make_attribute("is_causal", 1))
         elif node.op_type.startswith("TRT_"):
             raise Unrunnable(f"onnxruntime has no {node.op_type}")
-        elif node.op_type == "MatMulNBits":
-            kept = [each for each in node.attribute if each.name != "accuracy_level"]
-            node.ClearField("attribute")
-            node.attribute.extend([*kept, helper.make_attribute("accuracy_level", 1)])
     return copy
 
 

@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
-from onnx import TensorProto
 
 from suture.core.signature import LOGITS, Signature
+from suture.core.tolerances import BFLOAT16, FLOAT, between_sessions
 from suture.surgery.graph import Graph, files
 from suture.surgery.graph.weights import new_file, settle, under_one_root
 from suture.surgery.passes import Pass
@@ -21,9 +21,6 @@ from suture.surgery.plan import Plan
 from suture.surgery.reports.report import Verdict
 from suture.surgery.runner import apply
 from suture.surgery.verification.steps import ALPHAS, LAST, STEPS, Runner, Step, Unrunnable
-
-TOLERANCE = {TensorProto.FLOAT16: 2e-2}  # of an output's largest value; a bfloat16 graph runs as its float32 shadow copy
-FLOAT32_TOLERANCE = 1e-4
 
 
 @dataclass
@@ -179,7 +176,7 @@ def save(found: ChangedOutput, source: Path, folder: Path, out: Path) -> str:
 
 def tolerance_of(state: State) -> float:
     types = {value.type.tensor_type.elem_type for value in (*state.model.graph.input, *state.model.graph.output)}
-    return max((TOLERANCE.get(each, 0.0) for each in types), default=0.0) or FLOAT32_TOLERANCE
+    return between_sessions(FLOAT if each == BFLOAT16 else each for each in types)  # a runner computes float32 for it
 
 
 def _differs(found: ChangedOutput, after: State, before: State | None = None) -> str | None:

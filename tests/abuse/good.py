@@ -9,8 +9,8 @@ import onnx
 from decoder_graphs import decoder_graph
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from suture.models import checkpoint_folder
-from suture.models.random_checkpoint import write
+from suture.models.named import checkpoint_folder
+from suture.models.random_weights import write
 from tests.graphs import weightless
 
 CONFIG = {

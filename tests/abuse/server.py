@@ -20,7 +20,7 @@ from pathlib import Path
 from tests.abuse.case import MODULES, Case, Result
 
 IMPORTED = (
-    "suture.build.stage", "suture.export.stage", "suture.generate.command", "suture.models.convert", "suture.models.llama",
+    "suture.build.stage", "suture.export.stage", "suture.generate.command", "suture.models.pickles", "suture.models.families.llama",
     "suture.surgery.stage", "suture.validate.check", "suture.validate.stage", "transformers.models.auto",
 )  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]

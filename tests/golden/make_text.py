@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from suture.core.signature import ntk_alpha
-from suture.models import load_model, open_checkpoint
+from suture.models.architectures import load_model, open_checkpoint
 from suture.models.tokenizer import open_tokenizer
 
 CHECKPOINT = ROOT / "models" / "tiny-qwen"

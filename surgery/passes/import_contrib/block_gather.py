@@ -13,10 +13,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from suture.surgery.graph import Graph, need, onnx_type, producer
+from suture.surgery.graph import Graph, input_of, inputs_of, need, onnx_type, producer
 from suture.surgery.graph.weights import SLAB, add_weight, nibbles, read_bytes
 from suture.surgery.passes.import_contrib.nbits_matmul import SIGNED
-from suture.surgery.passes.import_contrib.nodes import contrib_nodes, optional
+from suture.surgery.passes.import_contrib.nodes import contrib_nodes
 
 UNSIGNED = {TensorProto.UINT8, TensorProto.UINT4}
 
@@ -26,8 +26,8 @@ def run(graph: Graph) -> int:
 
 
 def _dequantise(graph: Graph, node: gs.Node) -> bool:
-    need(optional(node, 2) is not None, "it has no scales")
-    table, tokens, scales = node.inputs[:3]
+    table, tokens, scales = inputs_of(node, "data", "indices", "scales")
+    need(scales is not None, "it has no scales")
     while (reshape := producer(table, "Reshape")) is not None:  # of the head's weight, which has the same rows
         table = reshape.inputs[0]
     need(isinstance(table, gs.Constant) and isinstance(scales, gs.Constant), "its table is computed")
@@ -41,7 +41,7 @@ def _dequantise(graph: Graph, node: gs.Node) -> bool:
     packed = read_bytes(graph, table)
     need(packed.size * 8 == rows * blocks * block * bits, "rows are no whole number of blocks")
     packed = packed.reshape(rows, -1)
-    zero_points = _zero_points(graph, optional(node, 3), onnx_type(table), rows, blocks, bits)
+    zero_points = _zero_points(graph, input_of(node, "zero_points"), onnx_type(table), rows, blocks, bits)
     if zero_points is None:
         top_bits = 0x88 if bits == 4 else 0x80
         dtype, slabs = SIGNED[bits], _flipped(packed, 0 if onnx_type(table) == TensorProto.INT4 else top_bits)

@@ -8,7 +8,7 @@ QuickGelu(x, alpha)      →  Swish(x, alpha) = x * sigmoid(alpha * x)
 import onnx_graphsurgeon as gs
 
 from suture.surgery.graph import Graph
-from suture.surgery.passes.import_contrib.nodes import contrib_nodes, optional
+from suture.surgery.passes.import_contrib.nodes import contrib_nodes
 
 QUICK_ALPHA = 1.702
 
@@ -18,9 +18,9 @@ def run(graph: Graph) -> int:
 
 
 def _standard(graph: Graph, node: gs.Node) -> bool:
-    x, bias, result = node.inputs[0], optional(node, 1), node.outputs[0]
-    if bias is not None:
-        x = graph.new("Add", [x, bias], name=f"{node.name}/bias", shape=x.shape)
+    x, *bias, result = *node.inputs, node.outputs[0]  # each op calls its inputs otherwise
+    if bias and not bias[0].is_empty():
+        x = graph.new("Add", [x, bias[0]], name=f"{node.name}/bias", shape=x.shape)
     if node.op == "QuickGelu":
         graph.replace(result, "Swish", [x], {"alpha": node.attrs.get("alpha", QUICK_ALPHA)})
     else:

@@ -9,10 +9,13 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from suture.surgery.graph import Graph, need, onnx_type, rank
-from suture.surgery.passes.import_contrib.nodes import contrib_nodes, optional, optional_output
+from suture.surgery.graph import Graph, inputs_of, need, onnx_type, output_of, rank
+from suture.surgery.masks.mask_builders import count_up, length_of
+from suture.surgery.passes.import_contrib.nodes import contrib_nodes
 
 EPSILON = 1e-12
+INPUTS = ("input_ids", "segment_ids", "word_embedding", "position_embedding", "segment_embedding", "gamma", "beta", "mask",
+          "position_ids")  # fmt: skip
 
 
 def run(graph: Graph) -> int:
@@ -20,8 +23,8 @@ def run(graph: Graph) -> int:
 
 
 def _standard(graph: Graph, node: gs.Node) -> bool:
-    ids, segments, words, places, types, gamma, beta, mask, given = (optional(node, index) for index in range(9))
-    name, counts, total = node.name, optional_output(node, 1), optional_output(node, 2)
+    ids, segments, words, places, types, gamma, beta, mask, positions = inputs_of(node, *INPUTS)
+    name, counts, total = node.name, output_of(node, "mask_index"), output_of(node, "embedding_sum")
     used = counts is not None and (counts.outputs or graph.is_output(counts))
     need(mask is not None or not used, "it counts tokens without a mask")
     there = all(tensor is not None for tensor in (words, places, gamma, beta))
@@ -29,14 +32,8 @@ def _standard(graph: Graph, node: gs.Node) -> bool:
     dtype, width = onnx_type(words), words.shape[1]
     shape = [*ids.shape, width]
     summed = graph.new("Gather", [words, ids], {"axis": 0}, f"{name}/words", dtype, shape)
-    positions = given
     if positions is None:
-        steps = graph.new(
-            "Squeeze", [graph.new("Shape", [ids], {"start": 1, "end": 2}, f"{name}/steps", np.int64, [1])], shape=[]
-        )
-        positions = graph.new(
-            "Range", [graph.int64(0), steps, graph.int64(1)], {}, f"{name}/positions", np.int64, [ids.shape[1]]
-        )
+        positions = count_up(graph, length_of(graph, ids, 1, f"{name}/steps"), f"{name}/positions", ids.shape[1])
     looked = graph.new("Gather", [places, positions], {"axis": 0}, f"{name}/places", dtype, [*positions.shape, width])
     if segments is not None and types is not None:
         kinds = graph.new("Gather", [types, segments], {"axis": 0}, f"{name}/types", dtype, [*segments.shape, width])

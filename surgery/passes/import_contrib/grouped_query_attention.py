@@ -20,24 +20,16 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from suture.core.signature import MASK, POSITIONS
-from suture.surgery.graph import Graph, need, onnx_type, rank, static_dim
+from suture.surgery.graph import Graph, input_of, inputs_of, need, output_of, rank, static_dim
+from suture.surgery.masks.mask_builders import length_of, lower_right
 from suture.surgery.masks.mask_probe import evaluate, probes
-from suture.surgery.passes.import_contrib.nodes import (
-    contrib_nodes,
-    heads_first,
-    merge_heads,
-    optional,
-    optional_output,
-    refuse_inputs,
-    refuse_outputs,
-)
+from suture.surgery.passes.import_contrib.attentions import attend, grown, split
+from suture.surgery.passes.import_contrib.nodes import contrib_nodes, heads_first, refuse_inputs, refuse_outputs
 from suture.surgery.passes.import_contrib.rotary import rotate
 
 BOOL = 9
 QK_NORM_EPSILON = 1e-6
-REFUSED_INPUTS = (
-    (10, "attention_bias"), (11, "head_sink"), (12, "k_scale"), (13, "v_scale"), (16, "query_seqlens"),
-)  # fmt: skip
+REFUSED_INPUTS = ("attention_bias", "head_sink", "k_scale", "v_scale", "query_seqlens")
 
 
 @dataclass
@@ -55,30 +47,27 @@ def run(graph: Graph) -> int:
 def _standard(graph: Graph, node: gs.Node, masks: dict[tuple[int, int], gs.Tensor]) -> bool:
     _refuse(graph, node)
     rotary = bool(node.attrs.get("do_rotary", 0))
-    pasts, cos, sin = [optional(node, 3), optional(node, 4)], optional(node, 7), optional(node, 8)
+    pasts = inputs_of(node, "past_key", "past_value")
+    cos, sin, positions = inputs_of(node, "cos_cache", "sin_cache", "position_ids")
     heads = _heads(node, pasts[0], cos if rotary else None)
     need(not rotary or (rank(cos) == 2 and static_dim(cos, -1)), "cos is no table whose width is known")
-    key = (id(node.inputs[5]), id(node.inputs[6]))
-    if key not in masks:
-        _check_lengths(graph, *node.inputs[5:7])
-        masks[key] = causal_padded_mask(graph)
-    name, result = node.name, node.outputs[0]
+    lengths = inputs_of(node, "seqlens_k", "total_sequence_length")
+    shared, name = (id(lengths[0]), id(lengths[1])), node.name
+    if shared not in masks:
+        _check_lengths(graph, *lengths)
+        masks[shared] = causal_padded_mask(graph)
     query, key, value = _projections(graph, node, heads)
     epsilons = [node.attrs.get(f"{x}_norm_epsilon", node.attrs.get("qk_norm_epsilon", QK_NORM_EPSILON)) for x in "qk"]
-    query = _normed(graph, query, optional(node, 14), epsilons[0], f"{name}/q_norm")
-    key = _normed(graph, key, optional(node, 15), epsilons[1], f"{name}/k_norm")
+    query = _normed(graph, query, input_of(node, "q_norm_weight"), epsilons[0], f"{name}/q_norm")
+    key = _normed(graph, key, input_of(node, "k_norm_weight"), epsilons[1], f"{name}/k_norm")
     if rotary:
-        positions = _positions(graph) if optional(node, 9) is None else optional(node, 9)
+        positions = _positions(graph) if positions is None else positions
         interleaved = node.attrs.get("rotary_interleaved", 0)
         query = rotate(graph, query, cos, sin, positions, interleaved, f"{name}/q_rotary")
         key = rotate(graph, key, cos, sin, positions, interleaved, f"{name}/k_rotary")
-    presents = [optional_output(node, 1), optional_output(node, 2)]
+    presents = [output_of(node, name) for name in ("present_key", "present_value")]
     key, value = (grown(graph, past, new, present, name) for past, new, present in zip(pasts, (key, value), presents))
-    inputs = [query, key, value, masks[id(node.inputs[5]), id(node.inputs[6])]]
-    attrs = {"scale": node.attrs.get("scale", 0.0) or heads.dim**-0.5}
-    shape = [*query.shape[:3], heads.dim]
-    context = graph.new("Attention", inputs, attrs, name, onnx_type(query), shape)
-    merge_heads(graph, context, result, heads.query, heads.dim, name)
+    attend(graph, node, (query, key, value), masks[shared])
     return True
 
 
@@ -94,12 +83,12 @@ def _refuse(graph: Graph, node: gs.Node) -> None:
         quantised = attrs.get(f"{side}_quant_type", "NONE")
         need(quantised in ("NONE", b"NONE"), f"its cache is quantised ({quantised})")
     refuse_inputs(node, *REFUSED_INPUTS)
-    refuse_outputs(graph, node, (3, "output_qk"))
+    refuse_outputs(graph, node, "output_qk")
 
 
 def _heads(node: gs.Node, past: gs.Tensor | None, cos: gs.Tensor | None) -> Heads:
     query_heads, kv_heads = node.attrs["num_heads"], node.attrs["kv_num_heads"]
-    key, hidden = optional(node, 1), static_dim(node.inputs[0], 2)
+    key, hidden = input_of(node, "key"), static_dim(input_of(node, "query"), 2)
     need(key is None or rank(key) in (3, None), "its keys come in the cache's layout")
     count = query_heads if key is not None else query_heads + 2 * kv_heads
     need(hidden is None or hidden % count == 0, f"{hidden} features do not divide into {count} heads")
@@ -112,16 +101,12 @@ def _heads(node: gs.Node, past: gs.Tensor | None, cos: gs.Tensor | None) -> Head
 
 def _projections(graph: Graph, node: gs.Node, heads: Heads) -> list[gs.Tensor]:
     """Query, key and value, each [B, its heads, S, head_dim]."""
-    parts, counts = [node.inputs[0], optional(node, 1), optional(node, 2)], (heads.query, heads.kv, heads.kv)
+    parts, counts = inputs_of(node, "query", "key", "value"), (heads.query, heads.kv, heads.kv)
     if parts[1] is None:
         packed = parts[0]
         sizes = [count * heads.dim for count in counts]
         rows = list(packed.shape[:2]) if rank(packed) == 3 else ["batch", "sequence"]
-        parts = [
-            gs.Variable(graph.unique(f"{node.name}/{x}"), onnx_type(packed), [*rows, size]) for x, size in zip("qkv", sizes)
-        ]
-        split = gs.Node("Split", f"{node.name}/split", {"axis": -1}, [packed, graph.int64(sizes)], parts)
-        graph.gs.nodes.append(split)
+        parts = split(graph, packed, sizes, rows, node.name)
     return [heads_first(graph, x, count, heads.dim, f"{node.name}/{side}") for x, count, side in zip(parts, counts, "qkv")]
 
 
@@ -130,31 +115,6 @@ def _normed(graph: Graph, x_BHSD: gs.Tensor, weight: gs.Tensor | None, epsilon: 
         return x_BHSD
     attrs = {"axis": -1, "epsilon": epsilon, "stash_type": 1}
     return graph.new("RMSNormalization", [x_BHSD, weight], attrs, name, shape=x_BHSD.shape)
-
-
-def grown(graph: Graph, past: gs.Tensor | None, new: gs.Tensor, present: gs.Variable | None, name: str) -> gs.Tensor:
-    """concat(past, new) over slots, which is the output `present` where there is one; `new` where nothing is cached."""
-    sizes = (new.shape[1], new.shape[3])
-    for cache in (past, present):
-        if cache is not None and rank(cache) == 4:  # exporters leave the width of a head open
-            cache.shape = [cache.shape[0], sizes[0], cache.shape[2], sizes[1]]
-    if past is None:
-        if present is None:
-            return new
-        graph.replace(present, "Identity", [new], name=f"{name}/cache")
-        return new
-    _note_sizes(graph, past, *sizes)
-    if present is None:
-        shape = [new.shape[0], sizes[0], "total", sizes[1]]
-        return graph.new("Concat", [past, new], {"axis": 2}, f"{name}/cache", onnx_type(new), shape)
-    graph.replace(present, "Concat", [past, new], {"axis": 2}, name=f"{name}/cache")
-    return present
-
-
-def _note_sizes(graph: Graph, past: gs.Tensor, kv_heads: int, head_dim: int) -> None:
-    caches = graph.signature.caches
-    if caches and caches[0].past == past.name:
-        graph.signature = replace(graph.signature, kv_heads=kv_heads, head_dim=head_dim)
 
 
 def _check_lengths(graph: Graph, seqlens: gs.Tensor, total: gs.Tensor) -> None:
@@ -176,25 +136,12 @@ def _check_lengths(graph: Graph, seqlens: gs.Tensor, total: gs.Tensor) -> None:
 def causal_padded_mask(graph: Graph) -> gs.Tensor:
     """bool [B, 1, S, past + S], from attention_mask and the token input alone."""
     mask, tokens = graph.input(graph.signature.mask), graph.input(graph.signature.tokens)
-    total = graph.new("Shape", [mask], {"start": 1, "end": 2}, "mask/total", np.int64, [1])
-    steps = graph.new("Shape", [tokens], {"start": 1, "end": 2}, "mask/steps", np.int64, [1])
+    total, steps = length_of(graph, mask, 1, "mask/total"), length_of(graph, tokens, 1, "mask/steps")
     past = graph.new("Sub", [total, steps], name="mask/past", dtype=np.int64, shape=[1])
     causal = lower_right(graph, past, steps, total)
     real = graph.new("Cast", [mask], {"to": BOOL}, "mask/real", np.bool_, mask.shape)
     real = graph.new("Unsqueeze", [real, graph.int64([1, 2])], name="mask/real", shape=[mask.shape[0], 1, 1, mask.shape[1]])
     return graph.new("And", [causal, real], name="mask/visible", shape=[mask.shape[0], 1, tokens.shape[1], mask.shape[1]])
-
-
-def lower_right(graph: Graph, past: gs.Tensor, steps: gs.Tensor, total: gs.Tensor) -> gs.Tensor:
-    """bool [S, past + S]: slot j is visible to token i where j <= past + i. The lengths come as int64 [1]."""
-    scalars = [graph.new("Squeeze", [x], name="mask/length", dtype=np.int64, shape=[]) for x in (steps, total)]
-    step, slots = (
-        graph.new("Range", [graph.int64(0), x, graph.int64(1)], name="mask/range", dtype=np.int64, shape=[size])
-        for x, size in zip(scalars, ("sequence", "total"))
-    )
-    own = graph.new("Add", [step, past], name="mask/own_slot", dtype=np.int64, shape=["sequence"])
-    own = graph.new("Unsqueeze", [own, graph.int64([1])], name="mask/own_slot", shape=["sequence", 1])
-    return graph.new("LessOrEqual", [slots, own], name="mask/causal", dtype=np.bool_, shape=["sequence", "total"])
 
 
 def _positions(graph: Graph) -> gs.Tensor:

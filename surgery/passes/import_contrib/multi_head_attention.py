@@ -8,21 +8,11 @@ q, k and v may come side by side ([B, S, heads, 3, D], or k and v as [B, T, head
 padding ([B, T], [B, S, T]) or because the op is unidirectional, a large negative number instead of it.
 """
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
-from suture.surgery.graph import Graph, need, onnx_type, rank, static_dim
-from suture.surgery.masks.mask_builders import masked_out
-from suture.surgery.passes.import_contrib.grouped_query_attention import BOOL, grown, lower_right
-from suture.surgery.passes.import_contrib.nodes import (
-    contrib_nodes,
-    heads_first,
-    merge_heads,
-    optional,
-    optional_output,
-    refuse_inputs,
-    refuse_outputs,
-)
+from suture.surgery.graph import Graph, input_of, inputs_of, need, output_of, rank, static_dim
+from suture.surgery.passes.import_contrib.attentions import attend, grown, mask_of, split
+from suture.surgery.passes.import_contrib.nodes import contrib_nodes, heads_first, refuse_inputs, refuse_outputs
 
 
 def run(graph: Graph) -> int:
@@ -31,29 +21,24 @@ def run(graph: Graph) -> int:
 
 
 def _standard(graph: Graph, node: gs.Node, made: dict[int, gs.Tensor]) -> bool:
-    refuse_inputs(node, (8, "past_sequence_length"), (9, "cache_indirection"))
-    refuse_outputs(graph, node, (3, "qk"))
-    padding = optional(node, 4)
+    refuse_inputs(node, "past_sequence_length", "cache_indirection")
+    refuse_outputs(graph, node, "qk")
+    padding, bias = input_of(node, "key_padding_mask"), input_of(node, "attention_bias")
     need(padding is None or rank(padding) in (2, 3), "its padding is given as lengths")
-    heads, name, result = node.attrs["num_heads"], node.name, node.outputs[0]
-    query, key, value = _projections(graph, node, heads)
-    dim, value_dim = query.shape[3], value.shape[3]
-    pasts = [optional(node, 6), optional(node, 7)]
-    presents = [optional_output(node, 1), optional_output(node, 2)]
-    key, value = (grown(graph, past, new, present, name) for past, new, present in zip(pasts, (key, value), presents))
-    bias, causal = optional(node, 5), bool(node.attrs.get("unidirectional", 0))
-    top_left = causal and pasts[0] is None and padding is None and bias is None
+    query, key, value = _projections(graph, node, node.attrs["num_heads"])
+    pasts = inputs_of(node, "past_key", "past_value")
+    presents = [output_of(node, name) for name in ("present_key", "present_value")]
+    key, value = (grown(graph, *each, node.name) for each in zip(pasts, (key, value), presents))
+    causal = bool(node.attrs.get("unidirectional", 0))
+    top_left = causal and all(each is None for each in (pasts[0], padding, bias))
     mask = None if top_left else mask_of(graph, query, key, padding, bias, causal, made)
-    attrs = {"scale": node.attrs.get("scale", 0.0) or dim**-0.5} | ({"is_causal": 1} if top_left else {})
-    inputs = [query, key, value] if mask is None else [query, key, value, mask]
-    context = graph.new("Attention", inputs, attrs, name, onnx_type(query), [*query.shape[:3], value_dim])
-    merge_heads(graph, context, result, heads, value_dim, name)
+    attend(graph, node, (query, key, value), mask, top_left)
     return True
 
 
 def _projections(graph: Graph, node: gs.Node, heads: int) -> list[gs.Tensor]:
     """Query, key and value, each [B, heads, S or T, head_dim], their biases added."""
-    query, key, value, bias = node.inputs[0], optional(node, 1), optional(node, 2), optional(node, 3)
+    query, key, value, bias = inputs_of(node, "query", "key", "value", "bias")
     if rank(query) == 5:
         need(bias is None, "it adds a bias to a packed projection")
         return [_unpacked(graph, query, index, f"{node.name}/{side}") for index, side in enumerate("qkv")]
@@ -78,8 +63,7 @@ def _projections(graph: Graph, node: gs.Node, heads: int) -> list[gs.Tensor]:
     need(value_hidden and value_hidden % heads == 0, f"{value_hidden} features do not divide into {heads} heads")
     parts, sizes = [query, key, value], [hidden, hidden, value_hidden]
     if bias is not None:
-        biases = [gs.Variable(graph.unique(f"{node.name}/{x}_bias"), onnx_type(bias), [n]) for x, n in zip("qkv", sizes)]
-        graph.gs.nodes.append(gs.Node("Split", f"{node.name}/bias", {"axis": 0}, [bias, graph.int64(sizes)], biases))
+        biases = split(graph, bias, sizes, [], f"{node.name}/bias")
         parts = [graph.new("Add", [x, b], name=f"{node.name}/bias", shape=x.shape) for x, b in zip(parts, biases)]
     return [heads_first(graph, x, heads, n // heads, f"{node.name}/{side}") for x, n, side in zip(parts, sizes, "qkv")]
 
@@ -90,41 +74,3 @@ def _unpacked(graph: Graph, packed: gs.Tensor, index: int, name: str) -> gs.Tens
     need(isinstance(heads, int) and isinstance(dim, int), "the sizes of a packed projection are not known")
     part = graph.new("Gather", [packed, graph.int64(index)], {"axis": 3}, name, shape=[batch, steps, heads, dim])
     return graph.new("Transpose", [part], {"perm": [0, 2, 1, 3]}, f"{name}/transpose", shape=[batch, heads, steps, dim])
-
-
-def mask_of(
-    graph: Graph, query: gs.Tensor, keys: gs.Tensor, padding: gs.Tensor | None, bias: gs.Tensor | None, causal: bool,
-    made: dict[int, gs.Tensor],
-) -> gs.Tensor | None:  # fmt: skip
-    """[B or 1, heads or 1, S, T]: bool, or float where there is a bias; None where nothing is masked."""
-    visible = None
-    if padding is not None:
-        if id(padding) not in made:
-            made[id(padding)] = _not_padding(graph, padding, query)
-        visible = made[id(padding)]
-    if causal:
-        below = _causal(graph, query, keys)
-        visible = below if visible is None else graph.new("And", [visible, below], name="mask/visible", dtype=np.bool_)
-    if visible is None or bias is None:
-        return visible if bias is None else bias
-    lowest = masked_out(graph, onnx_type(bias))
-    return graph.new("Where", [visible, bias, lowest], name="mask/bias", dtype=onnx_type(bias))
-
-
-def _not_padding(graph: Graph, padding: gs.Tensor, query: gs.Tensor) -> gs.Tensor:
-    """bool [B, 1, S, T]; onnxruntime takes no mask whose third size is 1 for all S."""
-    real = graph.new("Cast", [padding], {"to": BOOL}, "mask/real", np.bool_, padding.shape)
-    if rank(padding) == 3:
-        return graph.new("Unsqueeze", [real, graph.int64([1])], name="mask/real")
-    real = graph.new("Unsqueeze", [real, graph.int64([1, 2])], name="mask/real")
-    steps = graph.new("Shape", [query], {"start": 2, "end": 3}, "mask/steps", np.int64, [1])
-    shape = graph.new("Concat", [graph.int64([1, 1]), steps, graph.int64([1])], {"axis": 0}, "mask/shape", np.int64, [4])
-    return graph.new("Expand", [real, shape], name="mask/real")
-
-
-def _causal(graph: Graph, query: gs.Tensor, keys: gs.Tensor) -> gs.Tensor:
-    """bool [S, T]: the last token of the step sees all slots."""
-    steps = graph.new("Shape", [query], {"start": 2, "end": 3}, "mask/steps", np.int64, [1])
-    total = graph.new("Shape", [keys], {"start": 2, "end": 3}, "mask/total", np.int64, [1])
-    past = graph.new("Sub", [total, steps], name="mask/past", dtype=np.int64, shape=[1])
-    return lower_right(graph, past, steps, total)

@@ -17,9 +17,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from suture.surgery.graph import Graph, need, onnx_type, rank
+from suture.surgery.graph import Graph, inputs_of, need, onnx_type, rank
 from suture.surgery.graph.weights import SLAB, add_weight, nibbles, packed_nibbles, read_array, read_bytes, transposed
-from suture.surgery.passes.import_contrib.nodes import contrib_nodes, optional, refuse_inputs
+from suture.surgery.passes.import_contrib.nodes import contrib_nodes, refuse_inputs
 from suture.surgery.passes.portable.linear import rows_by
 
 SIGNED = {4: TensorProto.INT4, 8: TensorProto.INT8}
@@ -35,8 +35,8 @@ def _dequantise(graph: Graph, node: gs.Node, made: dict[tuple, tuple]) -> bool:
     need(bits in SIGNED, f"weights of {bits} bits have no standard type that runs")
     need(features % block == 0, f"{features} input features are no whole number of blocks of {block}")
     need(not node.attrs.get("weight_prepacked", 0), "the weight is packed for one kind of GPU")
-    refuse_inputs(node, (4, "g_idx"))
-    x, weight, scales, zero_points, bias = *node.inputs[:3], optional(node, 3), optional(node, 5)
+    refuse_inputs(node, "g_idx")
+    x, weight, scales, zero_points, bias = inputs_of(node, "A", "B", "scales", "zero_points", "bias")
     need(isinstance(weight, gs.Constant) and isinstance(scales, gs.Constant), "its weight is computed")
     need(onnx_type(scales) == onnx_type(x), "x and scales differ in type")
     key = (id(weight), id(scales), id(zero_points))

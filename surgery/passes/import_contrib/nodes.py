@@ -1,9 +1,9 @@
-"""What the passes over com.microsoft ops ask of a node: its domain, its optional inputs, its heads."""
+"""What the passes over com.microsoft ops ask of a node: its domain, what has no standard form, its heads."""
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from suture.surgery.graph import Graph, need, producer, rank, static_dim
+from suture.surgery.graph import Graph, input_of, need, output_of, producer, rank, static_dim
 from suture.surgery.shapes.foreign_shapes import DOMAIN
 
 
@@ -12,27 +12,16 @@ def contrib_nodes(graph: Graph, *ops: str) -> list[gs.Node]:
     return graph.nodes(*ops, domain=DOMAIN)
 
 
-def optional(node: gs.Node, index: int) -> gs.Tensor | None:
-    """The input at this place, or None where it is left out."""
-    tensor = node.inputs[index] if index < len(node.inputs) else None
-    return None if tensor is None or tensor.is_empty() else tensor
-
-
-def optional_output(node: gs.Node, index: int) -> gs.Variable | None:
-    tensor = node.outputs[index] if index < len(node.outputs) else None
-    return None if tensor is None or tensor.is_empty() else tensor
-
-
-def refuse_outputs(graph: Graph, node: gs.Node, *names: tuple[int, str]) -> None:
+def refuse_outputs(graph: Graph, node: gs.Node, *names: str) -> None:
     """Raises NoMatch where one of these outputs is used, since no standard op computes it."""
-    for index, name in names:
-        tensor = optional_output(node, index)
+    for name in names:
+        tensor = output_of(node, name)
         need(tensor is None or not (tensor.outputs or graph.is_output(tensor)), f"its output {name} is used")
 
 
-def refuse_inputs(node: gs.Node, *names: tuple[int, str]) -> None:
-    for index, name in names:
-        need(optional(node, index) is None, f"the input {name} has no standard form")
+def refuse_inputs(node: gs.Node, *names: str) -> None:
+    for name in names:
+        need(input_of(node, name) is None, f"the input {name} has no standard form")
 
 
 def heads_first(graph: Graph, x: gs.Tensor, heads: int, head_dim: int, name: str) -> gs.Tensor:

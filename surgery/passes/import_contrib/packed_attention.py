@@ -11,17 +11,10 @@ the op is unidirectional, counted from the past's end.
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from suture.surgery.graph import Graph, need, onnx_type, producer, rank, static_dim
-from suture.surgery.passes.import_contrib.grouped_query_attention import grown
-from suture.surgery.passes.import_contrib.multi_head_attention import mask_of
-from suture.surgery.passes.import_contrib.nodes import (
-    contrib_nodes,
-    heads_first,
-    merge_heads,
-    optional,
-    optional_output,
-    refuse_inputs,
-)
+from suture.surgery.graph import Graph, input_of, inputs_of, need, output_of, producer, rank, static_dim
+from suture.surgery.masks.mask_builders import count_up, length_of
+from suture.surgery.passes.import_contrib.attentions import attend, grown, mask_of, split
+from suture.surgery.passes.import_contrib.nodes import contrib_nodes, heads_first, refuse_inputs
 
 
 def run(graph: Graph) -> int:
@@ -30,10 +23,10 @@ def run(graph: Graph) -> int:
 
 
 def _standard(graph: Graph, node: gs.Node, made: dict[int, gs.Tensor]) -> bool:
-    refuse_inputs(node, (6, "past_sequence_length"))
+    refuse_inputs(node, "past_sequence_length")
     need(not node.attrs.get("do_rotary", 0), "it rotates queries and keys")
     need(not node.attrs.get("past_present_share_buffer", 0), "its past and present are one buffer")
-    x, weights, name, heads = node.inputs[0], node.inputs[1], node.name, node.attrs["num_heads"]
+    x, weights, name, heads = input_of(node, "input"), input_of(node, "weights"), node.name, node.attrs["num_heads"]
     columns = static_dim(weights, 1)
     need(rank(x) == 3 and columns, "the size of its projection is not known")
     sizes = [int(size) for size in node.attrs.get("qkv_hidden_sizes", [])] or [columns // 3] * 3
@@ -41,37 +34,32 @@ def _standard(graph: Graph, node: gs.Node, made: dict[int, gs.Tensor]) -> bool:
         sum(sizes) == columns and not any(size % heads for size in sizes), f"{sizes} features do not divide into {heads} heads"
     )
     query, key, value = _projections(graph, node, sizes, heads)
-    past, present = optional(node, 4), optional_output(node, 1)
+    past, present = input_of(node, "past"), output_of(node, "present")
     pasts = [None, None] if past is None else [_part(graph, past, index, name) for index in (0, 1)]
     key, value = (grown(graph, before, new, None, name) for before, new in zip(pasts, (key, value)))
     if present is not None:
         parts = [graph.new("Unsqueeze", [x, graph.int64([0])], name=f"{name}/stack") for x in (key, value)]
         graph.replace(present, "Concat", parts, {"axis": 0}, f"{name}/present")
-    padding, bias, causal = optional(node, 3), optional(node, 5), bool(node.attrs.get("unidirectional", 0))
+    padding, bias = input_of(node, "mask_index"), input_of(node, "attention_bias")
+    causal = bool(node.attrs.get("unidirectional", 0))
     if padding is not None and rank(padding) == 1:
         padding = _valid(graph, padding, x, key, made)
     need(padding is None or rank(padding) in (2, 3), "its mask has neither one, two nor three axes")
     top_left = causal and past is None and padding is None and bias is None
     mask = None if top_left else mask_of(graph, query, key, padding, bias, causal, made)
-    attrs = {"scale": node.attrs.get("scale", 0.0) or (sizes[0] // heads) ** -0.5} | ({"is_causal": 1} if top_left else {})
-    inputs = [query, key, value] if mask is None else [query, key, value, mask]
-    shape = [*query.shape[:3], sizes[2] // heads]
-    context = graph.new("Attention", inputs, attrs, name, onnx_type(query), shape)
-    merge_heads(graph, context, node.outputs[0], heads, sizes[2] // heads, name)
+    attend(graph, node, (query, key, value), mask, top_left)
     return True
 
 
 def _projections(graph: Graph, node: gs.Node, sizes: list[int], heads: int) -> list[gs.Tensor]:
     """Query, key and value, each [B, heads, S, head_dim]."""
-    x, weights, bias, name = node.inputs[0], node.inputs[1], optional(node, 2), node.name
+    x, weights, bias = inputs_of(node, "input", "weights", "bias")
+    name = node.name
     shape = [*x.shape[:2], sum(sizes)]
     packed = graph.new("MatMul", [x, weights], name=f"{name}/qkv", shape=shape)
     if bias is not None:
         packed = graph.new("Add", [packed, bias], name=f"{name}/qkv_bias", shape=shape)
-    parts = [
-        gs.Variable(graph.unique(f"{name}/{side}"), onnx_type(x), [*x.shape[:2], size]) for side, size in zip("qkv", sizes)
-    ]
-    graph.gs.nodes.append(gs.Node("Split", f"{name}/split", {"axis": -1}, [packed, graph.int64(sizes)], parts))
+    parts = split(graph, packed, sizes, list(x.shape[:2]), name)
     return [heads_first(graph, x, heads, n // heads, f"{name}/{side}") for x, n, side in zip(parts, sizes, "qkv")]
 
 
@@ -87,10 +75,7 @@ def _valid(graph: Graph, lengths: gs.Tensor, x: gs.Tensor, keys: gs.Tensor, made
     of_rows = producer(lengths, "ReduceSum") is not None or (batch is not None and static_dim(lengths, 0) == batch)
     need(of_rows, "its mask of one axis cannot be shown to hold one length a row")
     if id(lengths) not in made:
-        total = graph.new(
-            "Squeeze", [graph.new("Shape", [keys], {"start": 2, "end": 3}, "mask/total", np.int64, [1])], shape=[]
-        )
-        slots = graph.new("Range", [graph.int64(0), total, graph.int64(1)], name="mask/slots", dtype=np.int64)
+        slots = count_up(graph, length_of(graph, keys, 2, "mask/total"), "mask/slots")
         ends = graph.new("Cast", [lengths], {"to": 7}, "mask/lengths", np.int64, lengths.shape)
         ends = graph.new("Unsqueeze", [ends, graph.int64([1])], name="mask/lengths", shape=[lengths.shape[0], 1])
         made[id(lengths)] = graph.new("Less", [slots, ends], name="mask/valid", dtype=np.bool_, shape=[lengths.shape[0], None])

@@ -9,7 +9,8 @@ come as one number, where the step begins.
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from suture.surgery.graph import Graph, need, rank, static_dim
+from suture.surgery.graph import Graph, inputs_of, need, rank, static_dim
+from suture.surgery.masks.mask_builders import count_up, length_of
 from suture.surgery.passes.import_contrib.nodes import contrib_nodes, heads_first, merge_heads
 
 
@@ -18,7 +19,7 @@ def run(graph: Graph) -> int:
 
 
 def _standard(graph: Graph, node: gs.Node) -> bool:
-    x, positions, cos, sin = node.inputs
+    x, positions, cos, sin = inputs_of(node, "input", "position_ids", "cos_cache", "sin_cache")
     need(not node.attrs.get("is_packed_batching", 0), "rows of the batch are packed into one")
     need(node.attrs.get("scale", 1.0) == 1.0, "it scales positions")
     need(rank(x) in (3, 4), f"x has rank {rank(x)}, not 3 or 4")
@@ -64,10 +65,8 @@ def rotate(
 def _counted(graph: Graph, x: gs.Tensor, first: gs.Tensor, name: str) -> gs.Tensor:
     """Positions [B, S] that count up from `first`, int64 [1], in every row."""
     axis = 2 if rank(x) == 4 else 1
-    steps = graph.new("Shape", [x], {"start": axis, "end": axis + 1}, f"{name}/steps", np.int64, [1])
-    batch = graph.new("Shape", [x], {"start": 0, "end": 1}, f"{name}/batch", np.int64, [1])
-    scalar = graph.new("Squeeze", [steps], name=f"{name}/steps", dtype=np.int64, shape=[])
-    count = graph.new("Range", [graph.int64(0), scalar, graph.int64(1)], name=f"{name}/count", dtype=np.int64)
+    steps, batch = length_of(graph, x, axis, f"{name}/steps"), length_of(graph, x, 0, f"{name}/batch")
+    count = count_up(graph, steps, f"{name}/count")
     row = graph.new("Add", [count, first], name=f"{name}/row", dtype=np.int64)
     shape = graph.new("Concat", [batch, steps], {"axis": 0}, f"{name}/positions", np.int64, [2])
     return graph.new("Expand", [row, shape], name=f"{name}/positions", dtype=np.int64, shape=["batch", "sequence"])

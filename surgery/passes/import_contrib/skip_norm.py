@@ -10,13 +10,12 @@ the standard's own domain, too, where onnxruntime put it before there was a stan
 
 import onnx_graphsurgeon as gs
 
-from suture.surgery.graph import Graph, need, onnx_type
-from suture.surgery.passes.import_contrib.nodes import contrib_nodes, optional, optional_output, refuse_outputs
+from suture.surgery.graph import Graph, input_of, inputs_of, need, onnx_type, output_of
+from suture.surgery.passes.import_contrib.nodes import contrib_nodes, refuse_outputs
 from suture.surgery.shapes.foreign_shapes import DOMAIN
 
 EPSILON = 1e-5
 SKIP_EPSILON = 1e-12
-SUM = 3
 
 
 def run(graph: Graph) -> int:
@@ -26,7 +25,7 @@ def run(graph: Graph) -> int:
 
 
 def _simplified(graph: Graph, node: gs.Node) -> bool:
-    refuse_outputs(graph, node, (1, "inv_std_var"))
+    refuse_outputs(graph, node, "inv_std_var")
     x, weight = node.inputs
     need(onnx_type(weight) is not None and onnx_type(x) is not None, "the types of x and weight are not known")
     if onnx_type(x) != onnx_type(weight):  # the result has the weight's type
@@ -37,12 +36,11 @@ def _simplified(graph: Graph, node: gs.Node) -> bool:
 
 
 def _skip(graph: Graph, node: gs.Node) -> bool:
-    refuse_outputs(graph, node, (1, "mean"), (2, "inv_std_var"))
+    refuse_outputs(graph, node, "mean", "inv_std_var")
     simplified = node.op == "SkipSimplifiedLayerNormalization"
-    x, skip, weight = node.inputs[:3]
-    shift = None if simplified else optional(node, 3)
-    bias = optional(node, 3 if simplified else 4)
-    normed, total = node.outputs[0], optional_output(node, SUM)
+    x, skip, weight, bias = inputs_of(node, "input", "skip", "gamma", "bias")
+    shift = None if simplified else input_of(node, "beta")
+    normed, total = node.outputs[0], output_of(node, "input_skip_bias_sum")
     if bias is not None:
         x = graph.new("Add", [x, bias], name=f"{node.name}/bias", shape=x.shape)
     if total is not None:

@@ -11,10 +11,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from suture.surgery.graph import Graph, need, onnx_type, op_of, rank
+from suture.surgery.graph import Graph, inputs_of, need, onnx_type, op_of, rank
 from suture.surgery.graph.weights import SLAB, add_weight, nibbles, read_array, read_bytes
 from suture.surgery.passes.import_contrib.nbits_matmul import write_product
-from suture.surgery.passes.import_contrib.nodes import optional
 
 MIDDLE = 8
 TOP_BITS = 0x88
@@ -27,7 +26,8 @@ def run(graph: Graph) -> int:
 
 
 def _signed(graph: Graph, node: gs.Node, made: dict[int, gs.Constant]) -> bool:
-    weight, scales, zero_points, dequantised = node.inputs[0], node.inputs[1], optional(node, 2), node.outputs[0]
+    weight, scales, zero_points = inputs_of(node, "x", "x_scale", "x_zero_point")
+    dequantised = node.outputs[0]
     if not isinstance(weight, gs.Constant):
         return False
     need(isinstance(zero_points, gs.Constant), "unsigned values without constant zero points")

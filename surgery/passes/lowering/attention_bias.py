@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from suture.surgery.graph import Graph, input_of, need, onnx_type, producer, rank, static_dim
+from suture.surgery.graph import Graph, input_of, inputs_of, need, onnx_type, producer, rank, static_dim
 from suture.surgery.graph.files import sort
-from suture.surgery.masks.mask_builders import causal_bias, masked_out
+from suture.surgery.masks.mask_builders import causal_bias, count_up, masked_out
 from suture.surgery.masks.mask_probe import evaluate, probes
 from suture.surgery.shapes.shape_values import ShapeValues
 from suture.surgery.shapes.symbolic_dims import SymbolicDim
@@ -41,9 +41,8 @@ def bias(graph: Graph, attention: gs.Node, masks: Masks) -> gs.Tensor | None:
     Token i sees the slots up to i, and up to valid length - S + i where a valid length is given. Where that is
     write_indices + S, as over a cache that a step has just written, the mask is the one of all static caches.
     """
-    query, keys = attention.inputs[:2]
-    mask, valid = ((*attention.inputs, *[gs.Variable.empty()] * 4)[index] for index in (3, 6))
-    mask, valid = (None if tensor.is_empty() else tensor for tensor in (mask, valid))
+    query, keys = inputs_of(attention, "Q", "K")
+    mask, valid = inputs_of(attention, "attn_mask", "nonpad_kv_seqlen")
     dtype, causal = onnx_type(query), bool(attention.attrs.get("is_causal", 0))
     if mask is not None:
         need(rank(mask) in (2, 3, 4), f"its mask has rank {rank(mask)}")
@@ -51,9 +50,10 @@ def bias(graph: Graph, attention: gs.Node, masks: Masks) -> gs.Tensor | None:
         need(width in (None, total) or (total is None and width != 1), "its mask is shorter than its keys")
     update = producer(keys, "TensorScatter")
     if causal and mask is None and valid is not None and update is not None and _ends_step(graph, valid, update, masks):
-        key = (id(update.inputs[2]), dtype)
+        past, write_indices = inputs_of(update, "past_cache", "write_indices")
+        key = (id(write_indices), dtype)
         if key not in masks.biases:
-            masks.biases[key] = causal_bias(graph, update.inputs[2], update.inputs[0], dtype)
+            masks.biases[key] = causal_bias(graph, write_indices, past, dtype)
         return masks.biases[key]
     visible = _visible(graph, query, keys, valid, causal, masks) if causal or valid is not None else None
     if visible is None and mask is None:
@@ -91,12 +91,11 @@ def _visible(
     key = (id(valid), causal, steps.key, total.key)
     if key in masks.visible:
         return masks.visible[key]
-    zero, one = graph.int64(0), graph.int64(1)
-    slots = graph.new("Range", [zero, total.number(graph), one], name="mask/slots", dtype=np.int64)
+    slots = count_up(graph, total.number(graph), "mask/slots", total.size)
     batch = 1 if valid is None else valid.shape[0] if rank(valid) else None
     end = None if valid is None else graph.new("Unsqueeze", [valid, graph.int64([1, 2, 3])], name="mask/valid_slots")
     if causal:
-        own = graph.new("Range", [zero, steps.number(graph), one], name="mask/tokens", dtype=np.int64)
+        own = count_up(graph, steps.number(graph), "mask/tokens", steps.size)
         own = graph.new("Unsqueeze", [own, graph.int64([0, 1, 3])], name="mask/own_slot", shape=[1, 1, steps.size, 1])
         if end is not None:
             first = graph.new("Sub", [end, steps.number(graph)], name="mask/first_slot")

@@ -7,7 +7,7 @@ Attention(q [B, S, H * D], k, v, q_num_heads, kv_num_heads)
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from suture.surgery.graph import Graph, need, onnx_type, rank, static_dim
+from suture.surgery.graph import Graph, input_of, need, onnx_type, rank, set_inputs, static_dim
 from suture.surgery.passes.portable.packed_heads import HEADS_FIRST
 
 COUNTS = ("q_num_heads", "kv_num_heads")
@@ -18,17 +18,18 @@ def run(graph: Graph) -> int:
 
 
 def _apart(graph: Graph, attention: gs.Node) -> bool:
-    if rank(attention.inputs[0]) != 3:
+    if rank(input_of(attention, "Q")) != 3:
         return False
     heads, kv_heads = (attention.attrs.get(name, 0) for name in COUNTS)
     need(heads and kv_heads, "its numbers of heads are not given")
-    result, values = attention.outputs[0], attention.inputs[2]
-    rows, sizes = list(attention.inputs[0].shape[:2]), [static_dim(values, 2), kv_heads]
+    result, values = attention.outputs[0], input_of(attention, "V")
+    rows, sizes = list(input_of(attention, "Q").shape[:2]), [static_dim(values, 2), kv_heads]
     need(sizes[0], "the size of its values is not known")
     value_dim = sizes[0] // kv_heads
     attention.attrs = {name: given for name, given in attention.attrs.items() if name not in COUNTS}
-    for index, count in enumerate((heads, kv_heads, kv_heads)):
-        attention.inputs[index] = _heads_first(graph, attention.inputs[index], count, f"{attention.name}/{'qkv'[index]}")
+    for name, count in (("Q", heads), ("K", kv_heads), ("V", kv_heads)):
+        apart = _heads_first(graph, input_of(attention, name), count, f"{attention.name}/{name.lower()}")
+        set_inputs(attention, **{name: apart})
     context = gs.Variable(graph.unique(f"{attention.name}/heads"), onnx_type(result), [rows[0], heads, rows[1], value_dim])
     attention.outputs[0] = context
     shape = [*rows, heads, value_dim]

@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from suture.surgery.graph import Graph, input_of, is_half, need, onnx_type, producer, rank, static_dim
+from suture.surgery.graph import Graph, input_of, inputs_of, is_half, need, onnx_type, producer, rank, static_dim
 from suture.surgery.passes.lowering.attention_bias import Masks, bias
 
 KNOWN = ("Q", "K", "V", "attn_mask", "nonpad_kv_seqlen", "scale", "is_causal", "softmax_precision", "qk_matmul_output_mode")
@@ -36,7 +36,7 @@ def run(graph: Graph, lengths: bool = False) -> int:
 
 def _lower(graph: Graph, attention: gs.Node, masks: Masks, lengths: bool) -> bool:
     graph.need_known(attention, *KNOWN)
-    query, keys, values = attention.inputs[:3]
+    query, keys, values = inputs_of(attention, "Q", "K", "V")
     need(rank(query) == 4, f"its query has rank {rank(query)}")
     precision = attention.attrs.get("softmax_precision", 0) or onnx_type(query)
     need(precision == onnx_type(query) or not is_half(query), "its softmax has a precision of its own")
@@ -61,7 +61,7 @@ def _lower(graph: Graph, attention: gs.Node, masks: Masks, lengths: bool) -> boo
 def scale_of(attention: gs.Node) -> float:
     scale = attention.attrs.get("scale")
     if scale is None:
-        size = static_dim(attention.inputs[0], 3)
+        size = static_dim(input_of(attention, "Q"), 3)
         need(size, "neither its scale nor its head size is known")
         scale = size**-0.5
     return scale

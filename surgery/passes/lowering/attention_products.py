@@ -9,7 +9,7 @@ beside the key head that they share, [B, kv_heads, group, S, D] against [B, kv_h
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from suture.surgery.graph import Graph, need, onnx_type, rank, static_dim
+from suture.surgery.graph import Graph, inputs_of, need, onnx_type, rank, static_dim
 from suture.surgery.passes.lowering.attention_bias import Masks, bias
 from suture.surgery.passes.lowering.attention_mask import scale_of, scaled
 
@@ -23,7 +23,7 @@ def run(graph: Graph) -> int:
 
 
 def _apart(graph: Graph, attention: gs.Node, masks: Masks) -> bool:
-    query, keys, values = attention.inputs[:3]
+    query, keys, values = inputs_of(attention, "Q", "K", "V")
     softcap, dtype = attention.attrs.get("softcap", 0.0), onnx_type(query)
     precision = attention.attrs.get("softmax_precision", 0) or dtype
     precision = dtype if dtype == TensorProto.FLOAT else precision  # what is narrower than it comes from does not count

@@ -8,7 +8,7 @@ than four query heads, does not build (TensorRT-RTX 1.7; measured for compute ca
 
 import onnx_graphsurgeon as gs
 
-from suture.surgery.graph import Graph, is_half, static_dim
+from suture.surgery.graph import Graph, inputs_of, is_half, static_dim
 
 FUSED_HEAD_DIMS = range(16, 257)
 LEAST_HEADS = 4  # of the query; the kernel for one token has no form for fewer
@@ -19,7 +19,7 @@ def run(graph: Graph) -> int:
 
 
 def _mark(graph: Graph, attention: gs.Node) -> bool:
-    query, keys = attention.inputs[:2]
+    query, keys = inputs_of(attention, "query", "key")
     heads, size = static_dim(query, 1), static_dim(keys, 3)
     enough = heads is None or heads >= LEAST_HEADS
     if is_half(query) and size in FUSED_HEAD_DIMS and enough:

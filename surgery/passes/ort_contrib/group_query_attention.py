@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from suture.surgery.graph import Graph, input_of, need, onnx_type, producer, rank, static_dim
+from suture.surgery.graph import Graph, input_of, inputs_of, need, onnx_type, producer, rank, static_dim
 from suture.surgery.masks.mask_probe import evaluate, probes
 from suture.surgery.passes.ort_contrib.nodes import append
 from suture.surgery.passes.ort_contrib.rotary_tables import Tables, rotary_tables
@@ -42,22 +42,23 @@ def run(graph: Graph) -> int:
 
 
 def _fuse(graph: Graph, attention: gs.Node, shared: Shared) -> bool:
-    query, *cached = attention.inputs[:3]
+    query, *cached = inputs_of(attention, "Q", "K", "V")
     updates = [producer(tensor, "TensorScatter") for tensor in cached]
     if any(update is None for update in updates):
         return False
     for update in updates:
         linear = update.attrs.get("mode", b"linear") in ("linear", b"linear") and update.attrs.get("axis", -2) in (-2, 2)
-        need(linear and len(update.inputs) == 3, "its cache is not written in place, slot after slot")
-    need(len(attention.inputs) > 6 and attention.attrs.get("is_causal"), "what it sees is not just the tokens before")
-    need(all(tensor.is_empty() for tensor in attention.inputs[3:6]), "a mask applies beside the valid length")
+        need(linear and input_of(update, "write_indices") is not None, "its cache is not written in place, slot after slot")
+    valid, *others = inputs_of(attention, "nonpad_kv_seqlen", "attn_mask", "past_key", "past_value")
+    need(valid is not None and attention.attrs.get("is_causal"), "what it sees is not just the tokens before")
+    need(all(each is None for each in others), "a mask applies beside the valid length")
     graph.need_known(attention, "Q", "K", "V", "nonpad_kv_seqlen", "is_causal", "scale")
     capacity, kv_heads = static_dim(cached[0], 2), static_dim(cached[0], 1)
     heads, head_dim = static_dim(query, 1), static_dim(query, 3)
     need(capacity and heads and kv_heads and head_dim, "sizes of heads or cache are not known")
     need(rank(query) == 4 and static_dim(cached[1], 3) == head_dim, "queries, keys and values have heads of several sizes")
     need(head_dim % 8 == 0, f"onnxruntime takes no heads of {head_dim}")
-    new = [update.inputs[1] for update in updates]
+    new = [input_of(update, "update") for update in updates]
     rotations = [producer(tensor, "RotaryEmbedding") for tensor in (query, new[0])]
     need((rotations[0] is None) == (rotations[1] is None), "of query and key only one is rotated")
     attrs = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": float(attention.attrs.get("scale", head_dim**-0.5))}
@@ -67,10 +68,15 @@ def _fuse(graph: Graph, attention: gs.Node, shared: Shared) -> bool:
         need(graph.signature.position_rows is None, "a token has several positions, and its table is looked up by one")
         rotary = [*rotary_tables(graph, *rotations, capacity, shared.tables), positions and graph.input(positions)]
         attrs |= {"do_rotary": 1, "rotary_interleaved": rotations[0].attrs.get("interleaved", 0)}
-        query, new[0] = (rotation.inputs[0] for rotation in rotations)
-    lengths = _lengths(graph, input_of(attention, "nonpad_kv_seqlen"), input_of(updates[0], "write_indices"), capacity, shared)
+        query, new[0] = (input_of(rotation, "X") for rotation in rotations)
+    lengths = _lengths(graph, valid, input_of(updates[0], "write_indices"), capacity, shared)
     name, result = attention.name, attention.outputs[0]
-    inputs = [*_tokens_first(graph, [query, *new], name), *(update.inputs[0] for update in updates), *lengths, *rotary]
+    inputs = [
+        *_tokens_first(graph, [query, *new], name),
+        *(input_of(update, "past_cache") for update in updates),
+        *lengths,
+        *rotary,
+    ]
     context = gs.Variable(graph.unique(f"{name}/context"), onnx_type(result), [*_steps(graph), heads * head_dim])
     append(graph, "GroupQueryAttention", name, inputs, [context, *cached], attrs)
     _heads_first(graph, context, result, heads, head_dim)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from suture.core.additive_mask import FAR_BELOW
 from suture.surgery.graph import (
     Graph,
     last_axis,
@@ -30,7 +31,6 @@ from suture.surgery.masks.mask_builders import masked_out
 from suture.surgery.rows import of_tokens
 
 BOOL = 9
-MASKED = -1e4  # what exporters put where a score must not count is at most this
 
 
 def run(graph: Graph) -> int:
@@ -264,7 +264,7 @@ def _factor(graph: Graph, node: gs.Node) -> tuple[gs.Tensor, float] | None:
 def _least(graph: Graph, tensor: gs.Tensor) -> bool:
     """Whether a score set to this constant no longer counts."""
     values = graph.constant(through(tensor, "Expand", "Cast"))
-    return values is not None and bool(np.all(values.astype(np.float64) <= MASKED))
+    return values is not None and bool(np.all(values.astype(np.float64) <= FAR_BELOW))
 
 
 def _leads_to_product(graph: Graph, tensor: gs.Tensor) -> bool:

@@ -8,10 +8,10 @@ import re
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-import onnxruntime as ort
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from suture.core.errors import UserError
+from suture.core.sessions import new_session
 from suture.core.traits import traits
 from suture.surgery.graph import SMALL, Graph, need, onnx_type, operands, producer, rank
 from suture.surgery.graph.files import sort
@@ -95,8 +95,7 @@ def _fold(graph: Graph) -> int:
         node.name = str(number)  # the source's need not be unique, and onnxruntime insists
     part.ir_version = 10
     try:
-        session = ort.InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
-        computed = session.run(None, {})
+        computed = new_session(part).run(None, {})
     except Exception as error:  # onnxruntime's errors share no public base
         raise _refusal(folding, str(error)) from None
     for tensor, values in zip(outputs, computed):

@@ -7,7 +7,7 @@ Repeating is Unsqueeze of axis 2, Expand, and Reshape to four dimensions: head h
 
 import onnx_graphsurgeon as gs
 
-from suture.surgery.graph import Graph, need, producer, rank, static_dim
+from suture.surgery.graph import Graph, inputs_of, need, producer, rank, set_inputs, static_dim
 
 KNOWN = ("Q", "K", "V", "attn_mask", "nonpad_kv_seqlen", "scale",
          "is_causal", "softcap", "softmax_precision", "qk_matmul_output_mode")  # fmt: skip
@@ -18,7 +18,7 @@ def run(graph: Graph) -> int:
 
 
 def _native(graph: Graph, attention: gs.Node) -> bool:
-    query, key, value = attention.inputs[:3]
+    query, key, value = inputs_of(attention, "Q", "K", "V")
     sources = [_source(graph, tensor) for tensor in (key, value)]
     repeated = [source is not None for source in sources]
     if not any(repeated):
@@ -30,7 +30,7 @@ def _native(graph: Graph, attention: gs.Node) -> bool:
     need(heads and kv_heads[0] and kv_heads[0] == kv_heads[1], "the number of heads is not known")
     need(all(static_dim(each, 1) in (None, heads) for each in (key, value)), "repeated heads are not the query's")
     need(heads % kv_heads[0] == 0, f"{heads} query heads do not divide into {kv_heads[0]} groups")
-    attention.inputs[1], attention.inputs[2] = sources
+    set_inputs(attention, K=sources[0], V=sources[1])
     return True
 
 

@@ -15,14 +15,26 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from suture.core.additive_mask import FAR_BELOW
 from suture.core.signature import Cache
-from suture.core.step_inputs import position_values, token_values
-from suture.surgery.graph import Graph, NoMatch, input_of, need, onnx_type, op_of, producer, rank, static_dim, through
-from suture.surgery.masks.mask_builders import FAR_BELOW
+from suture.core.step_inputs import step_values
+from suture.surgery.graph import (
+    Graph,
+    NoMatch,
+    input_of,
+    need,
+    onnx_type,
+    op_of,
+    producer,
+    rank,
+    set_inputs,
+    static_dim,
+    through,
+)
 from suture.surgery.masks.mask_probe import evaluate
 from suture.surgery.masks.masks import BOOL
 from suture.surgery.passes.portable.own_cache import causal
-from suture.surgery.passes.portable.static_cache import MASKED
+from suture.surgery.passes.portable.static_cache import MASKED_ATTENTION
 from suture.surgery.rows import of_tokens
 
 STEPS = ((2, 3, 4), (1, 1, 5), (3, 4, 0))  # rows, tokens, slots that are full
@@ -54,13 +66,13 @@ def run(graph: Graph) -> int:
     if len(found) < len(signature.caches):
         return 0
     keys = {id(each.present) for each in found}
-    attentions = [node for node in graph.nodes("Attention") if id(node.inputs[1]) in keys]
+    attentions = [node for node in graph.nodes("Attention") if id(input_of(node, "K")) in keys]
     known = {id(node) for node in attentions}
     others = [node for each in found for node in each.present.outputs if id(node) not in known and op_of(node) != "Shape"]
     if others:
         graph.match(_refuse, others)
         return 0
-    steps = of_tokens(graph, [node.inputs[0] for node in attentions])
+    steps = of_tokens(graph, [input_of(node, "Q") for node in attentions])
     if graph.match(lambda graph, node: _is_causal(graph, node, found[0].past, steps), attentions) < len(attentions):
         return 0
     _grow(graph, found, attentions)
@@ -109,9 +121,9 @@ def _refuse(graph: Graph, reader: gs.Node) -> bool:
 
 
 def _is_causal(graph: Graph, attention: gs.Node, past: gs.Variable, steps: set[int]) -> bool:
-    need(id(attention.inputs[0]) in steps, "the rows of its query cannot be shown to be the step's tokens")
+    need(id(input_of(attention, "Q")) in steps, "the rows of its query cannot be shown to be the step's tokens")
     mask = input_of(attention, "attn_mask")
-    graph.need_known(attention, *MASKED)
+    graph.need_known(attention, *MASKED_ATTENTION)
     need(mask is not None and len(attention.inputs) == 4, "attention over the static cache is not masked by one mask")
     for rows, tokens, full in STEPS:
         values = evaluate(graph, [mask], _feeds(graph, rows, tokens, full, {}))
@@ -128,18 +140,14 @@ def _feeds(graph: Graph, rows: int, tokens: int, full: int, known: dict[str, np.
     """Inputs of a step by name: tokens, positions, caches, and the one that says how full the caches are."""
     signature = graph.signature
     positions = full + np.tile(np.arange(tokens), (rows, 1))
-    feeds = {
-        signature.tokens: token_values(signature, np.ones((rows, tokens), np.int64)),
-        signature.positions: position_values(signature, positions),
-    }
+    feeds = step_values(signature, np.ones((rows, tokens), np.int64), positions)
     for cache in signature.caches:
         feeds[cache.past] = np.zeros(
             (rows, *(size if isinstance(size, int) else 1 for size in graph.input(cache.past).shape[1:]))
         )
     for tensor in _counters(graph):
         feeds[tensor.name] = np.full(tensor.shape, full) if _is_one(tensor) else full + np.arange(tokens)
-    feeds = {name: values.astype(_numpy(graph.input(name))) for name, values in feeds.items() if name is not None}
-    return feeds | known
+    return {name: values.astype(_numpy(graph.input(name))) for name, values in feeds.items()} | known
 
 
 def _counters(graph: Graph) -> list[gs.Variable]:
@@ -174,9 +182,9 @@ def _grow(graph: Graph, found: list[Scattered], attentions: list[gs.Node]) -> No
         for node in list(counter.outputs):
             node.inputs = [value if tensor is counter else tensor for tensor in node.inputs]
         graph.gs.inputs.remove(counter)
-    mask = causal(graph, attentions[0].inputs[0], past, None)
+    mask = causal(graph, input_of(attentions[0], "Q"), past, None)
     for attention in attentions:
-        attention.inputs[3] = mask
+        set_inputs(attention, attn_mask=mask)
 
 
 def _transposed(graph: Graph, tensor: gs.Variable, perm: tuple[int, ...]) -> gs.Tensor:

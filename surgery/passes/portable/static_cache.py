@@ -22,16 +22,28 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from suture.core.cpm_inputs import PLACED
 from suture.core.signature import WRITE_INDICES, Cache
-from suture.surgery.graph import Graph, NoMatch, consumers, need, onnx_type, op_of, rank, static_dim, through
+from suture.surgery.graph import (
+    Graph,
+    NoMatch,
+    consumers,
+    input_of,
+    inputs_of,
+    need,
+    onnx_type,
+    op_of,
+    rank,
+    set_inputs,
+    static_dim,
+    through,
+)
 from suture.surgery.masks.mask_builders import all_slots, causal_bias, own_slots, step_bias
 from suture.surgery.masks.masks import Mask, recognise
 from suture.surgery.masks.position_ids import Positions, find_positions, known_positions
 from suture.surgery.rows import of_tokens
 
 # of an Attention over rank 4 with a mask of its own
-MASKED = ("Q", "K", "V", "attn_mask", "scale", "softcap", "softmax_precision", "qk_matmul_output_mode")
+MASKED_ATTENTION = ("Q", "K", "V", "attn_mask", "scale", "softcap", "softmax_precision", "qk_matmul_output_mode")
 INPUT = "a graph input"  # a mask that says for itself what is hidden
 
 
@@ -64,7 +76,7 @@ def run(graph: Graph, capacity: int) -> int:
         readers = [node for name in missing for node in graph.input(name).outputs[:1]]
         return graph.match(_refuse, [node for node in readers if not node.domain])  # others have said why they stay
     attentions = {id(node): node for each in growing for node, kind in each.attentions if kind is not INPUT}.values()
-    steps = of_tokens(graph, [node.inputs[0] for node in attentions])
+    steps = of_tokens(graph, [input_of(node, "Q") for node in attentions])
     if graph.match(lambda graph, node: _has_rows(node, steps), attentions) < len(attentions):
         return 0
     positions: list[Positions] = []
@@ -79,7 +91,7 @@ def run(graph: Graph, capacity: int) -> int:
 
 
 def _has_rows(attention: gs.Node, steps: set[int]) -> bool:
-    need(id(attention.inputs[0]) in steps, "the rows of its query cannot be shown to be the step's tokens")
+    need(id(input_of(attention, "Q")) in steps, "the rows of its query cannot be shown to be the step's tokens")
     return True
 
 
@@ -116,10 +128,11 @@ def _growing(graph: Graph, concat: gs.Node, masks: dict[int, Mask | str]) -> lis
     )
     masked = []
     for attention in attentions:
-        need(not any(not tensor.is_empty() for tensor in attention.inputs[4:]), "the Attention has a cache of its own")
+        own = inputs_of(attention, "past_key", "past_value", "nonpad_kv_seqlen")
+        need(all(each is None for each in own), "the Attention has a cache of its own")
         need(not attention.attrs.get("is_causal"), "the Attention is causal by itself, counted from the first slot")
-        graph.need_known(attention, *MASKED)
-        mask = attention.inputs[3] if len(attention.inputs) > 3 else None
+        graph.need_known(attention, *MASKED_ATTENTION)
+        mask = input_of(attention, "attn_mask")
         need(mask is not None, "attention over the cache is not masked, so it is not causal")
         if id(mask) not in masks:
             over_slots = rank(mask) == 4 and any(mask is tensor for tensor in graph.gs.inputs)
@@ -171,7 +184,7 @@ def _live(graph: Graph, masked: dict[int, gs.Tensor | None], cut: set[tuple[int,
         inputs = node.inputs
         if id(node) in masked:
             bias = masked[id(node)]
-            inputs = [*node.inputs[:3], *([] if bias is None else [bias])]
+            inputs = [*inputs_of(node, "Q", "K", "V"), *([] if bias is None else [bias])]
         stack += [above for tensor in inputs if (id(node), id(tensor)) not in cut for above in tensor.inputs]
     return live
 
@@ -188,29 +201,29 @@ def _make_static(graph: Graph, growing: list[Growing], positions: list[Positions
         each.past.shape = [batch, kv_heads, capacity, head_dim]
         graph.replace(present, "TensorScatter", [each.past, new, write_indices], {"axis": -2, "mode": "linear"})
         present.shape = list(each.past.shape)
-    for name in graph.signature.layout:
-        if name in PLACED:
-            graph.input(name).shape = ["batch", capacity]
+    for name in graph.signature.placed:
+        graph.input(name).shape = ["batch", capacity]
     valid = _valid_slots(graph, write_indices)
     made: dict[tuple, gs.Tensor] = {}
     attentions = {id(node): (node, kind) for each in growing for node, kind in each.attentions}
     for attention, kind in attentions.values():
         if kind is INPUT:
-            attention.inputs[3].shape = [*attention.inputs[3].shape[:3], capacity]
+            mask = input_of(attention, "attn_mask")
+            mask.shape = [*mask.shape[:3], capacity]
         elif kind.bias is not None:
-            dtype = onnx_type(attention.inputs[0])
+            dtype = onnx_type(input_of(attention, "Q"))
             key = (id(kind.bias), dtype)
             if key not in made:
                 made[key] = _over_slots(graph, kind.bias, write_indices, growing[0].past, dtype)
-            attention.inputs[3] = made[key]
+            set_inputs(attention, attn_mask=made[key])
         elif kind.window is None and kind.slopes is None:
-            attention.inputs = [*attention.inputs[:3], *(gs.Variable.empty() for _ in range(3)), valid]
+            set_inputs(attention, attn_mask=None, nonpad_kv_seqlen=valid)
             attention.attrs["is_causal"] = 1
         else:
-            key = (kind.window, kind.slopes, onnx_type(attention.inputs[0]))
+            key = (kind.window, kind.slopes, onnx_type(input_of(attention, "Q")))
             if key not in made:
                 made[key] = causal_bias(graph, write_indices, growing[0].past, key[2], kind.window, kind.slopes)
-            attention.inputs[3] = made[key]
+            set_inputs(attention, attn_mask=made[key])
     graph.signature = replace(graph.signature, write_indices=WRITE_INDICES, capacity=capacity)
 
 

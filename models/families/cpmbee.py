@@ -56,7 +56,7 @@ class CPMBee(nn.Module):
         segment_relations: Tensor,
         input_id_subs: Tensor,
     ) -> tuple[Tensor, list[Tensor]]:
-        """One step, as suture.models.qwen.Qwen.forward, but that its tokens see each other. The last three arguments are those of
+        """One step, as suture.models.families.qwen.Qwen.forward, but that its tokens see each other. The last three arguments are those of
         suture.core.cpm_inputs."""
         places = places_of(attention_mask).clamp(min=0)
         segment, of_slots = looked_up(segment_ids, position_ids), looked_up(segment_ids, places)

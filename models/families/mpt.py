@@ -135,7 +135,7 @@ class MPT(nn.Module):
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor, past: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """One step, as suture.models.qwen.Qwen.forward. Positions are not used: the mask tells distances."""
+        """One step, as suture.models.families.qwen.Qwen.forward. Positions are not used: the mask tells distances."""
         mask = visible(attention_mask, input_ids.shape[1])
         bias = alibi(distances(attention_mask, input_ids.shape[1]), self.config.heads, self.config.steepest)
         x, presents = through(self.transformer.blocks, self.transformer.wte(input_ids), past, mask, bias)

@@ -48,7 +48,7 @@ class Whisper(nn.Module):
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor, past: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """One step, as suture.models.qwen.Qwen.forward. `past`: the caches of self-attention [B,H,P,D], then those of
+        """One step, as suture.models.families.qwen.Qwen.forward. `past`: the caches of self-attention [B,H,P,D], then those of
         cross-attention [B,H,encoder_slots,D], which WhisperEncoder makes; only the former are returned."""
         own, cross = past[: len(past) // 2], past[len(past) // 2 :]  # as many as layers are traced
         caches = [DynamicCache(list(zip(each[0::2], each[1::2]))) for each in (own, cross)]

@@ -16,9 +16,9 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from suture.core.cpm_inputs import set_places
+from suture.core.sessions import new_session
 from suture.core.signature import find_signature
 from suture.core.tensors import external, references, tensor_bytes
-from suture.core.weights import ORT_ROOT_OPTION
 
 LARGE = 4_000_000_000  # bytes of weights from which a graph runs this way
 MOST_WEIGHTS = 256_000_000  # bytes of weights in one part; a product with a larger one is taken by rows
@@ -41,19 +41,12 @@ class Part:
 
 
 class LayerwiseSession:
-    """The part of onnxruntime.InferenceSession that suture.runtime.graphs uses."""
+    """The part of onnxruntime.InferenceSession that who steps a graph uses."""
 
     def __init__(self, model: onnx.ModelProto, root: Path):
-        self.model = model
+        self.model, self.root = model, root
         self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self.parts = split(model)
-        self.options = ort.SessionOptions()
-        self.options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        self.options.enable_cpu_mem_arena = False  # it keeps what it once had
-        self.options.log_severity_level = 4
-        self.options.add_session_config_entry("session.disable_prepacking", "1")  # a copy of each weight
-        self.options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.options.add_session_config_entry(ORT_ROOT_OPTION, str(root))
 
     def get_inputs(self) -> list[Value]:
         return [Value(value.name, _sizes(value)) for value in self.model.graph.input if value.name not in self.initializers]
@@ -62,7 +55,8 @@ class LayerwiseSession:
         return [Value(value.name, _sizes(value)) for value in self.model.graph.output]
 
     def run(self, names: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-        values, results = dict(feeds), {}
+        values = dict(feeds)
+        results: dict[str, np.ndarray] = {}
         for index, part in enumerate(self.parts):
             computed = self._open(part, values).run(part.outputs, {name: values[name] for name in part.inputs})
             found = dict(zip(part.outputs, computed))
@@ -87,12 +81,7 @@ class LayerwiseSession:
         )
         model = helper.make_model(graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version)
         model.functions.extend(self.model.functions)
-        return ort.InferenceSession(
-            model.SerializeToString(),
-            self.options,
-            providers=["CPUExecutionProvider"],
-            disabled_optimizers=["ConstantFolding"],  # a float32 copy of each bfloat16 weight
-        )
+        return new_session(model, self.root, mapped=True, without=["ConstantFolding"])  # a float32 copy of each bfloat16 weight
 
 
 def is_large(model: onnx.ModelProto) -> bool:
@@ -170,7 +159,7 @@ def _reads(node: onnx.NodeProto) -> list[str]:
 def with_fewer_slots(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph over static caches of at most SLOTS slots; nothing but the caches' shapes says how many there are."""
     signature = find_signature(model)
-    if not signature.static or signature.capacity <= SLOTS:
+    if signature.capacity is None or signature.capacity <= SLOTS:
         return model
     smaller = onnx.ModelProto.FromString(model.SerializeToString())
     names = {name for cache in signature.caches for name in (cache.past, cache.present)}
@@ -188,7 +177,8 @@ def with_products_by_rows(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = by_rows.graph
     large = {t.name: (t, place) for t, place in external(by_rows.graph.initializer) if tensor_bytes(t) > MOST_WEIGHTS}
     transposed = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Transpose" and n.input[0] in large}
-    nodes, parts = [], {}
+    nodes: list[onnx.NodeProto] = []
+    parts: dict[str, TensorProto] = {}
     for node in graph.node:
         weight = _weight_of(node, large, transposed)
         nodes += _products(node, *large[weight], parts) if weight else [node]

@@ -46,7 +46,7 @@ class CPMAnt(nn.Module):
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor, past: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """One step, as suture.models.qwen.Qwen.forward, but that its tokens see each other. A row's first tokens are
+        """One step, as suture.models.families.qwen.Qwen.forward, but that its tokens see each other. A row's first tokens are
         `dimensions.prefix`."""
         places = places_of(attention_mask)
         segment, of_slots = self._segment(position_ids), self._segment(places)

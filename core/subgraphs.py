@@ -1,0 +1,19 @@
+"""A graph and the graphs inside its nodes: the branches of If, the bodies of Loop and Scan."""
+
+from collections.abc import Iterator
+
+import onnx
+
+
+def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph, and those inside it, however deep."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in [attribute.g] * attribute.HasField("g") + list(attribute.graphs):
+                yield from all_graphs(inner)
+
+
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for each in all_graphs(graph):
+        yield from each.node

@@ -1,0 +1,79 @@
+"""The architecture of a checkpoint: suture.models.families' module of its config.json's model_type."""
+
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from suture.core.errors import UserError
+from suture.models import checkpoint as checkpoints
+from suture.models import families
+from suture.models.checkpoint import CONFIG, Checkpoint
+from suture.models.config import check_config
+from suture.models.packed import check_biases
+
+
+def open_checkpoint(folder: Path | str) -> Checkpoint:
+    """models.checkpoint.open_checkpoint, tensors under the names that the architecture gives them: a decoder saved without
+    its head lacks the first part of each."""
+    checkpoint = checkpoints.open_checkpoint(folder)
+    family = _named_family(checkpoint.config)
+    return checkpoint.under(family.PREFIX) if family else checkpoint
+
+
+def architecture(config: dict, where: Path) -> nn.Module:
+    """The module that a config.json (at `where`, for errors) describes, without weights: its parameters are on the device
+    "meta", tables that the config alone decides on the CPU. Eval mode. Raises UserError for a value that its key cannot have."""
+    check_config(config, where)
+    with torch.device("meta"):
+        return _family(config, where).build(config, where).eval()
+
+
+def meta_model(checkpoint: Checkpoint) -> nn.Module:
+    """The checkpoint's architecture without weights (device "meta", eval mode), its tensors' names and shapes checked
+    against the files. Raises UserError for an architecture that is not supported, a missing tensor, a wrong shape."""
+    model = architecture(checkpoint.config, checkpoint.folder / CONFIG)
+    tensors = model.state_dict()
+    for name, tensor in tensors.items():
+        checkpoint.entry(name, tuple(tensor.shape))
+    check_biases(checkpoint, tensors)
+    return model
+
+
+def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: str = "cpu") -> nn.Module:
+    """The checkpoint's model with its weights, all in `dtype`, in eval mode. Raises as meta_model does."""
+    model = meta_model(checkpoint)
+    weights = {name: checkpoint.load(name).to(dtype) for name in model.state_dict()}
+    model.load_state_dict(weights, assign=True)
+    return model.requires_grad_(False).to(device)
+
+
+def _family(config: dict, where: Path) -> ModuleType:
+    family, named = _named_family(config), _architectures(config)
+    if family is None or (named and not named & set(family.ARCHITECTURES)):
+        supported = ", ".join(f"{name} ({'/'.join(module.ARCHITECTURES)})" for name, module in _families().items())
+        found = f"{config.get('model_type')} ({'/'.join(sorted(named)) or 'no architecture named'})"
+        raise UserError(where, f"architecture {found} is not supported", f"supported: {supported}")
+    return family
+
+
+def _named_family(config: dict) -> ModuleType | None:
+    """By config.json's model_type, and where it has none, as DeciCoder's, by the class that it names."""
+    if "model_type" in config:
+        return import_module(f"{families.__name__}.{config['model_type']}") if config["model_type"] in _names() else None
+    return next((family for family in _families().values() if _architectures(config) & set(family.ARCHITECTURES)), None)
+
+
+def _names() -> list[str]:
+    return sorted(module.name for module in iter_modules(families.__path__))
+
+
+def _families() -> dict[str, ModuleType]:
+    return {name: import_module(f"{families.__name__}.{name}") for name in _names()}
+
+
+def _architectures(config: dict) -> set[str]:
+    return set(map(str, config.get("architectures") or []))

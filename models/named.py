@@ -1,0 +1,44 @@
+"""What `--model NAME` can name: checkpoints that come with the project, each in a folder beside this file, and the dimensions
+of published models, a config.json each in presets/."""
+
+import json
+from pathlib import Path
+
+from suture.core.errors import UserError
+
+PRESETS = Path(__file__).parent / "presets"
+LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
+
+
+def checkpoint_folder(name: str) -> Path:
+    """The folder of a checkpoint that comes with the project. Raises UserError naming those there are."""
+    named = shipped()
+    if name not in named:
+        raise UserError(f"--model {name}", f"is none of {', '.join(sorted(named))}", "or give --checkpoint DIR")
+    return named[name]
+
+
+def shipped() -> dict[str, Path]:
+    """The folders of checkpoints that come with the project, by name."""
+    return {config.parent.name: config.parent for config in Path(__file__).parent.glob("*/config.json")}
+
+
+def presets() -> list[str]:
+    """The models whose dimensions come with the project."""
+    return sorted(path.stem for path in PRESETS.glob("*.json"))
+
+
+def preset_path(name: str) -> Path:
+    return PRESETS / f"{name}.json"
+
+
+def read_config(path: Path, layers: int | None = None) -> dict:
+    """A config.json, with another number of layers if one is given. Raises UserError where it cannot be read."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(path, f"cannot be read ({error})", "name a config.json") from None
+    if layers is not None:
+        config |= {key: layers for key in LAYER_KEYS if key in config}
+        config.pop("layer_types", None)  # one word a layer, which follows from what else is there
+    return config
