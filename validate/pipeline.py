@@ -8,6 +8,7 @@ from suture.core.errors import UserError
 from suture.core.manifest import MANIFEST, read_manifest, recorded_file
 from suture.core.parts import DECODER, PARTS, PartFolder, find_parts
 from suture.core.signature import EMBEDDINGS
+from suture.core.weights import MODEL_LIMIT
 from suture.models import open_checkpoint
 from suture.models.tokenizer import tokenizer_files
 
@@ -26,7 +27,7 @@ class PartFiles:
     @property
     def graphs(self) -> list[Path]:
         files = [self.exported, self.portable, self.unquantised, self.lowered]
-        return [path for path in files if path and path.is_file()]
+        return [path for path in files if path and path.is_file() and path.stat().st_size <= MODEL_LIMIT]
 
     @property
     def manifests(self) -> list[Path]:
