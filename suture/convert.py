@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from suture.core.command import DONE, Parser
+from suture.core.command import DONE, Parser, run
 
 
 def main(arguments: list[str] | None = None, prog: str = "convert") -> int:
@@ -19,3 +19,7 @@ def main(arguments: list[str] | None = None, prog: str = "convert") -> int:
         print(f"convert: left out, as they are no weights: {', '.join(left_out[:5])}{' …' * (len(left_out) > 5)}")
     print(f"convert: {options.file} → {', '.join(map(str, names))}")
     return DONE
+
+
+if __name__ == "__main__":
+    run("convert", main)
