@@ -29,6 +29,7 @@ ENGINE = "model.engine"
 TIMINGS = "timings.cache"  # of kernels, where the flavour times them
 HELD_TWICE = 100_000_000  # bytes; less may be kernels' code
 TRTEXEC = "trtexec.txt"
+WRITTEN = (ENGINE, "engine.json", "kernels.json", TRTEXEC)
 COST = ("kernels", "kernels_by_layer", "kernels_outside_layers", "decode_bytes", "copied_bytes", "floor_bytes")
 
 
@@ -52,7 +53,7 @@ def build(model: Path, out: Path, options: Options, force: bool = False) -> None
     plugins = flavour.plugins(kind, options.plugin)
     made_of = {"tensorrt": kind, "compute_capability": capabilities, "weights": options.weights}
     made_of["profiles"] = [asdict(profile) for profile in profiles]
-    stage = Stage("build", out, inputs=[model, *weight_files(proto, root), *plugins], options=made_of)
+    stage = Stage("build", out, inputs=[model, *weight_files(proto, root), *plugins], options=made_of, writes=WRITTEN)
     if stage.up_to_date() and not force:
         print(f"build: {out} is up to date")
         return

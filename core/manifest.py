@@ -10,18 +10,35 @@ from suture.core.reader import read_json
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"  # what a run writes into until all of it is there
+FIELDS: dict[str, tuple[type, ...]] = {  # of a manifest, where they are there
+    "stage": (str,), "options": (dict,), "inputs": (dict,), "versions": (dict,), "outputs": (dict,), "content": (dict,),
+    "seconds": (int, float), "peak_memory_bytes": (int,), "nodes": (int,), "verdict": (str,),
+}  # fmt: skip
 MOVING = ".moving.json"  # in PARTIAL: the stage, and the files that are its own, while they are moved to their places
 
 
 def read_manifest(folder: Path) -> dict | None:
-    """The manifest of a stage's results, or None where no finished run left one."""
+    """The manifest of a stage's results, or None where no finished run left one: what lies there may be anything."""
     if not (folder / MANIFEST).exists():
         return None
     try:
         manifest = read_json(folder / MANIFEST)
     except UserError:
         return None
-    return manifest if isinstance(manifest.get("outputs"), dict) else None
+    usable = "outputs" in manifest and all(type(manifest.get(key)) in (*kinds, type(None)) for key, kinds in FIELDS.items())
+    return manifest if usable and all(type(size) is int for size in manifest["outputs"].values()) else None
+
+
+def recorded_option(folder: Path, name: str, kind: type = str):
+    """What a stage's last run in `folder` was given for an option, or None where the manifest has nothing of that type."""
+    value = ((read_manifest(folder) or {}).get("options") or {}).get(name)
+    return value if isinstance(value, kind) else None
+
+
+def recorded_folder(folder: Path, name: str) -> Path | None:
+    """The same for a folder that is still there."""
+    value = recorded_option(folder, name)
+    return Path(value) if value and "\0" not in value and Path(value).is_dir() else None
 
 
 def recorded_file(folder: Path, name: str) -> Path | None:

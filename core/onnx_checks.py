@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, MutableSequence
 import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto, helper
 
+from suture.core.onnx_types import check_types
 from suture.core.refusals import Broken, refusals
-from suture.core.shadow_copy import has_bfloat16
 
 LATEST = {"": onnx.defs.onnx_opset_version(), "com.microsoft": 1}  # opset versions, and of any other domain:
 LATEST_OF_OTHERS = 1000
@@ -31,8 +31,6 @@ GRAPHS, TENSORS = (AttributeProto.GRAPH, AttributeProto.GRAPHS), (AttributeProto
 SPARSE = (AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS)
 UNCHECKED = "unchecked"  # the domain, in the copy that onnx.checker reads, of operators without a schema
 ORT_IN_STANDARD = {"SimplifiedLayerNormalization": LATEST[""], "LayerNormalization": 16}  # up to which opset
-MISTYPED = ("RMSNormalization",)  # onnx infers the input's type for its output, which has the scale's
-WIDER_IN_TENSORRT = ("Concat",)  # of float8, in a graph that was lowered for TensorRT
 ANY = helper.make_tensor_type_proto(TensorProto.FLOAT, [])  # onnx.checker asks for a type and does not look at it
 
 
@@ -59,9 +57,7 @@ def check_model(model: onnx.ModelProto, where: object) -> None:
             copy.opset_import.append(helper.make_opsetid(UNCHECKED, 1))
             _check_nodes(function.node, set(function.input), copy.node, _versions(function.opset_import), 0)
         onnx.checker.check_model(slim.SerializeToString())
-        _only_types(slim.graph, model.graph)
-        if not has_bfloat16(model):  # which exporters write where an operator has it in later opsets only; it runs as float32
-            onnx.shape_inference.infer_shapes(slim, check_type=True, strict_mode=True)
+        check_types(model, slim, versions)
 
 
 def onnx_refusals(where: object, what: str = "is no valid ONNX graph", remedy: str = "export it again"):
@@ -89,18 +85,21 @@ def _versions(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
 
 
 def _check_functions(model: onnx.ModelProto) -> None:
-    """Each is there once, and none calls itself, directly or through others."""
-    calls = {}
+    """Each is there once, none calls itself, directly or through others, and all calls written out are not too many nodes:
+    two calls each in thirty functions are a billion."""
+    calls, nodes = {}, {}
     for function in model.functions:
         key = _domain(function.domain), function.name
         if key in calls:
             raise Broken(f"has the function {function.name} twice")
-        calls[key] = {(_domain(node.domain), node.op_type) for node in _every_node(function.node, 0)}
-    while calls:
-        done = {key for key, called in calls.items() if not called & set(calls)}
+        calls[key] = [(_domain(node.domain), node.op_type) for node in _every_node(function.node, 0)]
+    while waiting := calls.keys() - nodes.keys():
+        done = {key for key in waiting if not waiting.intersection(calls[key])}
         if not done:
-            raise Broken(f"has functions that call one another in a circle, {min(calls)[1]} among them")
-        calls = {key: called for key, called in calls.items() if key not in done}
+            raise Broken(f"has functions that call one another in a circle, {min(waiting)[1]} among them")
+        nodes |= {key: sum(nodes.get(called, 1) for called in calls[key]) for key in done}
+    if sum(nodes.get((_domain(node.domain), node.op_type), 1) for node in _every_node(model.graph.node, 0)) > MOST_NODES:
+        raise Broken(f"has more than {MOST_NODES:,} nodes, with those of its functions")
 
 
 def _check_graph(graph: GraphProto, outer: set[str], slim: GraphProto, versions: dict[str, int], depth: int) -> None:
@@ -206,51 +205,12 @@ def _slim_node(node: NodeProto, known: set[str], versions: dict[str, int], depth
     return slim
 
 
-def _only_types(slim: GraphProto, graph: GraphProto) -> None:
-    """Makes of what onnx.checker has seen what types alone are inferred from: no shapes, which the values of the weights
-    that it lacks decide, and weights as inputs."""
-    lowered = any(node.op_type.startswith("TRT_") for node in graph.node)
-    declared = {value.name: value.type for each in _every_graph(graph) for value in (*each.input, *each.output)}
-    weights: dict[str, int] = {}
-    for each in _every_graph(slim):
-        weights |= {tensor.name: tensor.data_type for tensor in each.initializer}
-        constants = [
-            node for node in each.node if node.op_type == "Constant" and any(each.HasField("t") for each in node.attribute)
-        ]
-        weights |= {node.output[0]: node.attribute[0].t.data_type for node in constants}
-        kept = [
-            node for node in each.node if node.op_type != "Constant" or not any(each.HasField("t") for each in node.attribute)
-        ]
-        del each.initializer[:], each.node[:]
-        each.node.extend(kept)
-        for node in each.node:
-            if not node.domain and node.op_type in (MISTYPED if not lowered else (*MISTYPED, *WIDER_IN_TENSORRT)):
-                node.domain = UNCHECKED
-        for value in (*each.input, *each.output):
-            given = declared[value.name]
-            value.type.Clear()
-            if given.HasField("tensor_type"):
-                value.type.tensor_type.elem_type = given.tensor_type.elem_type
-            elif given.WhichOneof("value"):
-                value.type.CopyFrom(given)
-    for name in weights.keys() - {value.name for value in slim.input}:
-        value = slim.input.add(name=name)
-        value.type.tensor_type.elem_type = weights[name]
-
-
 def _deprecated(op: str, version: int) -> bool:
     """Whether onnx has taken the operator back at this version: its checker refuses it, onnxruntime runs it."""
     try:
         return onnx.defs.get_schema(op, version).deprecated
     except onnx.defs.SchemaError:
         return False
-
-
-def _every_graph(graph: GraphProto) -> Iterator[GraphProto]:
-    yield graph
-    for node in graph.node:
-        for inner in _graphs(node):
-            yield from _every_graph(inner)
 
 
 def _slim_tensor(tensor: TensorProto) -> TensorProto:

@@ -57,9 +57,10 @@ def _part(described: object, where: Path, folder: Path | None = None) -> PartFol
         if not isinstance(described, dict):
             raise TypeError
         name, kind = described["name"], described["kind"]
-        usable = re.fullmatch(r"[a-z][a-z0-9_]*", name) and kind in KINDS
+        ends = [*described["inputs"].values(), *described["outputs"].values()]
+        usable = re.fullmatch(r"[a-z][a-z0-9_]*", name) and kind in KINDS and all(isinstance(each, dict) for each in ends)
         part = PartFolder(name, kind, folder or where.parent / name, dict(described["inputs"]), dict(described["outputs"]))
-    except (TypeError, LookupError, ValueError):
+    except (TypeError, LookupError, ValueError, AttributeError):
         usable = False
     if not usable:
         raise UserError(where, f"describes no part of a model: {str(described)[:60]}", REMEDY)

@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,21 +27,23 @@ ELSEWHERE = "name another folder with --out"
 class Stage:
     """One run of the stage `name` that reads `inputs` with `options` and writes into the folder `out`.
 
-    stage = Stage("surgery", out, inputs=[model, *weights], options={"capacity": 2048})
+    stage = Stage("surgery", out, inputs=[model, *weights], options={"capacity": 2048}, writes=["report.json"])
     if stage.up_to_date() and not force: return
     with stage.writing() as folder:
         (folder / "report.json").write_text(...)
         stage.extra["weights_root"] = "."
 
-    `name` begins with the package that runs: "validate", "suture.validate.bundle". Raises UserError where an input cannot be
-    read, lies in `out` itself, or where `out` has another stage's results.
+    `name` begins with the package that runs: "validate", "suture.validate.bundle". `writes`: names of files that each run
+    writes, so that somebody else's in their places is refused before the work, not after it. Raises UserError where an input
+    cannot be read, lies in `out` itself, or where `out` has another stage's results or somebody else's files.
     """
 
-    def __init__(self, name: str, out: Path, inputs: list[Path], options: dict):
+    def __init__(self, name: str, out: Path, inputs: list[Path], options: dict, writes: Iterable[str] = ()):
         self.name, self.out = name, Path(out)
         self.inputs = {os.path.relpath(path, self.out): Path(path) for path in inputs}
         self.extra: dict = {}
         self._check_folder()
+        self._check_targets([*writes, MANIFEST], self._own(self.out / PARTIAL))
         self.contents = Contents(name.partition(".")[0])
         for folder in sorted({self.out, *(path.parent for path in self.inputs.values())}):
             self.contents.learn(folder)
@@ -58,9 +60,24 @@ class Stage:
         if manifest is None or any(manifest.get(key) != value for key, value in self.identity.items()):
             return False
         names, recorded = own_names(manifest), hashes(manifest)
-        return names == set(manifest["outputs"]) and all(
+        same = names == set(manifest["outputs"]) and all(
             (self.out / name).is_file() and self.contents.of(self.out / name)["sha256"] == recorded.get(name) for name in names
         )
+        if same:
+            self._remember(manifest)
+        return same
+
+    def _remember(self, manifest: dict) -> None:
+        """Writes down sizes, times and inodes where they have changed and the content has not (a moved folder, a copy), so that
+        the next run need not hash large files again. Where that cannot be, nothing is lost."""
+        content = self._of_inputs() | {name: self.contents.of(self.out / name) for name in manifest["outputs"]}
+        if content != manifest.get("content"):
+            with suppress(OSError, UserError), alone(self.out) as partial:
+                if read_manifest(self.out) == manifest and not (partial / MOVING).exists():
+                    _replace_manifest(self.out, partial, manifest | {"content": content})
+
+    def _of_inputs(self) -> dict[str, dict]:
+        return {name: self.contents.of(path) for name, path in self.inputs.items()}
 
     @contextmanager
     def writing(self) -> Iterator[Path]:
@@ -82,7 +99,7 @@ class Stage:
             self._move(partial, written, own, round(time.monotonic() - started, 3))
 
     def _read(self) -> dict[str, str]:
-        return {name: self.contents.of(path)["sha256"] for name, path in self.inputs.items()}
+        return {name: entry["sha256"] for name, entry in self._of_inputs().items()}
 
     def _check_folder(self) -> None:
         if self.out.exists() and not self.out.is_dir():
@@ -144,13 +161,17 @@ class Stage:
             **self.identity,
             **self.extra,
             "outputs": {name: entry["size"] for name, entry in written.items()},
-            "content": {name: self.contents.of(path) for name, path in self.inputs.items()} | written,
+            "content": self._of_inputs() | written,
             "seconds": seconds,
             "peak_memory_bytes": peak_memory(),
         }
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial / MANIFEST, self.out / MANIFEST)
+        _replace_manifest(self.out, partial, manifest)
         (partial / MOVING).unlink()
+
+
+def _replace_manifest(out: Path, partial: Path, manifest: dict) -> None:
+    (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial / MANIFEST, out / MANIFEST)
 
 
 @contextmanager

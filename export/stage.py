@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from suture.core.errors import UserError
-from suture.core.manifest import is_below, read_manifest, remove_results
+from suture.core.manifest import is_below, read_manifest, recorded_option, remove_results
 from suture.core.parts import DECODER, PARTS, STAGE
 from suture.core.stage import Stage, alone
 from suture.export.description import description
@@ -49,8 +49,8 @@ def _export_all(out: Path, parts: tuple[Part, ...], checkpoint: Checkpoint, opti
     """Each part, and last of all parts.json: while parts are written there is none, so that nobody takes some of one model
     and some of another."""
     names = [part.name for part in parts]
-    index = Stage(STAGE, out, [checkpoint.folder / CONFIG], {**_asked(checkpoint, options), "parts": names})
-    listed = (read_manifest(out) or {}).get("options", {}).get("parts", [])
+    index = Stage(STAGE, out, [checkpoint.folder / CONFIG], {**_asked(checkpoint, options), "parts": names}, [PARTS])
+    listed = recorded_option(out, "parts", list) or []
     stages = [_stage(part, checkpoint, out / part.name / "export", options) for part in parts]
     if force or not all(stage.up_to_date() for stage in (index, *stages)):
         remove_results(out, STAGE)
@@ -89,7 +89,7 @@ def _export(part: Part, stage: Stage, checkpoint: Checkpoint, options: Options, 
 
 
 def _stage(part: Part, checkpoint: Checkpoint, out: Path, options: Options) -> Stage:
-    return Stage("export", out, checkpoint.files, {**_asked(checkpoint, options), "part": part.name})
+    return Stage("export", out, checkpoint.files, {**_asked(checkpoint, options), "part": part.name}, [GRAPH])
 
 
 def _asked(checkpoint: Checkpoint, options: Options) -> dict:

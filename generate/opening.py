@@ -8,7 +8,7 @@ import onnxruntime as ort
 import torch
 
 from suture.core.errors import UserError
-from suture.core.manifest import read_manifest, result
+from suture.core.manifest import recorded_option, result
 from suture.core.parts import DECODER, PartFolder, find_parts
 from suture.core.shadow_copy import has_bfloat16
 from suture.core.signature import EMBEDDINGS
@@ -53,8 +53,8 @@ def find_files(out: Path, checkpoint: Path | None) -> Files:
     engine = None if out.is_file() else _first(folder, "build/model.engine")
     if graph is None and engine is None:
         raise UserError(folder, "has neither surgery/model.onnx nor export/model.onnx", "name the --out folder of pipeline.py")
-    recorded = (read_manifest(folder / "export") or {}).get("options", {}).get("checkpoint")
-    found = checkpoint or (Path(recorded) if recorded else None)
+    recorded = recorded_option(folder / "export", "checkpoint")
+    found = checkpoint or (Path(recorded) if recorded and "\0" not in recorded else None)
     if found is None or not found.is_dir():
         wrong = "is no folder" if found else "does not say from which checkpoint it came"
         raise UserError(found or out, wrong, "name the checkpoint, whose tokenizer is needed, with --checkpoint DIR")

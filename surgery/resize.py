@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_graphsurgeon as gs
 
 from suture.core.errors import UserError
-from suture.core.manifest import read_manifest
+from suture.core.manifest import MANIFEST, recorded_option
 from suture.core.stage import Stage
 from suture.core.weights import load_graph, place_weights, weight_files, weights_root
 from suture.surgery.graph import Graph, files
@@ -20,17 +20,17 @@ from suture.surgery.plan import make_plan
 from suture.surgery.reports.report import Report
 from suture.surgery.runner import lower
 
-KEPT = ("skip", "own", "attention", "onnxruntime")  # of the options that the graph was made with
+WRITTEN = ("model.onnx", "model.trt.onnx", "report.json")
 
 
-def change_capacity(model: Path, capacity: int, out: Path, force: bool = False) -> None:
-    """Writes the portable and the lowered graph of `model`, a portable graph or its folder, with `capacity` slots into `out`."""
+def change_capacity(model: Path, out: Path, capacity: int, own: tuple[str, ...] = (), force: bool = False) -> None:
+    """Writes the portable and the lowered graph of `model`, a file or surgery's folder, with `capacity` slots into `out`.
+    `own`: the passes of the user's that it was made with, FILE.py or FILE.py@PASS."""
     path = model / "model.onnx" if model.is_dir() else model
-    made_with = (read_manifest(path.parent) or {}).get("options", {})
-    kept = {name: made_with[name] for name in KEPT if name in made_with}
+    kept = _made_with(path.parent, own)
     source = load_graph(path)
-    read = [path, *weight_files(source, weights_root(path)), *(Path(each.partition("@")[0]) for each in kept.get("own", []))]
-    stage = Stage("surgery", out, read, {"capacity": capacity, **kept})
+    read = [path, *weight_files(source, weights_root(path)), *(Path(each.partition("@")[0]) for each in own)]
+    stage = Stage("surgery", out, read, {"capacity": capacity, **kept}, WRITTEN)
     if stage.up_to_date() and not force:
         print(f"surgery.capacity: up to date ({out})")
         return
@@ -58,6 +58,20 @@ def change_capacity(model: Path, capacity: int, out: Path, force: bool = False) 
             files.write(graph, partial / name)
         (partial / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
     print(f"surgery.capacity: {before} → {capacity} slots → {out}/model.onnx")
+
+
+def _made_with(folder: Path, own: tuple[str, ...]) -> dict:
+    """Options that the graph was made with. Passes of the user's are code: they are run where the command line names them, and
+    not because a file does."""
+    recorded = recorded_option(folder, "own", list) or []
+    if sorted(map(str, recorded)) != sorted(own):
+        named = " ".join(f"--pass {each}" for each in recorded)
+        remedy = f"give {named}, if they are yours" if recorded else "leave --pass out"
+        raise UserError(folder / MANIFEST, f"it was made with {len(recorded)} passes of your own", remedy)
+    skip = [each for each in recorded_option(folder, "skip", list) or [] if isinstance(each, str)]
+    attention = recorded_option(folder, "attention")
+    kept = {"skip": skip, "own": list(own), "onnxruntime": recorded_option(folder, "onnxruntime", bool) or False}
+    return kept | ({"attention": attention} if attention in ("mask", "lengths") else {})
 
 
 def resize(graph: Graph, capacity: int) -> None:

@@ -20,6 +20,7 @@ from suture.surgery.quantize.options import read_request
 from suture.surgery.verification import verify
 
 MODELS = ("model.onnx", "model.trt.onnx", "model.ort.onnx")  # portable, lowered, and in onnxruntime's own operators
+REPORT = "report.json"
 DIFFERENCE, LEFT = "difference", "surgery.difference"  # the folder of the graphs before and after a pass that changed more
 
 
@@ -27,7 +28,7 @@ def surgery(model: Path, out: Path, options: Options, force: bool = False) -> in
     """Operates on the graph in file `model` and writes the results into `out`, unless they are there. Returns the exit
     status: that of a difference where `options.verify` finds one. Raises UserError for what surgery cannot read or do."""
     make_plan(options)  # what is wrong with the options is said before anything is read
-    stage = Stage("surgery", out, _files_read(model, options), asdict(options))
+    stage = Stage("surgery", out, _files_read(model, options), asdict(options), (*MODELS[:2], REPORT))
     if stage.up_to_date() and not force:
         print(f"surgery: up to date ({out})")
         return DONE
@@ -73,7 +74,7 @@ def _write(operated: Operated, model: Path, partial: Path, out: Path) -> str:
         size = (partial / FLOAT / "model.onnx").stat().st_size
         manifest = {"weights_root": os.path.relpath(operated.root, out / FLOAT), "outputs": {"model.onnx": size}}
         (partial / FLOAT / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    (partial / "report.json").write_text(json.dumps(operated.report.as_json(), indent=2) + "\n", encoding="utf-8")
+    (partial / REPORT).write_text(json.dumps(operated.report.as_json(), indent=2) + "\n", encoding="utf-8")
     return root
 
 

@@ -17,10 +17,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from suture.build import options as build_options
 from suture.core import child
 from suture.core.command import DONE, FAULT, FOUND_DIFFERENCE, INTERRUPTED, UNUSABLE_INPUT, Parser, end_with_parent, given, run
@@ -69,7 +65,7 @@ def main(arguments: list[str] | None = None, prog: str = "pipeline") -> int:
         outcomes.append(outcome)
         if outcome.status != DONE:
             break
-    Console().print(_table(outcomes))
+    _show(outcomes)
     return outcomes[-1].status
 
 
@@ -170,13 +166,17 @@ def _read(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _table(outcomes: list[Outcome]) -> Table:
+def _show(outcomes: list[Outcome]) -> None:
+    from rich.console import Console  # here, so that a broken install is one line, too
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table("stage", "seconds", "peak memory", "result")
     table.columns[1].justify = table.columns[2].justify = "right"
     for outcome in outcomes:
         memory = f"{outcome.memory / 1e6:,.0f} MB" if outcome.memory else ""
         table.add_row(outcome.stage, f"{outcome.seconds:.1f}", memory, escape(outcome.result))
-    return table
+    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -150,6 +150,33 @@ def test_an_import_that_fails_is_a_fault_and_no_difference(module, tmp_path):
     assert len(list(tmp_path.glob("suture-broken_stage-*.txt"))) == 1
 
 
+BROKEN_LIBRARIES = """
+import sys
+class Broken:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "onnx", "onnxruntime", "rich", "filelock", "numpy", "onnx_graphsurgeon", "polygraphy"):
+            raise ImportError(f"{name} is broken")
+sys.meta_path.insert(0, Broken())
+"""
+
+
+@pytest.mark.parametrize("line", [
+    "suture.export --checkpoint c --out o", "suture.surgery m.onnx --out o", "suture.build m.onnx --out o", "suture.validate o",
+    "suture.generate o --prompt a", "suture.validate.check_command m.onnx", "suture.validate.compare_command a.onnx b.onnx",
+    "suture.models.convert a.bin o", "suture.surgery.capacity m.onnx --capacity 4 --out o", "suture.pipeline --checkpoint c --out o",
+    "suture run --checkpoint c --out o", "suture.models.convert a.bin o",
+])  # fmt: skip
+def test_a_broken_library_is_one_line_however_a_command_is_run(line, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(BROKEN_LIBRARIES)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", *line.split()], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == FAULT, done.stderr
+    assert "is broken" in done.stderr.splitlines()[0]
+    assert "Traceback" not in done.stderr
+
+
 def shell(redirection: str, code: str, out: Path, environment: dict | None = None) -> subprocess.CompletedProcess:
     """bash, for what is done with the standard streams."""
     line = f'"{sys.executable}" -c "$CODE" "{out}" {redirection}'

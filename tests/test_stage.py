@@ -17,7 +17,7 @@ from suture.core import identity
 from suture.core import manifest as core_manifest
 from suture.core import stage as core_stage
 from suture.core.errors import UserError
-from suture.core.manifest import PARTIAL, read_manifest, result
+from suture.core.manifest import MANIFEST, PARTIAL, read_manifest, result
 from suture.core.stage import Stage
 from suture.export import __main__ as export_stage
 from suture.surgery import capacity
@@ -269,8 +269,50 @@ def test_what_is_large_is_hashed_once_by_all_stages(tmp_path, monkeypatch):
     assert run(tmp_path / "build", [tmp_path / "surgery" / "a", weights], name="build")
     assert hashed.count(weights) == 1
     os.utime(weights)
-    assert not run(tmp_path / "export", [weights], name="export")
-    assert hashed.count(weights) == 2
+    for _ in range(3):  # the first of which writes down the new times
+        assert not run(tmp_path / "export", [weights], name="export")
+        assert hashed.count(weights) == 2
+
+
+def forbidden(*_, **__):
+    raise PermissionError("no")
+
+
+@pytest.mark.parametrize("change", ["moved", "touched", "copied"])
+def test_what_is_up_to_date_is_hashed_again_once(change, tmp_path, monkeypatch):
+    monkeypatch.setattr(identity, "LARGE", 3)
+    folder = tmp_path / "at"
+    folder.mkdir()
+    (folder / "weights").write_bytes(b"weights")
+    assert run(folder / "out", [folder / "weights"], {"a": "large"})
+    if change == "moved":
+        folder = folder.rename(tmp_path / "elsewhere")
+    elif change == "copied":
+        folder = Path(shutil.copytree(folder, tmp_path / "copy"))
+    os.utime(folder / "weights", times=(0, 0))
+    assert not run(folder / "out", [folder / "weights"])
+    assert not (folder / "out" / PARTIAL).exists()
+    monkeypatch.setattr(identity.Contents, "_hash", forbidden)
+    assert not run(folder / "out", [folder / "weights"])
+
+
+def test_a_folder_that_cannot_be_written_is_up_to_date(tmp_path, monkeypatch):
+    (tmp_path / "weights").write_bytes(b"weights")
+    assert run(tmp_path / "out", [tmp_path / "weights"])
+    before = (tmp_path / "out" / MANIFEST).read_bytes()
+    os.utime(tmp_path / "weights", times=(0, 0))
+    monkeypatch.setattr(core_stage.os, "replace", forbidden)
+    assert not run(tmp_path / "out", [tmp_path / "weights"])
+    assert (tmp_path / "out" / MANIFEST).read_bytes() == before
+
+
+def test_anothers_file_is_refused_before_the_work(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_text("mine")
+    (tmp_path / "weights").write_bytes(b"weights")
+    with pytest.raises(UserError, match="was not written by surgery"):
+        Stage("surgery", tmp_path / "out", [tmp_path / "weights"], {}, writes=["a"])
+    assert (tmp_path / "out" / "a").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,25 @@ def test_capacity_refuses(growing, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_capacity_runs_no_code_that_a_manifest_names(growing, tmp_path):
+    """Nor code that the command line names and the graph was not made with."""
+    own = tmp_path / "own.py"
+    own.write_text(f"'''Nothing.'''\nopen({str(tmp_path / 'ran')!r}, 'a')\n\ndef run(graph):\n    return 0\n")
+    assert main([str(growing), "--out", str(tmp_path / "s"), "--capacity", "16"]) == 0
+    out = [str(tmp_path / "s"), "--capacity", "8", "--out", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="leave --pass out"):
+        capacity.main([*out, "--pass", str(own)])
+    path = tmp_path / "s" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["options"]["own"] = [str(own)]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=f"give --pass {own}, if they are yours"):
+        capacity.main(out)
+    assert not (tmp_path / "ran").exists()
+    capacity.main([*out, "--pass", str(own)])
+    assert (tmp_path / "ran").exists()
+
+
 # --- what stayed unfused -----------------------------------------------------------------------------------------------
 
 

@@ -56,7 +56,7 @@ def write_bundle(
     graph = replace(open_graph(portable, "portable"), embed=embed)
     weights = {file for path in (portable, lowered) for file in weight_files(load_graph(path), weights_root(path))}
     read = [portable, lowered, *sorted(weights), engine, engine.with_name("engine.json")]
-    stage = Stage("validate.bundle", out, read, options={"tolerance": tolerance})
+    stage = Stage("validate.bundle", out, read, options={"tolerance": tolerance}, writes=("bundle.json", *SENT))
     with stage.writing() as folder:
         kept, left_out = _selected(scenarios(graph), graph, description)
         arrays = {}

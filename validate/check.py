@@ -23,6 +23,7 @@ from suture.core.stage import Stage
 from suture.core.weights import load_graph, weight_files, weights_root
 from suture.validate.check_command import STDOUT, add_options
 
+NETWORK = "network.json"
 SHOWN = 20  # outputs, the worst first
 console = Console()
 
@@ -32,6 +33,7 @@ def run_check(options: argparse.Namespace) -> int:
     for name in ("json", "junit", "save"):
         if (path := getattr(options, name)) not in (None, STDOUT):
             check_result(path, _read_by(options), f"--{name}")
+    stage = _stage(options) if options.out is not None else None
     before = read_record(options.against) if options.against else None
     result = check(
         options.model,
@@ -53,17 +55,19 @@ def run_check(options: argparse.Namespace) -> int:
         write_junit(result, options.junit, against)
     if options.save and result.network is not None:
         save_record(result, options.save)
-    if options.out is not None and result.network is not None:
-        graphs = [path for path in (options.model, options.reference) if path is not None]
-        read = [*graphs, *(file for path in graphs for file in weight_files(load_graph(path), weights_root(path)))]
-        read += [options.inputs] if options.inputs else []
-        chosen = {"tolerance": options.tolerance, "seed": options.seed, "shape": options.shape}
-        with Stage("validate.network", options.out, read, chosen).writing() as folder:
+    if stage is not None and result.network is not None:
+        with stage.writing() as folder:
             _write(folder, result)
     if result.refusals:
         _say_refused(result)
         return UNUSABLE_INPUT
     return result.status or (FOUND_DIFFERENCE if against else 0)
+
+
+def _stage(options: argparse.Namespace) -> Stage:
+    """What writes into --out; made before the work, as it says what cannot be written there."""
+    chosen = {"tolerance": options.tolerance, "seed": options.seed, "shape": options.shape}
+    return Stage("validate.network", options.out, list(filter(None, _read_by(options))), chosen, [NETWORK])
 
 
 def _read_by(options: argparse.Namespace) -> Iterator[Path | None]:
@@ -161,7 +165,7 @@ def _say_refused(result: CheckResult) -> None:
 
 
 def _write(folder: Path, result: CheckResult) -> None:
-    (folder / "network.json").write_text(as_json(result), encoding="utf-8")
+    (folder / NETWORK).write_text(as_json(result), encoding="utf-8")
     for outcome in result.outcomes:
         results = RunResults()
         for side, values in outcome.values.items():

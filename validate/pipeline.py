@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from suture.core.errors import UserError
-from suture.core.manifest import MANIFEST, read_manifest, recorded_file
+from suture.core.manifest import MANIFEST, recorded_file, recorded_folder
 from suture.core.parts import DECODER, PARTS, PartFolder, find_parts
 from suture.core.signature import EMBEDDINGS
+from suture.core.weights import MODEL_LIMIT
 from suture.models.architectures import open_checkpoint
 from suture.models.tokenizer import tokenizer_files
 
@@ -26,7 +27,7 @@ class PartFiles:
     @property
     def graphs(self) -> list[Path]:
         files = [self.exported, self.portable, self.unquantised, self.lowered]
-        return [path for path in files if path and path.is_file()]
+        return [path for path in files if path and path.is_file() and path.stat().st_size <= MODEL_LIMIT]
 
     @property
     def manifests(self) -> list[Path]:
@@ -79,8 +80,7 @@ def find_pipeline(folder: Path, text: Path | None, results: Path | None = None) 
     parts = tuple(_files(part) for part in find_parts(folder))
     if text is not None and not text.is_file():
         raise UserError(text, "no such file", "name a text file with --text")
-    recorded = (read_manifest(parts[0].part.folder / "export") or {}).get("options", {}).get("checkpoint")
-    checkpoint = Path(recorded) if recorded and Path(recorded).is_dir() else None
+    checkpoint = recorded_folder(parts[0].part.folder / "export", "checkpoint")
     heldout = checkpoint / "heldout.txt" if checkpoint else None
     return Pipeline(
         parts,

@@ -23,6 +23,7 @@ from suture.validate.pipeline import find_pipeline
 from suture.validate.progress import Progress
 from suture.validate.report import exit_status, make_report, verdict, write_report
 
+REPORTS = ("report.json", "report.html")
 COLORS = {PASSED: "green", DIFFERENT: "bold red", FAILED: "bold red", NOT_RUN: "dim"}
 console = Console()
 
@@ -61,6 +62,7 @@ def validate_pipeline(folder: Path, options: Options, results: Path | None = Non
         folder / "validate",
         inputs=[*pipeline.files, *_weights(pipeline.graphs)],
         options={"text": options.text, "tolerance": options.tolerance, "seed": options.seed},
+        writes=REPORTS,
     )
     title = pipeline.checkpoint.resolve().name if pipeline.checkpoint else folder.resolve().name
     return _run(stage, title, force, folder, lambda progress, save: run_levels(
@@ -85,7 +87,7 @@ def validate_graphs(reference: Path, candidate: Path, options: Options, out: Pat
         _show(levels)
         return exit_status(verdict(levels))
     inputs = [reference, candidate, *_weights([reference, candidate])]
-    stage = Stage("validate", out, inputs, {"tolerance": options.tolerance, "seed": options.seed})
+    stage = Stage("validate", out, inputs, {"tolerance": options.tolerance, "seed": options.seed}, REPORTS)
     return _run(stage, f"{reference.name} ↔ {candidate.name}", force, None, compare)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from suture.core.errors import UserError
-from suture.core.manifest import read_manifest
+from suture.core.manifest import recorded_folder
 from suture.models.tokenizer import open_tokenizer, tokenizer_files
 from suture.surgery.quantize.options import Request
 
@@ -42,6 +42,4 @@ def read_windows(request: Request, model: Path, capacity: int | None) -> np.ndar
 
 
 def _checkpoint(model: Path) -> Path | None:
-    options = (read_manifest(model.parent) or {}).get("options", {})
-    folder = Path(options["checkpoint"]) if "checkpoint" in options else None
-    return folder if folder is not None and folder.is_dir() else None
+    return recorded_folder(model.parent, "checkpoint")

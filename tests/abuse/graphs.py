@@ -78,6 +78,28 @@ def calls_itself(model: onnx.ModelProto) -> None:
     model.opset_import.append(helper.make_opsetid("own", 1))
 
 
+def billion_calls(model: onnx.ModelProto) -> None:
+    """Functions that each call the next one twice."""
+    for i in range(30):
+        inner = helper.make_node("Relu", ["a"], ["b"]) if i == 29 else helper.make_node(f"F{i + 1}", ["a"], ["c"], domain="own")
+        nodes = [inner] if i == 29 else [inner, helper.make_node(f"F{i + 1}", ["c"], ["b"], domain="own")]
+        imports = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
+        model.functions.append(helper.make_function("own", f"F{i}", ["a"], ["b"], nodes, imports))
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    model.graph.node[1].CopyFrom(helper.make_node("F0", ["m"], ["r"], domain="own"))
+
+
+def other_branch_type(model: onnx.ModelProto) -> None:
+    """One branch of the If gives int64."""
+    branch = model.graph.node[2].attribute[0].g
+    branch.node.append(helper.make_node("Cast", [branch.output[0].name], ["cast"], to=TensorProto.INT64))
+    branch.output[0].name = "cast"
+
+
+def weight_is_input(dtype: int, dims: list[int]) -> Callable[[onnx.ModelProto], None]:
+    return lambda model: model.graph.input.append(helper.make_tensor_value_info("weight", dtype, dims))
+
+
 BROKEN = {
     "no imports": (no_imports, "whose version its opset_import does not say"),
     "two versions": (add("opset_import", helper.make_opsetid("ai.onnx", 17)), "imports two versions"),
@@ -106,5 +128,16 @@ BROKEN = {
     "types that do not fit": (change("graph.input[0].type.tensor_type.elem_type", TensorProto.INT64), "type"),
     "absurd dimension": (change("graph.input[0].type.tensor_type.shape.dim[1].dim_value", 2**60), "has a dimension of"),
     "deep": (nested, "subgraphs more than 20 deep"),
+    "a billion calls": (billion_calls, "with those of its functions"),
+    "branches of two types": (other_branch_type, "gives 'y' the type"),
+    "outputs of an If": (add("graph.node[2].output", "z"), "has 2 outputs, and its graph 1"),
+    "shapes that do not fit": (change("graph.input[0].type.tensor_type.shape.dim[1].dim_value", 3), "Incompatible dimensions"),
+    "output's type": (
+        change("graph.output[0].type.tensor_type.elem_type", TensorProto.INT64),
+        "gives 'y' the type tensor(float)",
+    ),
+    "inner type": (add("graph.value_info", helper.make_tensor_value_info("r", TensorProto.INT32, None)), "and the graph says"),
+    "default of another type": (weight_is_input(TensorProto.INT64, [4, 4]), "has another type or shape"),
+    "default of another shape": (weight_is_input(FLOAT, [4, 5]), "has another type or shape"),
     "function calls itself": (calls_itself, "call one another in a circle"),
 }

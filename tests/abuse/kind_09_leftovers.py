@@ -9,7 +9,7 @@ from tests.abuse.case import FINISHED, Case, untrue
 PROMISE = "what an earlier run wrote and this one does not is removed, and nothing that somebody else put there"
 STAGES = {"surgery": "--skip=swish", "build": "--profiles=one", "validate": "--seed=3", "surgery.capacity": "--force"}
 NAMES = (
-    "model.ort.onnx", "encoder.onnx", "quantised.data", "repacked.data", "before.svg", "sub/folder/deep.bin", "a name with spaces",
+    "model.ort.onnx", "encoder.onnx", "quantised.data", "repacked.data", "earlier.svg", "sub/folder/deep.bin", "a name with spaces",
     "\N{GREEK SMALL LETTER ALPHA}.onnx", "-rf", ".hidden",
 )  # fmt: skip
 ELSEWHERE = ("../secret", "{work}/secret", "link/secret", "../graphs/model.data")  # what a manifest may list, and is no result
