@@ -3,13 +3,11 @@
 To be compared, a graph is computed as it is written, on the CPU; to generate text, as fast as onnxruntime can, also on CUDA.
 """
 
-import ctypes
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -19,6 +17,7 @@ from onnx import TensorProto
 from suture.core.dtypes import HALVES, run_as
 from suture.core.errors import UserError
 from suture.core.manifest import result
+from suture.core.ort_values import from_ort, to_ort
 from suture.core.shadow_copy import float32_shadow_copy, has_bfloat16
 from suture.core.signature import QUANTIZED, Signature, find_signature
 from suture.core.step_inputs import token_values
@@ -279,17 +278,3 @@ def refuse_unknown_inputs(given: Iterable[str], signature: Signature, name: obje
         raise UserError(name, f"has inputs of unknown meaning: {', '.join(unknown)}", "export it without them")
     if signature.static and signature.mask:
         raise UserError(name, f"has a static cache and a mask input, {signature.mask}", "run surgery on it first")
-
-
-def to_ort(array: np.ndarray) -> ort.OrtValue:
-    """onnxruntime takes no arrays of fp8, but their bytes."""
-    if array.dtype == ml_dtypes.float8_e4m3fn:
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint8), TensorProto.FLOAT8E4M3FN)
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-
-
-def from_ort(value: ort.OrtValue) -> np.ndarray:
-    if value.element_type() != TensorProto.FLOAT8E4M3FN:
-        return value.numpy()
-    data = np.ctypeslib.as_array((ctypes.c_uint8 * value.tensor_size_in_bytes()).from_address(value.data_ptr()))
-    return data.copy().view(ml_dtypes.float8_e4m3fn).reshape(value.shape())

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from suture.core.proof.steps import NO_ALPHAS
 from suture.core.signature import find_signature
 from suture.core.weights import load_graph, weights_root
 from suture.runtime.decoders import StaticDecoder
@@ -23,7 +24,6 @@ from suture.surgery.plan import make_plan
 from suture.surgery.reports.report import Report
 from suture.surgery.runner import lower, run_plan
 from suture.surgery.verification import verify
-from suture.surgery.verification.steps import NO_ALPHAS
 from tests.decoding import decode, largest_error
 from tests.graphs import weightless
 

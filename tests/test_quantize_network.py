@@ -15,8 +15,9 @@ from suture.core.network.evaluate import Evaluator
 from suture.core.network.inputs import make_feeds
 from suture.core.network.parse import parse
 from suture.core.network.runner import to_numpy
+from suture.core.ort_values import from_ort, to_ort
 from suture.core.weights import load_graph, weights_root
-from suture.runtime.graphs import from_ort, open_graph, open_session, to_ort
+from suture.runtime.graphs import open_graph, open_session
 from suture.surgery.quantize.formats import FP8, INT4, INT8
 from suture.surgery.quantize.rounding import quantise
 

@@ -16,8 +16,9 @@ from onnx import TensorProto
 from polygraphy.comparator import Comparator, IterationResult, RunResults, SimpleCompareFunc
 from polygraphy.logger import G_LOGGER
 
+from suture.core.rounding import rounding_step
 from suture.core.signature import LOGITS
-from suture.validate.runners import DecoderRunner, Model, rounding_step
+from suture.validate.runners import DecoderRunner, Model
 from suture.validate.scenarios import Scenario
 
 PASSED, DIFFERENT, FAILED, NOT_RUN = "passed", "different", "failed", "not run"  # failed: what was to be compared is broken

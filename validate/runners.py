@@ -8,10 +8,9 @@ import numpy as np
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
+from suture.core.rounding import marked
 from suture.core.signature import LOGITS, present_name
 from suture.runtime.decoders import Decoder
-
-FP8_MANTISSA = 3  # bits of e4m3
 
 
 class Model(Protocol):
@@ -91,17 +90,3 @@ def valid_slots(decoder: Decoder) -> list[np.ndarray]:
         slots_HND = np.concatenate([cache[row, :, :length] for row, length in enumerate(decoder.lengths)], axis=1)
         valid.append(np.ascontiguousarray(marked(slots_HND.swapaxes(0, 1))))
     return valid
-
-
-def marked(array: np.ndarray) -> np.ndarray:
-    """A quantised cache in a type that says so and that arithmetic has: int8 as int16, fp8 as float16; others as float32."""
-    return array.astype({"int8": np.int16, "float8_e4m3fn": np.float16}.get(array.dtype.name, np.float32))
-
-
-def rounding_step(values: np.ndarray) -> float:
-    """How far what lies half-way between two of a quantised cache's numbers may come out apart: the distance of two
-    neighbours, for fp8 at its largest value."""
-    if values.dtype == np.float16:
-        largest = float(np.abs(values).max(initial=0.0, where=np.isfinite(values)))
-        return 2.0 ** (np.floor(np.log2(max(largest, 2.0**-6))) - FP8_MANTISSA)
-    return 1.0 if values.dtype == np.int16 else 0.0

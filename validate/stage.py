@@ -65,6 +65,7 @@ def validate_pipeline(folder: Path, options: Options, results: Path | None = Non
     title = pipeline.checkpoint.resolve().name if pipeline.checkpoint else folder.resolve().name
     return _run(stage, title, force, folder, lambda progress, save: run_levels(
         pipeline, options.tolerance, options.seed, lambda level, scenario: save(f"{level}-{scenario}"), progress,
+        again=force or options.tolerance is not None or options.seed != 0,
     ))  # fmt: skip
 
 

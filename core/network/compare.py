@@ -19,9 +19,10 @@ from suture.core.network.description import Network
 from suture.core.network.evaluate import Evaluator
 from suture.core.network.inputs import Feeds
 from suture.core.network.runner import to_numpy
+from suture.core.ort_values import from_ort, to_ort
+from suture.core.rounding import marked, rounding_step
 from suture.core.weights import load_graph, weights_root
-from suture.runtime.graphs import from_ort, open_session, to_ort
-from suture.validate.runners import marked, rounding_step
+from suture.runtime.graphs import open_session
 
 TOLERANCES = {"FLOAT": 1e-5, "HALF": 1e-2, "BF16": 5e-2}  # of the largest value, by the network's coarsest dtype
 ROUNDED = 0.1  # where activations are rounded to 8 bits: one that lies half-way goes either way, and later layers amplify it
