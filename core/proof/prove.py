@@ -167,7 +167,9 @@ class _Session:
         run: Callable[[str, Case], Outputs],
         again: Callable[[str, Case, tuple[str, ...]], Outputs],
     ) -> None:
-        """Adds the comparison in one type to the pair."""
+        """Adds the comparison in one type to the pair, unless another one has found a difference."""
+        if pair.status == DIFFERENT:
+            return
         tolerance = EXACT if dtype == TensorProto.FLOAT else ROUNDING[dtype]
         tolerance = max(tolerance, ROUNDED) if self.rounds else tolerance
         found = Comparison(FLOAT32 if dtype == TensorProto.FLOAT else BY_ONNX[dtype].numpy, tolerance)
@@ -192,7 +194,7 @@ class _Session:
             found.steps.append(compared)
             if not compared.worst <= tolerance and dtype == TensorProto.FLOAT and self.halves:
                 found.tolerance = tolerance = max(tolerance, EXACT + self._of_constants(names[0], case, expected))
-            if not compared.worst <= tolerance and pair.status != DIFFERENT:
+            if not compared.worst <= tolerance:
                 pair.status = DIFFERENT
                 pair.difference = self._said(compared, found, case, names, again)
                 break
