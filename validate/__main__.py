@@ -8,7 +8,7 @@ from suture.core.command import Parser, run
 from suture.core.command import given as is_given
 from suture.core.third_party import let_threads_sleep
 from suture.validate.check_command import main as check
-from suture.validate.options import add_options, from_arguments
+from suture.validate.options import add_options, add_result_options, from_arguments
 
 
 def main(arguments: list[str] | None = None, prog: str = "validate") -> int:
@@ -18,6 +18,7 @@ def main(arguments: list[str] | None = None, prog: str = "validate") -> int:
     parser = Parser(prog=prog, description="Check a pipeline's results, or compare two graphs with KV caches.")
     parser.add_argument("what", nargs="+", type=Path, metavar="DIR | REFERENCE.onnx CANDIDATE.onnx")
     add_options(parser)
+    add_result_options(parser)
     parser.add_argument("--out", metavar="DIR", type=Path, help="where the report on two graphs goes (default: none)")
     parser.add_argument("--force", action="store_true", help="run even if the results are up to date")
     parser.add_argument("--network", action="store_true", help="compare what TensorRT's parser made of one graph with "
@@ -47,9 +48,9 @@ def _refuse_without_effect(parser: Parser, options: argparse.Namespace) -> None:
     """Ends the command where an option does nothing in the form that is asked for."""
     forms = {  # and what each takes beside --tolerance and --seed
         "--network": {"reference", "inputs", "out"},
-        "two graphs": {"out", "force"} if options.out else {"out"},
+        "two graphs": {"out", "force", "json", "junit"} if options.out else {"out", "json", "junit"},
         "--bundle": {"text", "out"},
-        "a pipeline's folder": {"text", "results", "force"},
+        "a pipeline's folder": {"text", "results", "force", "json", "junit"},
     }
     form = "--network" if options.network else "two graphs" if len(options.what) > 1 else "a pipeline's folder"
     if len(options.what) > (2 if form == "two graphs" else 1):
@@ -57,7 +58,7 @@ def _refuse_without_effect(parser: Parser, options: argparse.Namespace) -> None:
     if options.bundle and form != "a pipeline's folder":
         parser.error(f"--bundle is of a pipeline's folder, and says nothing with {form}")
     form = "--bundle" if options.bundle else form
-    for name in ("text", "results", "reference", "inputs", "out", "force"):
+    for name in ("text", "results", "reference", "inputs", "out", "force", "json", "junit"):
         if getattr(options, name) not in (None, False) and name not in forms[form]:
             option = {"results": "import"}.get(name, name)
             parser.error(f"--{option} says nothing with {form}{' without --out' * (name == 'force')}; leave it out")

@@ -16,12 +16,13 @@ from onnx import TensorProto
 from polygraphy.comparator import Comparator, IterationResult, RunResults, SimpleCompareFunc
 from polygraphy.logger import G_LOGGER
 
+from suture.core.proof.verdict import DIFFERENT, FAILED, NOT_RUN, PASSED
 from suture.core.rounding import rounding_step
 from suture.core.signature import LOGITS
 from suture.validate.runners import DecoderRunner, Model
 from suture.validate.scenarios import Scenario
 
-PASSED, DIFFERENT, FAILED, NOT_RUN = "passed", "different", "failed", "not run"  # failed: what was to be compared is broken
+__all__ = ["DIFFERENT", "FAILED", "NOT_RUN", "PASSED", "compare"]  # statuses, with those of a proof
 
 # Of the largest value. float16 has 11 bits, and its rounding adds up over layers; bfloat16 has 8.
 TOLERANCES = {TensorProto.FLOAT: 1e-4, TensorProto.FLOAT16: 2e-2, TensorProto.BFLOAT16: 5e-2}

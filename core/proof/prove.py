@@ -83,11 +83,17 @@ def prove(
     return Proof(pairs, _since(started))
 
 
+def compare_two(first: Subject, second: Subject, tolerance: float | None = None, seed: int = 0) -> PairVerdict:
+    """Any two graphs with the same inputs, whole: level 2 of a pair that surgery has nothing to do with. `tolerance`: in the
+    place of all others; `seed`: of the inputs of graphs without caches."""
+    return _Session({"source": first, "portable": second, "candidate": second}, None, tolerance, seed).level_2()
+
+
 class _Session:
     """Both pairs on the same inputs: what the portable graph computes is computed once."""
 
-    def __init__(self, subjects: dict[str, Subject], deadline: float | None):
-        self.subjects, self.deadline = subjects, deadline
+    def __init__(self, subjects: dict[str, Subject], deadline: float | None, tolerance: float | None = None, seed: int = 0):
+        self.subjects, self.deadline, self.tolerance = subjects, deadline, tolerance
         self.outputs: dict[tuple, Outputs | Unrunnable] = {}
         self.runners: dict[tuple, Runner | Unrunnable] = {}
         models = [each.model for each in subjects.values()]
@@ -99,7 +105,7 @@ class _Session:
         if self.why_not is None:
             source, portable = subjects["source"], subjects["portable"]
             try:
-                self.cases = make_cases(source.model, source.signature, portable.model, portable.signature)
+                self.cases = make_cases(source.model, source.signature, portable.model, portable.signature, seed)
             except UserError as error:
                 self.why_not = f"no inputs can be drawn for it: {error.parts[1]}"
             if not self.cases and self.why_not is None:
@@ -171,7 +177,7 @@ class _Session:
         if pair.status == DIFFERENT:
             return
         tolerance = EXACT if dtype == TensorProto.FLOAT else ROUNDING[dtype]
-        tolerance = max(tolerance, ROUNDED) if self.rounds else tolerance
+        tolerance = self.tolerance or (max(tolerance, ROUNDED) if self.rounds else tolerance)
         found = Comparison(FLOAT32 if dtype == TensorProto.FLOAT else BY_ONNX[dtype].numpy, tolerance)
         refused: list[str] = []
         for number, case in enumerate(self.cases):
@@ -192,7 +198,7 @@ class _Session:
                 return
             compared = Compared(case.name, _errors(expected, given))
             found.steps.append(compared)
-            if not compared.worst <= tolerance and dtype == TensorProto.FLOAT and self.halves:
+            if not compared.worst <= tolerance and dtype == TensorProto.FLOAT and self.halves and not self.tolerance:
                 found.tolerance = tolerance = max(tolerance, EXACT + self._of_constants(names[0], case, expected))
             if not compared.worst <= tolerance:
                 pair.status = DIFFERENT
