@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx
 
+from suture.core.dtypes import HALVES
 from suture.core.errors import UserError
 from suture.core.identity import Contents, versions
 from suture.core.manifest import hashes, read_manifest, result
@@ -117,6 +118,13 @@ def refuse_other_inputs(first: Subject, second: Subject, reference: Path, candid
 
 def _names(graph: onnx.GraphProto, kind: str) -> set[str]:
     return {value.name for value in getattr(graph, kind)} - {tensor.name for tensor in graph.initializer}
+
+
+def float_type(graph: onnx.ModelProto) -> int:
+    """The onnx.TensorProto type that a graph computes in, as far as its inputs, outputs and weights say."""
+    kinds = [value.type.tensor_type.elem_type for value in (*graph.graph.input, *graph.graph.output)]
+    kinds += [tensor.data_type for tensor in graph.graph.initializer]
+    return next((half for half in HALVES if half in kinds), onnx.TensorProto.FLOAT)
 
 
 def subject_of(path: Path) -> Subject:

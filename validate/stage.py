@@ -16,6 +16,7 @@ from suture.core.reader import read_json
 from suture.core.stage import Stage
 from suture.core.weights import load_graph, weight_files, weights_root
 from suture.runtime.graphs import open_embedding, open_graph
+from suture.validate import golden
 from suture.validate.bundle import write_bundle
 from suture.validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED
 from suture.validate.level import Level
@@ -73,6 +74,20 @@ def validate_pipeline(folder: Path, options: Options, results: Path | None = Non
         pipeline, options.tolerance, options.seed, lambda level, scenario: save(f"{level}-{scenario}"), progress,
         again=force or options.tolerance is not None or options.seed != 0,
     ), options)  # fmt: skip
+
+
+def save_golden(folder: Path, golden_folder: Path, options: Options, force: bool = False) -> int:
+    """Writes what the pipeline's exported graphs compute, to be compared with later. Returns the exit status."""
+    steps = golden.save(find_pipeline(folder, None), golden_folder, options.tolerance, options.seed, force)
+    _print(f"validate: golden outputs of {steps} steps → {golden_folder}")
+    return 0
+
+
+def check_golden(folder: Path, golden_folder: Path, options: Options) -> int:
+    """The pipeline's graphs against golden outputs. Returns the exit status."""
+    pipeline = find_pipeline(folder, None)
+    check_targets(options, [*pipeline.files, *golden_folder.glob("*.json")])
+    return _told(f"{golden_folder.name} ↔ {folder.name}", golden.check(pipeline, golden_folder, options.tolerance), options)
 
 
 def validate_graphs(reference: Path, candidate: Path, options: Options, out: Path | None = None, force: bool = False) -> int:

@@ -46,8 +46,8 @@ class Subject:
     signature: Signature
     root: Path
 
-    def runner(self, wide: bool, extra: tuple[str, ...] = ()) -> Runner:
-        return Runner(self.model, self.signature, self.root, extra, wide=wide)
+    def runner(self, wide: bool, extra: tuple[str, ...] = (), seed: int = 0) -> Runner:
+        return Runner(self.model, self.signature, self.root, extra, wide=wide, seed=seed)
 
 
 def prove(

@@ -93,8 +93,8 @@ class Steps:
     """The inputs and outputs of a graph with this signature. `feeds` and `select` take a step, or, of a graph without caches,
     values by input."""
 
-    def __init__(self, model: onnx.ModelProto, signature: Signature, alphas: tuple[float, ...] = ALPHAS):
-        self.signature, self.alphas = signature, alphas
+    def __init__(self, model: onnx.ModelProto, signature: Signature, alphas: tuple[float, ...] = ALPHAS, seed: int = 0):
+        self.signature, self.alphas, self.seed = signature, alphas, seed
         self.contrib = any(node.op_type == "GroupQueryAttention" for node in model.graph.node)
         self.inputs = {value.name: value.type.tensor_type for value in model.graph.input}
         for tensor in model.graph.initializer:
@@ -176,7 +176,7 @@ class Steps:
         own = slice(None) if row is None else slice(row, row + 1)
         new = step.new
         known = {
-            names.tokens: token_values(names, _random("tokens", whole.positions.shape, self.vocabulary)[own, :new]),
+            names.tokens: token_values(names, self._random("tokens", whole.positions.shape, self.vocabulary)[own, :new]),
             names.positions: position_values(names, step.positions),
             names.write_indices: np.array(step.lengths),
             names.sequence_lengths: np.array(step.counts),
@@ -198,7 +198,7 @@ class Steps:
                 values = step.cached + np.arange(step.new) if _sizes(tensor) else step.cached  # where a step is written
             if values is None:
                 shape = [size if isinstance(size, int) else symbols.get(size, ANY_SIZE) for size in _sizes(tensor)]
-                values = _random(name, shape, None if _is_float(tensor.elem_type) else 2)
+                values = self._random(name, shape, None if _is_float(tensor.elem_type) else 2)
             feeds[name] = np.asarray(values).astype(types[name])
         return feeds
 
@@ -227,11 +227,18 @@ class Steps:
             raise Unrunnable(f"heads or width of {cache.past} are not written in the graph")
         key, rows = f"{cache.layer}.{cache.role}", len(step.counts)
         if cached is None:
-            return _random(key, (rows, heads, slots if isinstance(slots, int) else ANY_SIZE, head_dim))
-        past = _random(key, (rows, heads, step.cached, head_dim))
+            return self._random(key, (rows, heads, slots if isinstance(slots, int) else ANY_SIZE, head_dim))
+        past = self._random(key, (rows, heads, step.cached, head_dim))
         if self.capacity is None:
             return past[:, :, :cached]
-        return np.concatenate([past, _random(f"beyond {key}", (rows, heads, self.capacity - step.cached, head_dim))], axis=2)
+        return np.concatenate(
+            [past, self._random(f"beyond {key}", (rows, heads, self.capacity - step.cached, head_dim))], axis=2
+        )
+
+    def _random(self, key: str, shape: tuple[int, ...] | list[int], below: int | None = None) -> np.ndarray:
+        """The same numbers for the same key and seed: normal ones, or integers below a bound."""
+        random = np.random.default_rng(zlib.crc32(key.encode(), self.seed))
+        return random.standard_normal(shape, np.float32) if below is None else random.integers(0, below, shape)
 
 
 class Runner(Steps):
@@ -246,8 +253,9 @@ class Runner(Steps):
         extra: tuple[str, ...] = (),
         alphas: tuple[float, ...] = ALPHAS,
         wide: bool = False,
+        seed: int = 0,
     ):
-        self.declared = Steps(model, signature, alphas)
+        self.declared = Steps(model, signature, alphas, seed)
         types = HALVES if wide else ONLY_BFLOAT16
         model = _standard(float32_shadow_copy(model, types) if has_types(model, types) else model)
         super().__init__(model, signature, alphas)
@@ -322,12 +330,6 @@ def _standard(model: onnx.ModelProto) -> onnx.ModelProto:
             node.ClearField("attribute")
             node.attribute.extend([*kept, helper.make_attribute("accuracy_level", 1)])
     return copy
-
-
-def _random(key: str, shape: tuple[int, ...] | list[int], below: int | None = None) -> np.ndarray:
-    """The same numbers for the same key: normal ones, or integers below a bound."""
-    random = np.random.default_rng(zlib.crc32(key.encode()))
-    return random.standard_normal(shape, np.float32) if below is None else random.integers(0, below, shape)
 
 
 def _sizes(tensor: onnx.TypeProto.Tensor) -> list[int | str]:
