@@ -85,7 +85,8 @@ class Evaluator:
     Constants are checked once against what TensorRT holds. Those outside the ONNX file are mapped when a layer reads them
     and let go after it, so that a model of any size runs; on a CUDA device all of them are copied there once.
 
-    `wide`: in float32 where the network has 16 bits, over the same weights. `graph` and the folder `root` of its weights,
+    `wide`: in float32 where the network has 16 bits, over the same weights. `check`: whether constants are checked. `graph` and
+    the folder `root` of its weights,
     where the network was parsed of a graph that is in no file.
     """
 
@@ -94,6 +95,7 @@ class Evaluator:
         network: Network,
         device: str | None = None,
         wide: bool = False,
+        check: bool = True,
         graph: onnx.ModelProto | None = None,
         root: Path | None = None,
     ):
@@ -113,7 +115,7 @@ class Evaluator:
         self.attentions = _attentions(network)
         self.loops = find_loops(network)
         self.file = Constants(network.model, load_graph(network.model) if graph is None else graph, root)
-        self.constants = self._constants()
+        self.constants = self._constants(check)
 
     def __call__(self, feeds: Mapping[str, np.ndarray | torch.Tensor], keep: Collection[str] = ()) -> dict[str, torch.Tensor]:
         """The network's outputs, and the tensors named in `keep` that were computed on the way to them."""
@@ -237,12 +239,12 @@ class Evaluator:
             values[name] = tensor.to(self.device)
         return values
 
-    def _constants(self) -> dict[str, torch.Tensor]:
+    def _constants(self, check: bool) -> dict[str, torch.Tensor]:
         """All constants but those that are mapped anew at each use."""
         kept = {}
         for layer in self.network.layers:
             if layer.type == "CONSTANT":
-                value = self._constant(layer, check=True)
+                value = self._constant(layer, check)
                 if self.device.type != "cpu" or not self.file.mapped(layer.attributes["weights"]):
                     kept[layer.outputs[0]] = value.to(self.device)
         return kept

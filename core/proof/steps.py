@@ -270,6 +270,7 @@ class Runner(Steps):
         without = []
         if sum(tensor_bytes(tensor) for tensor, _ in references(model)) > HEAVY:
             options.enable_cpu_mem_arena, without = False, ["ConstantFolding"]  # else it keeps weights as float32
+            options.enable_mem_pattern = False  # else it plans one block for all that a step holds at any time
         try:
             self.session = ort.InferenceSession(
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=without
