@@ -87,7 +87,8 @@ def _versions(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
 def _check_functions(model: onnx.ModelProto) -> None:
     """Each is there once, none calls itself, directly or through others, and all calls written out are not too many nodes:
     two calls each in thirty functions are a billion."""
-    calls, nodes = {}, {}
+    calls: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    nodes: dict[tuple[str, str], int] = {}
     for function in model.functions:
         key = _domain(function.domain), function.name
         if key in calls:

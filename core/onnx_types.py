@@ -60,7 +60,8 @@ def check_types(model: onnx.ModelProto, slim: onnx.ModelProto, versions: Mapping
 
 def _graph(graph: GraphProto, slim: GraphProto, outer: Types, known: Known) -> list[TypeProto | None]:
     """The types of the graph's outputs."""
-    types, data = dict(outer), {}
+    types = dict(outer)
+    data: dict[str, TensorProto] = {}
     for value in graph.input:
         if value.type.WhichOneof("value"):
             types[value.name] = _sized(value.type)
@@ -135,7 +136,8 @@ def _of_graphs(node: NodeProto, graphs: list[tuple[GraphProto, list[TypeProto | 
     """The types of the outputs of a node with graphs, without shapes: another branch, or round, may give others."""
     if node.op_type not in OUTPUTS_FROM:
         return {}
-    first, found = OUTPUTS_FROM[node.op_type], {}
+    first = OUTPUTS_FROM[node.op_type]
+    found: Types = {}
     for graph, given in graphs:
         if len(given) - first != len(node.output):
             raise Broken(f"{_label(node)} has {len(node.output)} outputs, and its graph {len(given) - first} for them")
@@ -247,7 +249,9 @@ def _sized(given: TypeProto, shape: bool = True) -> TypeProto:
 
 def _text(given: TypeProto | None) -> str:
     """As schemas write it: seq(tensor(float)); empty where it is not known."""
-    kind = given.WhichOneof("value") if given is not None else None
+    if given is None:
+        return ""
+    kind = given.WhichOneof("value")
     if kind == "tensor_type":
         return (
             f"tensor({TensorProto.DataType.Name(given.tensor_type.elem_type).lower()})" if given.tensor_type.elem_type else ""

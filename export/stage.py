@@ -82,6 +82,8 @@ def _export(part: Part, stage: Stage, checkpoint: Checkpoint, options: Options, 
         stage.extra["bytes_copied"] += packed
         onnx.save(ir.to_proto(graph), partial / GRAPH)
         stage.extra |= {"nodes": len(graph.graph), "part": description(part, graph)}
+    for name in stage.extra["not_finite"]:
+        print(f"export: {name} has values that are no numbers (NaN or infinity), and so will what is computed with it")
     print(
         f"export: {stage.extra['nodes']} nodes, {dtype}, weights by {stage.extra['weights']} "
         f"({(stage.extra['bytes_referenced'] + stage.extra['bytes_copied']) / 1e6:.1f} MB) → {out}/{GRAPH}"

@@ -30,7 +30,8 @@ def attach(graph: ir.Model, checkpoint: Checkpoint, dtype: str, mode: str | None
     """Points the graph's parameters at their bytes; writes the copy, where one is needed, into `folder`.
 
     mode: "copy", "reference" (where the dtype allows: the rest is copied), or None to choose by size.
-    Returns what the manifest records: the mode, the weights root relative to `out`, bytes referenced and copied.
+    Returns what the manifest records: the mode, the weights root relative to `out`, bytes referenced and copied, and the
+    weights that have NaN or infinity.
     """
     initializers = graph.graph.initializers
     names = [name for name in initializers if name in checkpoint.tensors]
@@ -57,6 +58,7 @@ def attach(graph: ir.Model, checkpoint: Checkpoint, dtype: str, mode: str | None
         )
     return {
         "weights": mode,
+        "not_finite": [name for name in names if not is_finite(checkpoint, name)],
         "weights_root": os.path.relpath(root, out.resolve()),
         "bytes_referenced": sum(entries[name].length for name in referenced),
         "bytes_copied": sum(entries[name].length for name in copied),
@@ -95,6 +97,12 @@ def write_copy(checkpoint: Checkpoint, names: list[str], dtype: str, path: Path)
                 name, path, dtype, checkpoint.tensors[name].shape, start + begin, _bytes(checkpoint.tensors[name], dtype)
             )
     return entries
+
+
+def is_finite(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether all values of a weight are numbers; what is read is mapped."""
+    values = checkpoint.load(name).reshape(-1)
+    return not values.is_floating_point() or all(bool(torch.isfinite(chunk).all()) for chunk in values.split(CHUNK))
 
 
 def _converted(checkpoint: Checkpoint, name: str, dtype: str) -> Iterator:

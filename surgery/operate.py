@@ -8,10 +8,15 @@ from pathlib import Path
 
 import onnx
 
+from suture.core.proof.prove import Subject, prove
+from suture.core.proof.steps import NO_ALPHAS
+from suture.core.proof.verdict import DIFFERENT, DifferenceFound, Proof
+from suture.core.signature import Signature
 from suture.core.tensors import check_places, references
 from suture.core.weights import load_graph, weights_root
 from suture.surgery.graph import Graph, files
 from suture.surgery.graph.branches import take
+from suture.surgery.graph.repairs import mend
 from suture.surgery.graph.weights import new_file
 from suture.surgery.options import Options
 from suture.surgery.passes import Pass
@@ -21,7 +26,6 @@ from suture.surgery.reports import picture
 from suture.surgery.reports.report import Report
 from suture.surgery.runner import lower, make_portable, unverified
 from suture.surgery.verification import loads
-from suture.surgery.verification.steps import NO_ALPHAS
 from suture.surgery.verification.verify import ChangedOutput, Verifier, narrow
 
 PICTURED = 1  # the second layer: the first one also has what all layers share
@@ -37,9 +41,11 @@ class Operated:
     portable: onnx.ModelProto
     lowered: onnx.ModelProto
     onnxruntime: onnx.ModelProto | None  # in onnxruntime's own operators, where the options ask for it
-    report: Report
+    report: Report  # its `proof` is None until the graphs are proven
     root: Path
     added: frozenset[str]  # absolute paths of the files, in `folder`, that passes wrote weights into
+    source: Subject  # what it was made of: what both are proven against
+    signature: Signature  # of the portable graph
     pictures: dict[str, str]  # of the second layer, "before" and "after", as SVG; none where no names say layers
 
     @property
@@ -71,10 +77,12 @@ def operate(
     """
     plan, request = make_plan(options), read_request(options)
     source, name, root = _source(model, root)
-    if options.branch is not None:
+    if not isinstance(model, Path):
         source = _copy(source)
-        take(source, name, options.branch)
+    take(source, name, options.branch)
+    mend(source, name)
     graph = files.of_model(_copy(source), name, root, options.past, options.roles)
+    read = Subject(source, graph.signature, root)
     graph.weights_file = folder and new_file(folder)
     pictures = {"before": picture.draw_layer(graph, PICTURED, f"Layer {PICTURED} before surgery")}
     verifier = Verifier(source, graph.signature, root) if options.verify or options.bisect else None
@@ -98,9 +106,24 @@ def operate(
         onnxruntime=models[2] if options.onnxruntime else None,
         report=report,
         root=root,
+        source=read,
+        signature=portable.signature,
         added=frozenset().union(*(each.added for each in forms)),
         pictures={name: drawn for name, drawn in pictures.items() if drawn} if all(pictures.values()) else {},
     )
+
+
+def proven(operated: Operated, options: Options, root: Path | None = None, unquantised: Subject | None = None) -> Proof:
+    """Proves both graphs, and writes into the report what was found. `root`: of their weights, where that is no longer the
+    source's; `unquantised`: the portable graph from before it was quantised. Raises DifferenceFound."""
+    portable = Subject(operated.portable, operated.signature, operated.root if root is None else root)
+    quantised = bool(options.quantize) or options.kv_cache != "none"
+    whole = options.verify or options.bisect
+    proof = prove(operated.source, portable, operated.lowered, unquantised, quantised=quantised, whole=whole)
+    operated.report.proof = proof.as_json()
+    if proof.status == DIFFERENT:
+        raise DifferenceFound(proof)
+    return proof
 
 
 def _source(model: onnx.ModelProto | Path, root: Path | None) -> tuple[onnx.ModelProto, Path, Path]:

@@ -23,7 +23,9 @@ class Options:
     onnxruntime   whether to make the form in onnxruntime's own operators, too
     skip          names of passes to leave out
     own           passes of the user's: FILE.py, or FILE.py@PASS, to run after PASS
-    verify        whether to compare the graph before and after each pass; `bisect`: and find the first match that differs
+    no_verify     whether to leave out the proof of what is written: source against portable, portable against lowered graph
+    verify        whether to compare the graph before and after each pass, too, and to prove all layers of a large graph;
+                  `bisect`: and find the first match that differs
     branch        of a graph that is one If: the branch to take out, "then", "else" or "past"
     past          a regular expression for the inputs that are caches; `named`: ROLE=NAME of other inputs and outputs
     quantize ...  docs/quantisation.md
@@ -37,6 +39,7 @@ class Options:
     onnxruntime: bool = False
     skip: tuple[str, ...] = ()
     own: tuple[str, ...] = ()
+    no_verify: bool = False
     verify: bool = False
     bisect: bool = False
     branch: str | None = None
@@ -79,7 +82,10 @@ def add_options(parser: arguments.Container) -> None:
     parser.add_argument("--skip", metavar="PASS", action="append", default=[], help="leave out a pass; may be repeated")
     parser.add_argument("--pass", metavar="FILE.py[@PASS]", dest="own", action="append", default=[],
                         help="run your own pass, after PASS or before the cache becomes static; may be repeated")  # fmt: skip
-    parser.add_argument("--verify", action="store_true", help="run the graph before and after each pass; stop at a difference")
+    parser.add_argument("--no-verify", action="store_true", help="leave out the proof: both graphs against what they are made "
+                        "of, on small inputs")  # fmt: skip
+    parser.add_argument("--verify", "--verify-all", dest="verify", action="store_true", help="also run the graph before and "
+                        "after each pass, and prove all layers of a large one; stop at a difference")  # fmt: skip
     parser.add_argument("--bisect", action="store_true", help="as --verify, and find the first match that differs")
     parser.add_argument(
         "--past", metavar="REGEX", type=arguments.pattern, help="which inputs are caches, where their names do not say so"
@@ -97,6 +103,8 @@ def refuse_without_effect(parser: argparse.ArgumentParser, options: argparse.Nam
         parser.error("--capacity is a static cache's; leave it out with --cache growing")
     if options.cache == "growing" and options.attention == "lengths":
         parser.error("--attention lengths is a static cache's; leave it out with --cache growing")
+    if options.no_verify and (options.verify or options.bisect):
+        parser.error("--no-verify leaves out what --verify-all and --bisect ask for; choose one")
     roles = [each.partition("=")[0] for each in options.named]
     if twice := {role for role in roles if roles.count(role) > 1}:
         parser.error(f"--name gives {', '.join(sorted(twice))} twice")

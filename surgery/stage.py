@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,11 +10,15 @@ import onnx
 from rich.console import Console
 
 from suture.core.command import DONE, FOUND_DIFFERENCE
-from suture.core.manifest import MANIFEST, remove_results, result
+from suture.core.manifest import MANIFEST, read_manifest, remove_results, result
+from suture.core.network.parse import shared_parser
+from suture.core.proof.prove import Subject
+from suture.core.proof.verdict import FAILED, NOT_RUN, DifferenceFound, Proof
 from suture.core.stage import Stage
+from suture.core.tensors import references
 from suture.core.weights import load_graph, weight_files, weights_root
 from suture.surgery.graph.weights import drop_unused, settle
-from suture.surgery.operate import FLOAT, Operated, operate
+from suture.surgery.operate import FLOAT, Operated, operate, proven
 from suture.surgery.options import Options
 from suture.surgery.plan import make_plan
 from suture.surgery.quantize.options import read_request
@@ -30,8 +35,11 @@ def surgery(model: Path, out: Path, options: Options, force: bool = False) -> in
     make_plan(options)  # what is wrong with the options is said before anything is read
     stage = Stage("surgery", out, _files_read(model, options), asdict(options), (*MODELS[:2], REPORT))
     if stage.up_to_date() and not force:
-        print(f"surgery: up to date ({out})")
-        return DONE
+        status = _recorded(out)
+        print(f"surgery: up to date{f', {status}' if status in (FAILED, NOT_RUN) else ''} ({out})")
+        return FOUND_DIFFERENCE if status == FAILED else DONE
+    if not options.no_verify:
+        shared_parser().start()  # it loads TensorRT meanwhile
     try:
         with stage.writing() as partial:
             try:
@@ -40,15 +48,22 @@ def surgery(model: Path, out: Path, options: Options, force: bool = False) -> in
                 _leave(found, model, out)
                 raise
             stage.extra["weights_root"] = _write(operated, model, partial, out)
-    except verify.ChangedOutput:
+            try:
+                proof = None if options.no_verify else _prove(operated, options, stage, partial)
+            except DifferenceFound as found:
+                _leave_written(found.proof, operated, model, stage, partial)
+                raise
+            _report(operated, partial)
+    except (verify.ChangedOutput, DifferenceFound):
         return FOUND_DIFFERENCE
     remove_results(out / DIFFERENCE, LEFT)
     Console().print(operated.report.table())
     for line in operated.report.lines():
         print(line)
-    nodes = operated.report.nodes
+    nodes, said = operated.report.nodes, "not proven: --no-verify" if proof is None else proof.headline
     print(f"surgery: {nodes['before']} → {nodes['portable']} nodes (lowered {nodes['lowered']}) → {out}/model.onnx")
-    return DONE
+    print(f"surgery: {said}")
+    return FOUND_DIFFERENCE if proof is not None and proof.status == FAILED else DONE
 
 
 def _files_read(model: Path, options: Options) -> list[Path]:
@@ -74,8 +89,56 @@ def _write(operated: Operated, model: Path, partial: Path, out: Path) -> str:
         size = (partial / FLOAT / "model.onnx").stat().st_size
         manifest = {"weights_root": os.path.relpath(operated.root, out / FLOAT), "outputs": {"model.onnx": size}}
         (partial / FLOAT / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    (partial / REPORT).write_text(json.dumps(operated.report.as_json(), indent=2) + "\n", encoding="utf-8")
     return root
+
+
+def _report(operated: Operated, partial: Path) -> None:
+    (partial / "report.json").write_text(json.dumps(operated.report.as_json(), indent=2) + "\n", encoding="utf-8")
+
+
+def _prove(operated: Operated, options: Options, stage: Stage, partial: Path) -> Proof:
+    """Of the graphs as they were written into `partial`; the report and the manifest have it, with their hashes."""
+    root = _root(stage, partial)
+    unquantised = None
+    if options.quantize or options.kv_cache != "none":
+        path = partial / FLOAT / "model.onnx"
+        kept = onnx.load(path, load_external_data=False) if path.is_file() else None
+        unquantised = kept and Subject(kept, operated.signature, operated.root)
+    proof = proven(operated, options, root, unquantised)
+    hashes = {name: stage.contents.of(partial / name)["sha256"] for name in MODELS if (partial / name).is_file()}
+    stage.extra["proof"] = {"status": proof.status, "complete": proof.complete, "sha256": hashes}
+    return proof
+
+
+def _root(stage: Stage, partial: Path) -> Path:
+    """The folder of the weights of what lies in `partial`, before it is moved."""
+    root = stage.extra["weights_root"]
+    return partial if root == "." else Path(os.path.normpath(stage.out / root))
+
+
+def _recorded(out: Path) -> str | None:
+    """What the last run's proof found."""
+    recorded = (read_manifest(out) or {}).get("proof")
+    return recorded.get("status") if isinstance(recorded, dict) else None
+
+
+def _leave_written(proof: Proof, operated: Operated, model: Path, stage: Stage, partial: Path) -> None:
+    """Puts the graphs that are not what they were made of on disk, where onnxruntime and compare can open them."""
+    folder, root = stage.out / DIFFERENCE, _root(stage, partial)
+    left = Stage(LEFT, folder, [model], {"difference": proof.headline})
+    with left.writing() as place:
+        for name, written in zip(MODELS, operated.models):
+            onnx.save(written, place / name)
+        if root == partial:
+            for file in {root / reference["location"] for each in operated.models for _, reference in references(each)}:
+                (place / file.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, place / file.relative_to(root))
+        left.extra["weights_root"] = "." if root == partial else os.path.relpath(root, folder)
+        _report(operated, place)
+    print(f"surgery: {proof.headline}")
+    print(f"surgery: the graphs are in {folder}: {', '.join(MODELS[: len(operated.models)])}; made of {model}")
+    if result(stage.out, "model.onnx"):
+        print(f"surgery: {stage.out}/model.onnx is an earlier run's, which this one has left as it was")
 
 
 def _leave(found: verify.ChangedOutput, model: Path, out: Path) -> None:

@@ -15,7 +15,7 @@ COMMANDS = {  # name: module, what it does
     "validate": ("suture.validate.__main__", "each step's result against the one before"),
     "generate": ("suture.generate.__main__", "text from a pipeline's folder"),
     "check": ("suture.validate.check_command", "what TensorRT's parser drops, misreads or refuses of any ONNX file"),
-    "compare": ("suture.validate.compare_command", "two graphs with KV caches, step by step"),
+    "compare": ("suture.validate.compare_command", "two graphs down to the first difference, or two reports"),
     "convert": ("suture.models.convert", "a published pickle (.pth, .bin, .ckpt) to safetensors"),
 }
 RESULT_ON_STDOUT = ("generate",)  # done when nobody reads it any more

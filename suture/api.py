@@ -28,13 +28,19 @@ def operate(model: Source, *, root: Path | str | None = None, **options: Any) ->
     that a model's external weights are relative to (default: the working directory); a file says so itself.
 
     Returns the portable model (opset 24, standard operators, for onnxruntime), the lowered one (for TensorRT) and the report.
-    Weights stay where they are; those that passes make are in the models. Raises UserError for what surgery cannot read or do,
-    and suture.surgery.verification.verify.ChangedOutput where verify=True finds a pass that changes an output.
+    Weights stay where they are; those that passes make are in the models. Unless no_verify=True, both are proven on small
+    inputs, as report.proof has it. Raises UserError for what surgery cannot read or do, suture.core.proof.verdict.DifferenceFound
+    where a graph is not what it was made of, and suture.surgery.verification.verify.ChangedOutput where verify=True finds a pass
+    that changes an output.
     """
-    from suture.surgery.operate import operate
+    from suture.surgery.operate import operate, proven
     from suture.surgery.options import Options
 
-    return operate(_source(model), Options(**options), _folder(root))
+    chosen = Options(**options)
+    operated = operate(_source(model), chosen, _folder(root))
+    if not chosen.no_verify:
+        proven(operated, chosen)
+    return operated
 
 
 def check(

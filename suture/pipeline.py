@@ -113,7 +113,7 @@ def _run(stage: str, arguments: list[str], out: Path) -> Outcome:
         return Outcome(stage, FAULT, seconds, f"killed by {name}")
     finished = status == DONE or (status == FOUND_DIFFERENCE and stage == "validate")
     if not finished:
-        compares = stage == "surgery" and not {"--verify", "--bisect"}.isdisjoint(arguments)
+        compares = stage == "surgery" and "--no-verify" not in arguments
         if status not in STOPPED or (status == FOUND_DIFFERENCE and not compares):  # by itself, Python ends with 1
             status = FAULT
         return Outcome(stage, status, seconds, STOPPED[status])

@@ -1,6 +1,7 @@
 """Export: the graph computes what torch does, and refers to or copies its weights."""
 
 import hashlib
+import json
 import os
 import shutil
 
@@ -118,6 +119,15 @@ def test_values_beyond_float16_are_refused(traced_before, checkpoint, tmp_path):
     with pytest.raises(UserError, match=r"lm_head.weight has values that float16 cannot hold; .*bfloat16"):
         export(other, tmp_path / "out", dtype="float16")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("weights", ["copy", "reference"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_value_that_is_no_number_is_said(value, weights, traced_before, checkpoint, tmp_path, capsys):
+    other = overwritten(checkpoint, tmp_path / "checkpoint", "lm_head.weight", np.float32(value).tobytes())
+    out = export(other, tmp_path / "out", weights=weights)
+    assert "export: lm_head.weight has values that are no numbers (NaN or infinity)" in capsys.readouterr().out
+    assert json.loads(out.with_name("manifest.json").read_text())["not_finite"] == ["lm_head.weight"]
 
 
 def test_too_little_space(traced_before, checkpoint, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from suture.core.as_written import open_session
+from suture.core.proof.steps import NO_ALPHAS
 from suture.core.signature import find_signature
 from suture.core.weights import load_graph, weights_root
 from suture.runtime.decoders import StaticDecoder
@@ -24,7 +25,6 @@ from suture.surgery.plan import make_plan
 from suture.surgery.reports.report import Report
 from suture.surgery.runner import lower, run_plan
 from suture.surgery.verification import verify
-from suture.surgery.verification.steps import NO_ALPHAS
 from tests.decoding import decode, largest_error
 from tests.graphs import weightless
 

@@ -15,6 +15,7 @@ from onnx import TensorProto, numpy_helper
 from test_surgery_verify import own_pass, saved, state
 
 from suture.core.errors import UserError
+from suture.core.proof.steps import STEPS
 from suture.core.signature import find_signature
 from suture.core.weights import load_graph
 from suture.runtime.graphs import open_graph
@@ -26,7 +27,6 @@ from suture.surgery.plan import make_plan
 from suture.surgery.reports import picture
 from suture.surgery.runner import run_plan
 from suture.surgery.verification import verify
-from suture.surgery.verification.steps import STEPS
 from suture.validate.compare import compare
 from suture.validate.scenarios import make_scenarios, random_tokens
 from tests.decoding import decode, largest_error
@@ -212,7 +212,7 @@ def test_memory_does_not_grow_with_the_weights(tmp_path):
         "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"  # ru_maxrss has the parent's, too
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
-    assert int(result.stdout.split()[-1]) * 1024 < 0.3e9
+    assert int(result.stdout.split()[-1]) * 1024 < 0.4e9  # of which torch, in which the network is evaluated, is 0.15
 
 
 def test_the_documented_pass_works(tmp_path):

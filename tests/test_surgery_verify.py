@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from suture.core import command
 from suture.core.errors import UserError
+from suture.core.proof.steps import STEPS, Runner, Unrunnable
 from suture.core.signature import find_signature
 from suture.core.weights import load_graph
 from suture.surgery.__main__ import main
@@ -20,7 +21,6 @@ from suture.surgery.graph import files
 from suture.surgery.options import Options
 from suture.surgery.plan import make_plan
 from suture.surgery.verification import verify
-from suture.surgery.verification.steps import STEPS, Runner, Unrunnable
 
 ROOT = Path(__file__).parents[1]
 WRONG = '''"""Another epsilon for the third norm."""
@@ -107,7 +107,7 @@ def test_bfloat16_runs_as_its_shadow_copy():
 
 def test_a_step_that_does_not_fit_is_not_taken():
     model = decoder_graph(static=True)
-    signature = replace(find_signature(model), capacity=6)
+    signature = replace(find_signature(model), capacity=0)
     assert not [step.name for step in STEPS if Runner(model, signature, Path()).fits(step)]
     with pytest.raises(Unrunnable, match="none of the steps"):
         verify.State(model, signature, Path()).outputs  # noqa: B018

@@ -13,15 +13,17 @@ from rich.console import Console
 from suture.core.command import FOUND_DIFFERENCE, UNUSABLE_INPUT
 from suture.core.errors import UserError
 from suture.core.findings import Finding
+from suture.core.junit import write_junit
 from suture.core.manifest import check_result
 from suture.core.network.check import AGREES, CheckResult, check
 from suture.core.network.compare import Outcome
 from suture.core.network.record import differences, read_record, save_record
-from suture.core.network.reports import as_json, write_junit
+from suture.core.network.reports import as_json, junit_cases
 from suture.core.shapes import parse_shapes
 from suture.core.stage import Stage
 from suture.core.weights import load_graph, weight_files, weights_root
-from suture.validate.check_command import STDOUT, add_options
+from suture.validate.check_command import add_options
+from suture.validate.options import STDOUT
 
 NETWORK = "network.json"
 SHOWN = 20  # outputs, the worst first
@@ -52,7 +54,7 @@ def run_check(options: argparse.Namespace) -> int:
     if options.json not in (None, STDOUT):
         options.json.write_text(as_json(result, against), encoding="utf-8")
     if options.junit:
-        write_junit(result, options.junit, against)
+        write_junit(f"suture check {result.model.name}", junit_cases(result, against), options.junit)
     if options.save and result.network is not None:
         save_record(result, options.save)
     if stage is not None and result.network is not None:

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from suture.core import arguments as typed
 from suture.core.command import Parser, given, run
-
-STDOUT = Path("-")
+from suture.validate.options import add_result_options
 
 
 def main(arguments: list[str] | None = None, prog: str = "check") -> int:
@@ -36,9 +35,7 @@ def add_options(parser: typed.Container) -> None:
     parser.add_argument("--save", metavar="NET.json", type=Path, help="write the network and its outputs")
     parser.add_argument("--against", metavar="NET.json", type=Path, help="name what differs from a saved network, of another "
                         "TensorRT version for instance")  # fmt: skip
-    parser.add_argument("--json", metavar="FILE", type=Path, nargs="?", const=STDOUT, help="the result as JSON; to standard "
-                        "output, and nothing else there, without FILE")  # fmt: skip
-    parser.add_argument("--junit", metavar="FILE", type=Path, help="the result as JUnit XML")
+    add_result_options(parser)
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder for network.json and Polygraphy's run results")
 
 

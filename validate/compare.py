@@ -15,12 +15,13 @@ import numpy as np
 from polygraphy.comparator import Comparator, IterationResult, RunResults, SimpleCompareFunc
 from polygraphy.logger import G_LOGGER
 
+from suture.core.proof.verdict import DIFFERENT, FAILED, NOT_RUN, PASSED
 from suture.core.signature import LOGITS
 from suture.core.tolerances import between_sessions, rounding_step
 from suture.validate.runners import DecoderRunner, Model
 from suture.validate.scenarios import Scenario
 
-PASSED, DIFFERENT, FAILED, NOT_RUN = "passed", "different", "failed", "not run"  # failed: what was to be compared is broken
+__all__ = ["DIFFERENT", "FAILED", "NOT_RUN", "PASSED", "compare"]  # statuses, with those of a proof
 
 NAN, INFINITE = "not a number", "infinite"
 SAVED_BYTES = 1 << 16  # of one output at one step in Polygraphy's JSON: evenly spaced tokens, the last among them

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, field
 
+from suture.core.proof import verdict
 from suture.validate.compare import FAILED, NOT_RUN, Comparison
 from suture.validate.tokens import TokenResult
 
 TITLES = {
     1: "PyTorch ↔ exported graph",
-    2: "Exported ↔ portable graph",
-    3: "Portable graph ↔ TensorRT's network",
+    **verdict.TITLES,
     4: "Portable graph ↔ engine",
     5: "Tokens on real text",
 }

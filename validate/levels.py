@@ -28,6 +28,7 @@ from suture.validate.graph_part import graph_level
 from suture.validate.level import TITLES, Broken, Level, failed, not_run
 from suture.validate.pipeline import PartFiles, Pipeline
 from suture.validate.progress import Progress
+from suture.validate.proven import compared_here, level_of, recorded, with_pair
 from suture.validate.reference import open_reference
 from suture.validate.runners import Model
 from suture.validate.scenarios import Scenario, make_scenarios, random_tokens, text_tokens
@@ -44,10 +45,16 @@ LAYERWISE_NOTE = (
 
 
 def run_levels(
-    pipeline: Pipeline, tolerance: float | None, seed: int, save: Callable[[int, str], Path], progress: Progress
+    pipeline: Pipeline,
+    tolerance: float | None,
+    seed: int,
+    save: Callable[[int, str], Path],
+    progress: Progress,
+    again: bool = True,
 ) -> list[Level]:
     """Levels 1 to 4 of each part, in the order in which they are called, then level 5 of the whole model.
-    `save(level, scenario)` names Polygraphy's file."""
+    `save(level, scenario)` names Polygraphy's file. Unless they are to be compared `again`, levels 2 and 3 are taken over
+    from surgery where it has proven the files that are here."""
     levels, decoder = [], None
     for files in pipeline.parts:
         name = f"{files.part.name}: " if len(pipeline.parts) > 1 else ""
@@ -58,8 +65,14 @@ def run_levels(
             check = checked.check
         else:
             check = partial(graph_level, files, pipeline.checkpoint, tolerance, seed)
+        proven = {} if again else recorded(files)
+        here = {} if proven else compared_here(files)
         for number in (1, 2, 3, 4):
-            levels.append(progress.level(f"level {number}, {name}{TITLES[number]}", partial(check, number)))
+
+            def found(number: int = number, check=check, proven=proven, here=here) -> Level:
+                return level_of(proven[number]) if number in proven else with_pair(check(number), here.get(number))
+
+            levels.append(progress.level(f"level {number}, {name}{TITLES[number]}", found))
             levels[-1].title = name + TITLES[number]
     levels.append(progress.level(f"level 5, {TITLES[5]}", lambda: decoder.check(5) if decoder else not_run(5, NO_TOKENS)))
     return levels

@@ -7,19 +7,29 @@ from pathlib import Path
 
 from suture.core import arguments
 
+STDOUT = Path("-")
+
 
 @dataclass(frozen=True)
 class Options:
     """`text`: a file to read, of a pipeline (default: the checkpoint's heldout.txt). `tolerance`: of the largest value
-    (default: by dtype). `seed`: of the tokens drawn."""
+    (default: by dtype). `seed`: of the tokens drawn. `json`, `junit`: files for the result, STDOUT for standard output."""
 
     text: Path | None = None
     tolerance: float | None = None
     seed: int = 0
+    json: Path | None = None
+    junit: Path | None = None
 
 
 def from_arguments(given: argparse.Namespace) -> Options:
-    return Options(given.text, given.tolerance, given.seed)
+    return Options(given.text, given.tolerance, given.seed, given.json, given.junit)
+
+
+def add_result_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", metavar="FILE", type=Path, nargs="?", const=STDOUT, help="the result as JSON; to standard "
+                        "output, and nothing else there, without FILE")  # fmt: skip
+    parser.add_argument("--junit", metavar="FILE", type=Path, help="the result as JUnit XML")
 
 
 def add_options(parser: arguments.Container) -> None:

@@ -52,7 +52,7 @@ def make_report(title: str, levels: list[Level], versions: dict, started: float,
             }
             for part in parts
         ],
-        "levels": [_level(level) for level in levels],
+        "levels": [as_json(level) for level in levels],
         "versions": versions,
     }
 
@@ -112,7 +112,8 @@ def _summary(levels: list[Level]) -> str:
     return " ".join(parts)
 
 
-def _level(level: Level) -> dict:
+def as_json(level: Level) -> dict:
+    """A level as report.json has it."""
     found = dataclasses.asdict(level)
     if level.comparison and level.comparison.worst:
         found["comparison"]["worst"] = dataclasses.asdict(level.comparison.worst)

@@ -11,17 +11,22 @@ from rich.table import Table
 
 from suture.core.errors import UserError
 from suture.core.manifest import read_manifest
+from suture.core.proof.prove import compare_two
+from suture.core.reader import read_json
 from suture.core.stage import Stage
 from suture.core.weights import load_graph, weight_files, weights_root
 from suture.runtime.graphs import open_embedding, open_graph
+from suture.validate import golden
 from suture.validate.bundle import write_bundle
 from suture.validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED
 from suture.validate.level import Level
 from suture.validate.levels import compare_graphs, run_levels, scenarios_for
-from suture.validate.options import Options
+from suture.validate.options import STDOUT, Options
 from suture.validate.pipeline import find_pipeline
 from suture.validate.progress import Progress
-from suture.validate.report import exit_status, make_report, verdict, write_report
+from suture.validate.proven import level_of_two, refuse_other_inputs, subject_of, with_pair
+from suture.validate.report import as_json, exit_status, make_report, verdict, write_report
+from suture.validate.results import check_targets, write_results
 
 REPORTS = ("report.json", "report.html")
 COLORS = {PASSED: "green", DIFFERENT: "bold red", FAILED: "bold red", NOT_RUN: "dim"}
@@ -57,44 +62,69 @@ def validate_pipeline(folder: Path, options: Options, results: Path | None = Non
 
     `results`: of the folder's bundle, from a machine with a GPU."""
     pipeline = find_pipeline(folder, options.text, results)
+    read = [*pipeline.files, *_weights(pipeline.graphs)]
+    check_targets(options, read)
     stage = Stage(
         "validate",
         folder / "validate",
-        inputs=[*pipeline.files, *_weights(pipeline.graphs)],
+        inputs=read,
         options={"text": options.text, "tolerance": options.tolerance, "seed": options.seed},
         writes=REPORTS,
     )
     title = pipeline.checkpoint.resolve().name if pipeline.checkpoint else folder.resolve().name
     return _run(stage, title, force, folder, lambda progress, save: run_levels(
         pipeline, options.tolerance, options.seed, lambda level, scenario: save(f"{level}-{scenario}"), progress,
-    ))  # fmt: skip
+        again=force or options.tolerance is not None or options.seed != 0,
+    ), options)  # fmt: skip
+
+
+def save_golden(folder: Path, golden_folder: Path, options: Options, force: bool = False) -> int:
+    """Writes what the pipeline's exported graphs compute, to be compared with later. Returns the exit status."""
+    steps = golden.save(find_pipeline(folder, None), golden_folder, options.tolerance, options.seed, force)
+    _print(f"validate: golden outputs of {steps} steps → {golden_folder}")
+    return 0
+
+
+def check_golden(folder: Path, golden_folder: Path, options: Options) -> int:
+    """The pipeline's graphs against golden outputs. Returns the exit status."""
+    pipeline = find_pipeline(folder, None)
+    check_targets(options, [*pipeline.files, *golden_folder.glob("*.json")])
+    return _told(f"{golden_folder.name} ↔ {folder.name}", golden.check(pipeline, golden_folder, options.tolerance), options)
 
 
 def validate_graphs(reference: Path, candidate: Path, options: Options, out: Path | None = None, force: bool = False) -> int:
     """Compares two graphs; with `out`, writes the same report there. Returns the exit status."""
+    inputs = [reference, candidate, *_weights([reference, candidate])]
+    check_targets(options, inputs)
+    subjects = [subject_of(path) for path in (reference, candidate)]
+    decoders = all(each.signature.caches for each in subjects)
+    refuse_other_inputs(*subjects, reference, candidate, decoders)
 
     def compare(progress: Progress, save: Callable[[str], Path] | None) -> list[Level]:
-        graphs = open_graph(reference), open_graph(candidate)
-
         def check() -> Level:
-            return compare_graphs(*graphs, options.tolerance, options.seed, save, progress.tell)
+            pair = compare_two(*subjects, options.tolerance, options.seed)
+            if not decoders:
+                return level_of_two(pair)
+            graphs = open_graph(reference), open_graph(candidate)
+            return with_pair(compare_graphs(*graphs, options.tolerance, options.seed, save, progress.tell), pair)
 
         return [progress.level(f"{reference} ↔ {candidate}", check)]
 
     if out is None:
-        with Progress(console) as progress:
+        with Progress(_console(options)) as progress:
             levels = compare(progress, None)
-        _show(levels)
-        return exit_status(verdict(levels))
+        return _told(f"{reference.name} ↔ {candidate.name}", levels, options)
     inputs = [reference, candidate, *_weights([reference, candidate])]
     stage = Stage("validate", out, inputs, {"tolerance": options.tolerance, "seed": options.seed}, REPORTS)
-    return _run(stage, f"{reference.name} ↔ {candidate.name}", force, None, compare)
+    return _run(stage, f"{reference.name} ↔ {candidate.name}", force, None, compare, options)
 
 
-def _run(stage: Stage, title: str, force: bool, folder: Path | None, check) -> int:
+def _run(stage: Stage, title: str, force: bool, folder: Path | None, check, options: Options) -> int:
     found = (read_manifest(stage.out) or {}).get("verdict")
     if stage.up_to_date() and found in COLORS and not force:
-        _print(f"validate: up to date, {found} ({stage.out}/report.html)")
+        write_results(title, found, exit_status(found), read_json(stage.out / "report.json")["levels"], options)
+        if options.json != STDOUT:
+            _print(f"validate: up to date, {found} ({stage.out}/report.html)")
         return exit_status(found)
     started = time.monotonic()
     with stage.writing() as partial:
@@ -103,14 +133,29 @@ def _run(stage: Stage, title: str, force: bool, folder: Path | None, check) -> i
         def save(name: str) -> Path:
             return partial / "polygraphy" / f"{name.replace(' ', '-')}.json"
 
-        with Progress(console) as progress:
+        with Progress(_console(options)) as progress:
             levels = check(progress, save)
             progress.tell("writing the report")
             write_report(make_report(title, levels, stage.identity["versions"], started, folder), partial, folder)
         stage.extra["verdict"] = verdict(levels)
-    _show(levels)
-    _print(f"validate: {verdict(levels)} → {stage.out}/report.html", style=COLORS[verdict(levels)])
-    return exit_status(verdict(levels))
+    status = _told(title, levels, options)
+    if options.json != STDOUT:
+        _print(f"validate: {verdict(levels)} → {stage.out}/report.html", style=COLORS[verdict(levels)])
+    return status
+
+
+def _told(title: str, levels: list[Level], options: Options) -> int:
+    """Shows and writes what was found; returns its exit status."""
+    found = verdict(levels)
+    write_results(title, found, exit_status(found), [as_json(level) for level in levels], options)
+    if options.json != STDOUT:
+        _show(levels)
+    return exit_status(found)
+
+
+def _console(options: Options) -> Console:
+    """Where progress is told: beside a result on standard output nothing else stands there."""
+    return Console(stderr=True) if options.json == STDOUT else console
 
 
 def _weights(graphs: list[Path]) -> list[Path]:

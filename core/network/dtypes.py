@@ -50,8 +50,8 @@ def to_torch(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
 class Constants:
     """The constants of a network, those that stayed in the ONNX file by name."""
 
-    def __init__(self, model: Path, graph: onnx.ModelProto):
-        self.model, self.root = model, weights_root(model)
+    def __init__(self, model: Path, graph: onnx.ModelProto, root: Path | None = None):
+        self.model, self.root = model, weights_root(model) if root is None else root
         self.tensors = dict(_constants(graph.graph))
 
     def mapped(self, constant: Constant) -> bool:

@@ -2,8 +2,11 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 
 from suture.core.dtypes import BY_NUMPY, torch_dtype
@@ -56,6 +59,7 @@ LAYERS: dict[str, Callable] = {
     "KV_CACHE_UPDATE": attention.kv_cache_update,
     "ROTARY_EMBEDDING": attention.rotary_embedding,
 }
+WIDE = {"HALF": "FLOAT", "BF16": "FLOAT"}
 STRUCTURE = (
     "CONSTANT", "ATTENTION_INPUT", "ATTENTION_OUTPUT", "CONDITION", "CONDITIONAL_INPUT", "CONDITIONAL_OUTPUT", "ASSERTION",
     *BOUNDARIES,
@@ -80,16 +84,29 @@ class Evaluator:
 
     Constants are checked once against what TensorRT holds. Those outside the ONNX file are mapped when a layer reads them
     and let go after it, so that a model of any size runs; on a CUDA device all of them are copied there once.
+
+    `wide`: in float32 where the network has 16 bits, over the same weights. `check`: whether constants are checked. `graph` and
+    the folder `root` of its weights,
+    where the network was parsed of a graph that is in no file.
     """
 
-    def __init__(self, network: Network, device: str | None = None):
+    def __init__(
+        self,
+        network: Network,
+        device: str | None = None,
+        wide: bool = False,
+        check: bool = True,
+        graph: onnx.ModelProto | None = None,
+        root: Path | None = None,
+    ):
         unknown = [layer for layer in network.layers if not _is_known(layer)]
         if unknown:
             kinds = ", ".join(sorted({layer.type for layer in unknown}))
             raise NotEvaluated(
                 network.model, f"no evaluation of layer type {kinds} (first: {unknown[0]})", "check that part on a GPU"
             )
-        self.network = network
+        self.stored = network.tensors  # the types that constants lie in
+        self.network = network = widened(network) if wide else network
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.producers = network.producers()
         self.conditions = {
@@ -97,8 +114,8 @@ class Evaluator:
         }
         self.attentions = _attentions(network)
         self.loops = find_loops(network)
-        self.file = Constants(network.model, load_graph(network.model))
-        self.constants = self._constants()
+        self.file = Constants(network.model, load_graph(network.model) if graph is None else graph, root)
+        self.constants = self._constants(check)
 
     def __call__(self, feeds: Mapping[str, np.ndarray | torch.Tensor], keep: Collection[str] = ()) -> dict[str, torch.Tensor]:
         """The network's outputs, and the tensors named in `keep` that were computed on the way to them."""
@@ -222,18 +239,32 @@ class Evaluator:
             values[name] = tensor.to(self.device)
         return values
 
-    def _constants(self) -> dict[str, torch.Tensor]:
+    def _constants(self, check: bool) -> dict[str, torch.Tensor]:
         """All constants but those that are mapped anew at each use."""
         kept = {}
         for layer in self.network.layers:
             if layer.type == "CONSTANT":
-                value = self._constant(layer, check=True)
+                value = self._constant(layer, check)
                 if self.device.type != "cpu" or not self.file.mapped(layer.attributes["weights"]):
                     kept[layer.outputs[0]] = value.to(self.device)
         return kept
 
     def _constant(self, layer: Layer, check: bool = False) -> torch.Tensor:
-        return self.file.load(layer.attributes["weights"], self.network.tensors[layer.outputs[0]].dtype, check)
+        name = layer.outputs[0]
+        value = self.file.load(layer.attributes["weights"], self.stored[name].dtype, check)
+        return value.to(TORCH[self.network.tensors[name].dtype])
+
+
+def widened(network: Network) -> Network:
+    """The same network with float32 in the place of 16-bit floats."""
+    tensors = {name: replace(tensor, dtype=WIDE.get(tensor.dtype, tensor.dtype)) for name, tensor in network.tensors.items()}
+    layers = [
+        replace(layer, attributes={**layer.attributes, "to_type": WIDE[target]})
+        if (target := layer.attributes.get("to_type")) in WIDE
+        else layer
+        for layer in network.layers
+    ]
+    return replace(network, tensors=tensors, layers=layers)
 
 
 def _is_known(layer: Layer) -> bool:

@@ -3,7 +3,9 @@
 Run as a program, this file is the child: `python -m suture.core.network.parse [PLUGIN_LIBRARY ...]`.
 """
 
+import atexit
 import contextlib
+import functools
 import os
 import pickle
 import signal
@@ -23,7 +25,18 @@ from suture.core.network.description import Network, Refusal
 from suture.core.network.walk import LARGE, NO_TENSORRT, NoTensorRT, Refused, describe, load_plugins
 from suture.core.weights import weights_root
 
-__all__ = ["LARGE", "NO_TENSORRT", "NoTensorRT", "Parser", "ParserDied", "ParserRefused", "Refused", "describe", "parse"]
+__all__ = [
+    "LARGE",
+    "NO_TENSORRT",
+    "NoTensorRT",
+    "Parser",
+    "ParserDied",
+    "ParserRefused",
+    "Refused",
+    "describe",
+    "parse",
+    "shared_parser",
+]
 LENGTH = 8  # bytes in front of each message
 
 
@@ -53,6 +66,14 @@ def parse(model: Path, graph: onnx.ModelProto | None = None, plugins: Sequence[P
         return parser.parse(model, graph)
 
 
+@functools.cache
+def shared_parser() -> "Parser":
+    """One for all files that this process has read, its child ended with it: loading TensorRT takes longer than most files."""
+    parser = Parser()
+    atexit.register(parser.close)
+    return parser
+
+
 class Parser:
     """The parser in one child process for any number of files; after one that kills it, the next starts another."""
 
@@ -64,15 +85,19 @@ class Parser:
         return self
 
     def __exit__(self, *error) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the child, if there is one."""
         self._end()
 
-    def parse(self, model: Path, graph: onnx.ModelProto | None = None) -> Network:
-        """As the function `parse`."""
+    def parse(self, model: Path, graph: onnx.ModelProto | None = None, root: Path | None = None) -> Network:
+        """As the function `parse`. `root`: the folder of the graph's weights, where that is not the file's."""
         data = model.read_bytes() if graph is None else graph.SerializeToString()
-        stdin, stdout = _pipes(self.child or self._start())
+        stdin, stdout = _pipes(self.start())
         answer = None
         try:
-            _send(stdin, (data, model, weights_root(model)))
+            _send(stdin, (data, model, weights_root(model) if root is None else root))
             answer = _receive(stdout)
         except BrokenPipeError:
             pass
@@ -89,7 +114,10 @@ class Parser:
             raise ParserRefused(model, answer)
         return answer
 
-    def _start(self) -> subprocess.Popen:
+    def start(self) -> subprocess.Popen:
+        """The child, started if there is none, and not waited for: loading TensorRT takes a while."""
+        if self.child is not None:
+            return self.child
         self.said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed with the child)
         self.child = subprocess.Popen(
             child.command("suture.core.network.parse", *self.plugins),

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import shape_inference
+from onnx import TensorProto, numpy_helper, shape_inference
 from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_dtype, get_onnx_tensor_shape
 
 from suture.core.onnx_checks import onnx_refusals
 from suture.core.signature import find_signature
-from suture.core.tensors import embed_small
+from suture.core.tensors import embed_small, every_tensor
 from suture.core.weights import load_graph, weights_root
 from suture.surgery.graph import Graph
 from suture.surgery.graph.branches import take
@@ -22,6 +22,7 @@ from suture.surgery.graph.repairs import mend
 from suture.surgery.shapes.foreign_shapes import declare_shapes
 
 IR_VERSION = 11
+BYTES = (TensorProto.UINT8, TensorProto.INT8, TensorProto.BOOL)
 PRODUCER = "suture.surgery"  # export is another
 
 
@@ -74,6 +75,9 @@ def inner_model(graph: Graph) -> onnx.ModelProto:
     model.producer_name = PRODUCER
     model.ir_version = max(model.ir_version, IR_VERSION)
     onnx.helper.set_model_props(model, graph.metadata)
+    for tensor in every_tensor(model):
+        if tensor.int32_data and tensor.data_type in BYTES:  # of which TensorRT's parser takes every byte for a number
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
     taken, seen = {node.name for node in model.graph.node}, Counter()
     for node in model.graph.node:  # onnxruntime takes no two names alike
         name = node.name

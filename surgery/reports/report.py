@@ -66,6 +66,7 @@ class Report:
     unfused: list[dict[str, str]] = field(default_factory=list)
     signature: dict[str, list[dict]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    proof: dict | None = None  # as suture.core.proof.verdict has it; None where nobody asked
 
     def count(self, stage: str, graph: Graph) -> None:
         ops = Counter(f"{node.domain}::{node.op}" if node.domain else node.op for node in graph.gs.nodes)

@@ -5,13 +5,15 @@ Also compares with the graph as it was read, so that errors which each pass keep
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
 
+from suture.core.proof.differences import first_difference, relative_error
+from suture.core.proof.steps import ALPHAS, LAST, Runner, Step, Unrunnable
 from suture.core.signature import LOGITS, Signature
 from suture.core.tolerances import BFLOAT16, FLOAT, between_sessions
 from suture.surgery.graph import Graph, files
@@ -20,7 +22,6 @@ from suture.surgery.passes import Pass
 from suture.surgery.plan import Plan
 from suture.surgery.reports.report import Verdict
 from suture.surgery.runner import apply
-from suture.surgery.verification.steps import ALPHAS, LAST, STEPS, Runner, Step, Unrunnable
 
 
 @dataclass
@@ -50,7 +51,7 @@ class State:
     def outputs(self) -> dict[Step, dict[str, np.ndarray]]:
         """Of each step that fits. Raises Unrunnable."""
         runner = self.runner()
-        steps = [step for step in STEPS if runner.fits(step) and self._takes(step)]
+        steps = runner.all_fitting()
         if not steps:
             raise Unrunnable("its fixed sizes leave room for none of the steps")
         return {step: runner.read(step) for step in steps}
@@ -59,13 +60,6 @@ class State:
         """The graph in onnxruntime, with these tensors as outputs, too. Raises Unrunnable."""
         model = onnx.ModelProto.FromString(self.model.SerializeToString())
         return Runner(model, self.signature, under_one_root(model, self.root, self.added), extra, self.alphas)
-
-    def _takes(self, step: Step) -> bool:
-        """GroupQueryAttention writes a row's tokens right after its valid ones, where Concat writes after padding; over a
-        static cache onnxruntime's takes several tokens a step for one row only."""
-        if not any(node.op_type == "GroupQueryAttention" for node in self.model.graph.node):
-            return True
-        return (step.new == 1 or len(step.counts) == 1) if self.signature.static else step.even
 
 
 class ChangedOutput(Exception):
@@ -128,7 +122,7 @@ def compare(name: str, reference: State, before: State, after: State) -> float:
         gone = expected.keys() - found.keys() - ({LOGITS} if LAST in found else set())
         if gone:
             raise ChangedOutput(name, reference, before, after, f"the output {min(gone)} is gone")
-        errors = {output: _error(values, found[output]) for output, values in expected.items() if output in found}
+        errors = {output: relative_error(values, found[output]) for output, values in expected.items() if output in found}
         output = max(errors, key=errors.get)
         if not errors[output] <= tolerance:
             what = (
@@ -200,39 +194,9 @@ def _limited(before: State, each: Pass, limit: int | None, folder: Path | None) 
 def _where(before: State, after: State, step: Step, tolerance: float) -> str:
     """The first tensor, in the order of computation, that both graphs compute, under the same name, and differently."""
     known = {name for node in before.model.graph.node for name in node.output}
-    nodes = {name: node for node in after.model.graph.node for name in node.output if name and name in known}
     ends = {value.name for value in after.model.graph.output}
-    extra = tuple(name for name in nodes if name not in ends)
-    try:
-        values = [state.runner(extra).run(step) for state in (before, after)]
-    except Unrunnable as reason:
-        return f"where is not known: {reason}"
-    for name, node in nodes.items():
-        expected, found = (_valid(each[name], step) for each in values)
-        if expected is not None and found is not None and expected.shape == found.shape:
-            error = _error(expected, found)
-            if not error <= tolerance:
-                return f"first at the {node.op_type} {node.name or '(no name)'}, whose output {name} differs by {error:.1e}"
-    return "no tensor inside that both graphs name alike shows it"
 
+    def run(state: State, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        return state.runner(tuple(name for name in names if name not in ends)).run(step)
 
-def _valid(values: np.ndarray, step: Step) -> np.ndarray | None:
-    """The rows of a tensor inside that belong to tokens; None where there is padding and no telling."""
-    new = step.valid[:, step.cached :]
-    if values.dtype.kind not in "fiub" or step.even:
-        return values if values.dtype.kind in "fiub" else None
-    if values.shape[:2] == new.shape:
-        return values[new]
-    return values[new.ravel()] if values.ndim and values.shape[0] == new.size else None
-
-
-def _error(expected: np.ndarray, found: np.ndarray) -> float:
-    """The largest difference as part of the largest value; infinite where the shapes or what is a number differ."""
-    if expected.shape != found.shape:
-        return float("inf")
-    expected, found = expected.astype(np.float64), found.astype(np.float64)
-    finite = np.isfinite(expected)
-    if not np.array_equal(finite, np.isfinite(found)):
-        return float("inf")
-    difference = np.abs(expected[finite] - found[finite]).max(initial=0.0)
-    return float(difference / (np.abs(expected)[finite].max(initial=0.0) or 1.0))
+    return first_difference(after.model.graph, known, (partial(run, before), partial(run, after)), step, tolerance)

@@ -1,0 +1,142 @@
+"""Two of validate's reports: what changed between them, and what of it became worse."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from suture.core.command import DONE, FOUND_DIFFERENCE
+from suture.core.errors import UserError
+from suture.core.junit import Case, write_junit
+from suture.core.proof.verdict import DIFFERENT, FAILED, NOT_RUN, PASSED
+from suture.core.reader import read_json
+from suture.validate.options import STDOUT, Options
+from suture.validate.results import check_targets
+
+ORDER = (FAILED, DIFFERENT, NOT_RUN, PASSED)  # from worst to best
+GROWN = 2.0  # by which an error has grown for more than another rounding
+HEAVIER = 1.01  # by which bytes have
+
+
+@dataclass(frozen=True)
+class Change:
+    """`before` and `after`: as they are shown; None for what one report has not."""
+
+    what: str
+    before: str | None
+    after: str | None
+    worse: bool
+
+
+def compare_reports(first: Path, second: Path, options: Options) -> int:
+    """Shows what changed. Returns the exit status: that of a difference where something became worse. Raises UserError for
+    what is no report of validate's."""
+    paths = [_path(first), _path(second)]
+    check_targets(options, paths)
+    before, after = map(_read, paths)
+    changes = list(changed(before, after))
+    worse = [change for change in changes if change.worse]
+    found = {
+        "before": str(paths[0]),
+        "after": str(paths[1]),
+        "worse": len(worse),
+        "changes": [asdict(each) for each in changes],
+    }
+    text = json.dumps(found, indent=2) + "\n"
+    if options.json == STDOUT:
+        sys.stdout.write(text)
+    elif options.json is not None:
+        options.json.write_text(text, encoding="utf-8")
+    if options.junit is not None:
+        cases = [Case("reports", each.what, (f"{each.before} before, {each.after} now",) * each.worse) for each in changes]
+        write_junit(f"suture compare {first} {second}", cases or [Case("reports", "nothing changed")], options.junit)
+    if options.json != STDOUT:
+        _show(changes)
+        print(f"compare: {len(changes)} changes, {len(worse)} for the worse")
+    return FOUND_DIFFERENCE if worse else DONE
+
+
+def changed(before: dict, after: dict) -> Iterator[Change]:
+    """Levels and their errors, engines' bytes and kernels, and versions."""
+    levels = [{_title(level): level for level in report["levels"]} for report in (before, after)]
+    for title in dict.fromkeys([*levels[0], *levels[1]]):
+        yield from _level(title, *(side.get(title) for side in levels))
+    engines = [{part["name"]: part.get("engine") or {} for part in report.get("parts", [])} for report in (before, after)]
+    for name in dict.fromkeys([*engines[0], *engines[1]]):
+        yield from _engine(name, *(side.get(name, {}) for side in engines))
+    known = [report.get("versions", {}) for report in (before, after)]
+    for name in sorted({*known[0], *known[1]}):
+        old, new = (side.get(name) for side in known)
+        if old != new:
+            yield Change(f"version of {name}", old and old[:12], new and new[:12], False)
+
+
+def _level(title: str, old: dict | None, new: dict | None) -> Iterator[Change]:
+    statuses = [level["status"] if level else None for level in (old, new)]
+    if statuses[0] != statuses[1]:
+        ranks = [ORDER.index(status) if status in ORDER else ORDER.index(NOT_RUN) for status in statuses]
+        yield Change(title, *statuses, ranks[1] < ranks[0])
+    errors = [_worst(level) for level in (old, new)]
+    if None not in errors and errors[0] != errors[1]:
+        worse = errors[1] > GROWN * errors[0] and statuses == [PASSED, PASSED]
+        yield Change(f"{title}: worst error", *(f"{error:.1e}" for error in errors), worse)
+
+
+def _engine(name: str, old: dict, new: dict) -> Iterator[Change]:
+    numbers = [_numbers(engine) for engine in (old, new)]
+    for what in dict.fromkeys([*numbers[0], *numbers[1]]):
+        a, b = (side.get(what) for side in numbers)
+        if a != b:
+            limit = 1.0 if what.startswith("kernels") else HEAVIER
+            yield Change(f"{name}: {what}", *(None if each is None else f"{each:,}" for each in (a, b)),
+                         a is not None and b is not None and b > limit * a)  # fmt: skip
+
+
+def _numbers(engine: dict) -> dict[str, int]:
+    found = {"bytes of the engine": engine["engine_bytes"]} if engine.get("engine_bytes") is not None else {}
+    for profile in engine.get("profiles", []):
+        if profile.get("kernels") is not None:
+            found[f"kernels in {profile['name']}"] = profile["kernels"]
+        if profile.get("total_bytes") is not None:
+            found[f"bytes moved in {profile['name']}"] = profile["total_bytes"]
+    return found
+
+
+def _title(level: dict) -> str:
+    return f"level {level['number']}, {level['title']}" if level["number"] else level["title"]
+
+
+def _worst(level: dict | None) -> float | None:
+    worst = ((level or {}).get("comparison") or {}).get("worst") or {}
+    return worst.get("error")
+
+
+def _path(path: Path) -> Path:
+    """The report's file: of a pipeline's folder, of validate's, or itself."""
+    known = [path / "validate" / "report.json", path / "report.json"]
+    return next((file for file in known if file.is_file()), known[0]) if path.is_dir() else path
+
+
+def _read(path: Path) -> dict:
+    report = read_json(path)
+    try:
+        usable = all({"number", "title", "status"} <= set(level) for level in report["levels"]) and bool(report["levels"])
+    except (TypeError, LookupError, AttributeError):
+        usable = False
+    if not usable:
+        raise UserError(path, "is no report of validate's", "name its report.json, or the folder that has it")
+    return report
+
+
+def _show(changes: list[Change]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("", "before", "now", ""):
+        table.add_column(heading, overflow="fold")
+    for each in sorted(changes, key=lambda each: not each.worse):
+        style = "bold red" if each.worse else None
+        table.add_row(each.what, each.before or "-", each.after or "-", "worse" if each.worse else "", style=style)
+    Console().print(table)
