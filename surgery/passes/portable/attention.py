@@ -9,6 +9,7 @@ applies stays a bias: what it means is for later passes.
 """
 
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -138,12 +139,12 @@ def _over_rows(graph: Graph, mask: gs.Tensor, query: gs.Tensor, of_tokens: bool)
     """A mask that is the same for all rows of the query, once for each: onnxruntime broadcasts it over batch and heads alone,
     and TensorRT takes none of three dimensions. Rows that are not the step's tokens may have one in common, whatever the
     mask's are called."""
-    need(rank(mask) is None or rank(mask) in (2, 3, 4), f"what is added to the scores has rank {rank(mask)}")
+    need(rank(mask) in (2, 3, 4), f"what is added to the scores has rank {rank(mask)}")
     need(static_dim(mask, -1) != 1, "what is added to the scores is the same for all slots, which Attention does not take")
     if rank(mask) == 3:
         mask = graph.new("Unsqueeze", [mask, graph.int64([0])], shape=[1, *mask.shape])
     known = static_dim(mask, -2), static_dim(query, 2)
-    if rank(mask) is None or known[0] == known[1] is not None or (known[0] != 1 and (of_tokens or known[1] is None)):
+    if known[0] == known[1] is not None or (known[0] != 1 and (of_tokens or known[1] is None)):
         return mask
     steps = graph.new("Shape", [query], {"start": 2, "end": 3}, dtype=np.int64, shape=[1])
     parts = [graph.int64([1] * (rank(mask) - 2)), steps, graph.int64([1])][rank(mask) == 2 :]
@@ -290,9 +291,17 @@ def _both(graph: Graph, first: gs.Tensor, second: gs.Tensor) -> gs.Tensor:
     need(onnx_type(second) != BOOL, "two boolean masks apply")
     if onnx_type(first) == BOOL:
         lowest = masked_out(graph, onnx_type(second))
-        return graph.new("Where", [first, second, lowest], dtype=onnx_type(second))
+        return graph.new("Where", [first, second, lowest], dtype=onnx_type(second), shape=_broadcast(first, second))
     need(onnx_type(first) == onnx_type(second), "two masks of different types are added")
-    return graph.new("Add", [first, second])
+    return graph.new("Add", [first, second], shape=_broadcast(first, second))
+
+
+def _broadcast(first: gs.Tensor, second: gs.Tensor) -> list | None:
+    """The shape of two tensors together; None for a size that is known of neither, or where a rank is not known."""
+    if rank(first) is None or rank(second) is None:
+        return None
+    sizes = zip_longest(reversed(first.shape), reversed(second.shape), fillvalue=1)
+    return [b if a == 1 else a if b in (1, a) else None for a, b in sizes][::-1]
 
 
 def _unscaled(graph: Graph, tensor: gs.Tensor) -> tuple[gs.Tensor, float]:
