@@ -135,6 +135,14 @@ def test_what_is_misread_is_named_before_it_is_compared(operator, tmp_path):
     assert [(error.kind, error.where.split()[0]) for error in result.errors] == [("misread", operator)]
 
 
+def test_bytes_in_int32_data_are_misread(tmp_path):
+    model = parsed("(float[6] x) => (float[6] y) { c = Cast<to = 1>(w) y = Mul(c, x) }")
+    model.graph.initializer.append(helper.make_tensor("w", onnx.TensorProto.UINT8, [6], [1, 0, 1, 1, 0, 1]))
+    result = check(save(model, tmp_path, "model"))
+    assert result.status == 1
+    assert [error.where for error in result.errors] == ["tensor w"]
+
+
 def test_double_is_a_warning(tmp_path):
     result = check(save(parsed("(double[N,4] x) => (double[N,4] y) { y = Relu(x) }"), tmp_path, "model"))
     assert {finding.severity for finding in result.findings if "DOUBLE" in finding.what} == {"warning"}

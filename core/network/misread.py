@@ -1,4 +1,4 @@
-"""Nodes that TensorRT's parser takes for something else than ONNX means, without a word: found by their attributes.
+"""Nodes and tensors that TensorRT's parser takes for something else than ONNX means, without a word: found by what they say.
 
 docs/node_tests.md has the cases that show them.
 """
@@ -8,9 +8,13 @@ from collections.abc import Iterator
 import onnx
 
 from suture.core.findings import Finding
+from suture.core.tensors import every_tensor, misplaced
 
 
 def misread(model: onnx.ModelProto) -> Iterator[Finding]:
+    for tensor in filter(misplaced, every_tensor(model)):
+        what = "the parser reads its 8-bit values, which lie in int32_data, four times too far apart"
+        yield Finding("error", f"tensor {tensor.name}", what, "store them as raw_data (surgery does)")
     for node in _nodes(model.graph):
         given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
         for severity, what, remedy in _of(node, given):
