@@ -6,10 +6,12 @@ float16 and float32 where an operator takes one type          →  a Cast, as to
                                                                  the result; else a number follows the tensor beside it,
                                                                  and of two tensors the narrower one is widened
 an output of another type than it is declared                 →  a Cast
+an empty constant in a Concat, along its empty axis           →  left out: onnxruntime looks at none of its other sizes, by
+                                                                 which inference would fix those of the result
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
@@ -28,6 +30,7 @@ def mend(model: ModelProto, where: object) -> list[str]:
         if node.domain == MICROSOFT and node.op_type in GENERATION:
             what = f"{MICROSOFT}.{node.op_type} {node.name} generates inside the graph, around a decoder of its own"
             raise UserError(where, what, "give the decoder, and generate outside")
+    _leave_out_empty(model.graph)
     return [*_imports(model, nodes, where), *_node_names(nodes), *_types(model)]
 
 
@@ -37,6 +40,24 @@ def _every_node(graph: GraphProto) -> Iterator[NodeProto]:
         for attribute in node.attribute:
             for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
                 yield from _every_node(inner)
+
+
+def _leave_out_empty(graph: GraphProto) -> None:
+    sizes = {tensor.name: tensor.dims for tensor in graph.initializer}
+    sizes |= {node.output[0]: each.t.dims for node in graph.node if node.op_type == "Constant" for each in node.attribute}
+    for node in graph.node:
+        if node.op_type != "Concat" or node.domain not in STANDARD:
+            continue
+        axis = next((each.i for each in node.attribute if each.name == "axis"), 0)
+        kept = [name for name in node.input if name not in sizes or not _empty(sizes[name], axis)]
+        if kept:
+            node.input[:] = kept
+        elif len(node.input) == 1:
+            sizes[node.output[0]] = sizes[node.input[0]]
+
+
+def _empty(dims: Sequence[int], axis: int) -> bool:
+    return -len(dims) <= axis < len(dims) and dims[axis] == 0
 
 
 def _imports(model: ModelProto, nodes: list[NodeProto], where: object) -> list[str]:
