@@ -195,6 +195,21 @@ def test_indices_masks_and_types_are_valid():
     assert uses_of_inputs(encoder())["ids"].below == 11
 
 
+def test_a_fixed_batch_is_that_of_all_inputs():
+    """Whichever input fixes it: of one that is called nothing known, too."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 11, opset_import: ["": 23]> g (int64[B, S] input_ids, float[1, 2, P, 4] past_k_0, float[1, 2, P, 4] past_v_0,
+        float[N, 1] other) => (float[B, S, 8] logits, float[1, 2, T, 4] present_k_0, float[1, 2, T, 4] present_v_0)
+        <float[4, 8] table> {
+        x = Gather(table, input_ids)
+        logits, present_k_0, present_v_0 = Attention<q_num_heads = 2, kv_num_heads = 2>(x, x, x, , past_k_0, past_v_0)
+    }"""
+    )
+    found = make_feeds(model)
+    assert [feeds.name for feeds in found] == ["prompt", "chunk", "decode"]
+    assert {values.shape[0] for feeds in found for values in feeds.values.values()} == {1}
+
+
 def test_each_shape_of_a_range_is_checked(tmp_path):
     shapes = {"ids": ShapeRange((1, 1), (2, 8), (4, 16))}
     result = check(save(encoder(), tmp_path, "model"), shapes=shapes)

@@ -1,13 +1,14 @@
-"""Over a static cache: the slot of each token of a step, and biases between tokens and slots."""
+"""Over a static cache: the slot of each token of a step, and biases between tokens and slots; of two masks one."""
 
 from dataclasses import replace
+from itertools import zip_longest
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from suture.core.signature import SEQUENCE_LENGTHS
-from suture.surgery.graph import Graph
+from suture.surgery.graph import Graph, need, onnx_type, rank
 
 # What is added to the score of a slot that does not count. Finite, so that a sum with a score stays finite and a row that sees
 # nothing is no NaN; below any score of its type, far enough that exp(score + HIDDEN - best) is 0.
@@ -80,3 +81,29 @@ def causal_bias(
         added = graph.new("Mul", [distance, weights], name="bias/alibi", dtype=dtype)
     shape = ["batch", 1 if slopes is None else len(slopes), "sequence", past.shape[2]]
     return graph.new("Where", [visible, added, masked_out(graph, dtype)], name="bias/bias", dtype=dtype, shape=shape)
+
+
+def both(graph: Graph, first: gs.Tensor, second: gs.Tensor | None) -> gs.Tensor:
+    """What is hidden and added, of two masks or one: boolean ones hide where either does, or what the other adds. A slot that
+    one hides stays hidden whatever the other adds."""
+    if second is None:
+        return first
+    shape, (hiding, adding) = (
+        _broadcast(first, second),
+        [[mask for mask in (first, second) if (onnx_type(mask) == TensorProto.BOOL) is boolean] for boolean in (True, False)],
+    )
+    if len(hiding) == 2:
+        return graph.new("And", hiding, dtype=np.bool_, shape=shape)
+    if hiding:
+        lowest = masked_out(graph, onnx_type(adding[0]))
+        return graph.new("Where", [hiding[0], adding[0], lowest], dtype=onnx_type(adding[0]), shape=shape)
+    need(onnx_type(first) == onnx_type(second), "two masks of different types are added")
+    return graph.new("Add", [first, second], shape=shape)
+
+
+def _broadcast(first: gs.Tensor, second: gs.Tensor) -> list | None:
+    """The shape of two tensors together; None for a size that is known of neither, or where a rank is not known."""
+    if rank(first) is None or rank(second) is None:
+        return None
+    sizes = zip_longest(reversed(first.shape), reversed(second.shape), fillvalue=1)
+    return [b if a == 1 else a if b in (1, a) else None for a, b in sizes][::-1]

@@ -9,7 +9,6 @@ applies stays a bias: what it means is for later passes.
 """
 
 from dataclasses import dataclass
-from itertools import zip_longest
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -27,7 +26,7 @@ from suture.surgery.graph import (
     static_dim,
     through,
 )
-from suture.surgery.masks.mask_builders import masked_out
+from suture.surgery.masks.mask_builders import both
 from suture.surgery.rows import of_tokens
 
 BOOL = 9
@@ -204,11 +203,11 @@ def _scores(graph: Graph, tensor: gs.Tensor) -> Scores | None:
             tensor = node.inputs[0]  # clamps the mask's -inf
         elif op == "Where" and _leads_to_product(graph, node.inputs[1]):
             need(_least(graph, node.inputs[2]), "masked scores are set to something that still counts")
-            mask, tensor = _both(graph, node.inputs[0], mask), node.inputs[1]
+            mask, tensor = both(graph, node.inputs[0], mask), node.inputs[1]
         elif op == "Where" and _leads_to_product(graph, node.inputs[2]):
             need(_least(graph, node.inputs[1]), "masked scores are set to something that still counts")
             seen = graph.new("Not", [node.inputs[0]], shape=node.inputs[0].shape)
-            mask, tensor = _both(graph, seen, mask), node.inputs[2]
+            mask, tensor = both(graph, seen, mask), node.inputs[2]
         elif op == "Add":
             leads = [_leads_to_product(graph, operand) for operand in node.inputs]
             if sum(leads) != 1:
@@ -217,7 +216,7 @@ def _scores(graph: Graph, tensor: gs.Tensor) -> Scores | None:
             bias = _with_heads(graph, other_input(node, tensor), heads)
             if scale != 1.0:
                 bias = graph.new("Mul", [bias, graph.number(scale, onnx_type(bias))], shape=bias.shape)
-            mask = _both(graph, bias, mask)
+            mask = both(graph, bias, mask)
         else:
             return None
     return None
@@ -283,32 +282,6 @@ def _leads_to_product(graph: Graph, tensor: gs.Tensor) -> bool:
         else:
             return False
     return False
-
-
-def _both(graph: Graph, first: gs.Tensor, second: gs.Tensor | None) -> gs.Tensor:
-    """What is hidden and added, of two masks or one: boolean ones hide where either does, or what the other adds. A slot that
-    one hides stays hidden whatever the other adds."""
-    if second is None:
-        return first
-    shape, (hiding, adding) = (
-        _broadcast(first, second),
-        [[mask for mask in (first, second) if (onnx_type(mask) == BOOL) is boolean] for boolean in (True, False)],
-    )
-    if len(hiding) == 2:
-        return graph.new("And", hiding, dtype=np.bool_, shape=shape)
-    if hiding:
-        lowest = masked_out(graph, onnx_type(adding[0]))
-        return graph.new("Where", [hiding[0], adding[0], lowest], dtype=onnx_type(adding[0]), shape=shape)
-    need(onnx_type(first) == onnx_type(second), "two masks of different types are added")
-    return graph.new("Add", [first, second], shape=shape)
-
-
-def _broadcast(first: gs.Tensor, second: gs.Tensor) -> list | None:
-    """The shape of two tensors together; None for a size that is known of neither, or where a rank is not known."""
-    if rank(first) is None or rank(second) is None:
-        return None
-    sizes = zip_longest(reversed(first.shape), reversed(second.shape), fillvalue=1)
-    return [b if a == 1 else a if b in (1, a) else None for a, b in sizes][::-1]
 
 
 def _unscaled(graph: Graph, tensor: gs.Tensor) -> tuple[gs.Tensor, float]:
