@@ -95,6 +95,17 @@ def test_every_refusal_is_named_with_origin_and_advice(tmp_path):
     assert result.all_read
 
 
+def test_refusals_of_the_whole_graph_carry_advice(tmp_path):
+    model = parsed("(float[6] x) => (float[6] y) { c = Cast<to = 1>(w) y = Mul(c, x) }")
+    model.graph.initializer.append(helper.make_tensor("w", onnx.TensorProto.INT16, [6], [1] * 6))
+    deep = parsed("(float[1,1,1,1,1,1,1,1,2] x) => (float[1,1,1,1,1,1,1,1,2] y) { y = Neg(x) }")
+    typed = parsed("(uint16[6] x) => (float[6] y) { y = Cast<to = 1>(x) }")
+    for graph, said in ((model, "store it as float32"), (deep, "eight at most"), (typed, "cast to float32")):
+        (refusal,) = check(save(graph, tmp_path, "model")).refusals
+        assert str(refusal).startswith("graph as a whole")
+        assert said in str(refusal)
+
+
 def test_refusals_of_importing_come_one_after_the_other(tmp_path):
     """The parser stops at each of them; each is cut out and the rest read again."""
     text = "(float[2,3,4] x, int64[1] a, int64[1] b) => (float[M,N,O] y) { p = ReduceSum(x, a) q = Neg(p) y = ReduceSum(q, b) }"
