@@ -324,10 +324,15 @@ def _joined_before(graph: Graph, key_T: gs.Tensor, joined: gs.Node) -> gs.Tensor
     parts = [_untransposed(graph, part) for part in joined.inputs]
     if any(part is None for part in parts):
         return None
-    key = graph.new("Concat", parts, {"axis": 2}, name=joined.name, dtype=onnx_type(key_T), shape=_swapped(key_T))
-    for node in list(key_T.outputs):
-        if op_of(node) == "Transpose" and list(node.attrs.get("perm", [])) == [0, 1, 3, 2]:
-            graph.redirect(node.outputs[0], key)
+    back = [node.outputs[0] for node in key_T.outputs if op_of(node) == "Transpose" and node.attrs.get("perm") == [0, 1, 3, 2]]
+    key = next((tensor for tensor in back if graph.is_output(tensor)), None)  # a cache is to be joined by one Concat
+    if key is None:
+        key = graph.new("Concat", parts, {"axis": 2}, name=joined.name, dtype=onnx_type(key_T), shape=_swapped(key_T))
+    else:
+        graph.replace(key, "Concat", parts, {"axis": 2}, name=joined.name)
+    for tensor in back:
+        if tensor is not key:
+            graph.redirect(tensor, key)
     return key
 
 
