@@ -112,7 +112,7 @@ def packed_attention(c: Canvas):
     inputs = [x, c.weight(16, sum(sizes) if sizes else 3 * width, scale=0.3)]
     bias, past = c.chance(0.8), c.chance(0.2)
     inputs.append(c.weight(sum(sizes) if sizes else 3 * width) if bias else "")
-    mask = c.pick("", "rows", "rows", "slots", "lengths")
+    mask = c.pick("", "rows", "rows", "slots", "lengths", "ends")
     total = "S"
     if past:
         mask, sizes = "", None
@@ -121,6 +121,11 @@ def packed_attention(c: Canvas):
     kinds = {"rows": ("B", total), "slots": ("B", "S", total), "lengths": ("B",)}
     if mask == "lengths":
         inputs.append(c.axes_op("ReduceSum", c.input("B", "S", kind="prefix"), [1], keepdims=0))
+    elif mask == "ends":
+        first = c.axes_op("ReduceSum", c.input("B", "S", kind="prefix"), [1], keepdims=0)
+        one = c.op("Sub", first, first)
+        last = c.op("Concat", first, one, axis=0) if c.chance() else c.op("Identity", first)
+        inputs.append(c.op("Identity", last))
     elif mask:
         inputs.append(c.op("Cast", c.input(*kinds[mask], kind="mask"), to=TensorProto.INT32))
     elif past:

@@ -347,7 +347,7 @@ STANDARD: dict[str, Drawing] = {
     **{op: binary(op) for op in ("Add", "Mul", "Sub")},
     "Div": binary("Div", "positive"),
     "And": binary("And", "bool", BOOL),
-    **{op: binary(op, result=BOOL) for op in ("Less", "LessOrEqual")},
+    **{op: binary(op, result=BOOL) for op in ("Equal", "Less", "LessOrEqual")},
     "Max": variadic("Max"),
     "Pow": power,
     "Where": where,
