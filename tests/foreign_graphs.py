@@ -25,6 +25,7 @@ class Row:
     kept: str = ""
     branch: str | None = None
     parsed: bool = True  # whether TensorRT's parser takes it
+    run: bool = True  # whether onnxruntime runs it on made-up inputs, so that TensorRT's network can be held against it
 
 
 LLAMA = {"Attention": 2, "RMSNormalization": 5, "Swish": 2, "RotaryEmbedding": 4}
@@ -74,7 +75,9 @@ OTHERS = {
     "op_attention_is_causal": Row({"Attention": 1}),
     "op_attention_softcap": Row({"Attention": 1}),
     "phi35_vision_attention": Row({"Attention": 1, "LayerNormalization": 2}),
-    "polygraphy_attention_head": Row(kept="its batch and sequence are the other way round: batch of keys is the heads'"),
+    "polygraphy_attention_head": Row(
+        kept="its batch and sequence are the other way round: batch of keys is the heads'", run=False
+    ),
     "qdq_conv": Row(kept="TensorRT takes no uint8", parsed=False),
     "residual_block": Row(),
     "whisper_decoder_attention_with_past": Row({"Attention": 2, "LayerNormalization": 3, "Gelu": 1}),
