@@ -143,7 +143,8 @@ def find_signature(
     outputs = {value.name: value for value in model.graph.output}
     flow = grown(model.graph)
     pasts = [n for n, value in inputs.items() if _is_cache(value, past_pattern, flow)]
-    presents = [n for n, value in outputs.items() if _is_kept(value) and n != LOGITS]
+    unshaped = [n for n, value in outputs.items() if not value.type.tensor_type.HasField("shape") and n in flow.values()]
+    presents = [n for n, value in outputs.items() if (_is_kept(value) or n in unshaped) and n != LOGITS]
     if past_pattern is None and not any(past in flow for past in pasts):
         pasts = []  # nothing grows, so there is no cache, whatever inputs are called
     elif past_pattern is None:

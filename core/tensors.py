@@ -15,6 +15,8 @@ from suture.core import dtypes, reader
 from suture.core.errors import UserError
 
 UNSIZED = (TensorProto.UNDEFINED, TensorProto.STRING)  # an element has no number of bytes
+BYTES = (TensorProto.UINT8, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2,
+         TensorProto.FLOAT8E5M2FNUZ, TensorProto.FLOAT8E8M0)  # fmt: skip
 EMBEDDED = 1024  # bytes; what onnx itself leaves in the graph, where it saves weights beside it
 KEPT_INSIDE = "keep weights below the model's own folder"
 
@@ -107,6 +109,20 @@ def embed_small(model: onnx.ModelProto, where: Path, root: Path) -> None:
             tensor.raw_data = content
             tensor.data_location = TensorProto.DEFAULT
             del tensor.external_data[:]
+
+
+def misplaced(tensor: TensorProto) -> bool:
+    """Whether TensorRT's parser reads other values: of 8-bit types it takes int32_data, where each element has four bytes, for
+    one byte each (TensorRT-RTX 1.7; signed ones and booleans it reads right)."""
+    return tensor.data_type in BYTES and tensor.data_location != TensorProto.EXTERNAL and any(tensor.int32_data[1:])
+
+
+def to_raw(model: onnx.ModelProto) -> None:
+    """Puts values of 8-bit types into raw_data, which every reader takes for the same."""
+    for tensor in every_tensor(model):
+        if tensor.data_type in BYTES and tensor.int32_data:
+            tensor.raw_data = bytes(value & 0xFF for value in tensor.int32_data)
+            del tensor.int32_data[:]
 
 
 def inside(root: Path, location: str, where: Path) -> Path:

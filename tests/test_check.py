@@ -95,6 +95,17 @@ def test_every_refusal_is_named_with_origin_and_advice(tmp_path):
     assert result.all_read
 
 
+def test_refusals_of_the_whole_graph_carry_advice(tmp_path):
+    model = parsed("(float[6] x) => (float[6] y) { c = Cast<to = 1>(w) y = Mul(c, x) }")
+    model.graph.initializer.append(helper.make_tensor("w", onnx.TensorProto.INT16, [6], [1] * 6))
+    deep = parsed("(float[1,1,1,1,1,1,1,1,2] x) => (float[1,1,1,1,1,1,1,1,2] y) { y = Neg(x) }")
+    typed = parsed("(uint16[6] x) => (float[6] y) { y = Cast<to = 1>(x) }")
+    for graph, said in ((model, "store it as float32"), (deep, "eight at most"), (typed, "cast to float32")):
+        (refusal,) = check(save(graph, tmp_path, "model")).refusals
+        assert str(refusal).startswith("graph as a whole")
+        assert said in str(refusal)
+
+
 def test_refusals_of_importing_come_one_after_the_other(tmp_path):
     """The parser stops at each of them; each is cut out and the rest read again."""
     text = "(float[2,3,4] x, int64[1] a, int64[1] b) => (float[M,N,O] y) { p = ReduceSum(x, a) q = Neg(p) y = ReduceSum(q, b) }"
@@ -133,6 +144,14 @@ def test_what_is_misread_is_named_before_it_is_compared(operator, tmp_path):
     result = check(save(model, tmp_path, "model"))
     assert result.status == 1
     assert [(error.kind, error.where.split()[0]) for error in result.errors] == [("misread", operator)]
+
+
+def test_bytes_in_int32_data_are_misread(tmp_path):
+    model = parsed("(float[6] x) => (float[6] y) { c = Cast<to = 1>(w) y = Mul(c, x) }")
+    model.graph.initializer.append(helper.make_tensor("w", onnx.TensorProto.UINT8, [6], [1, 0, 1, 1, 0, 1]))
+    result = check(save(model, tmp_path, "model"))
+    assert result.status == 1
+    assert [error.where for error in result.errors] == ["tensor w"]
 
 
 def test_double_is_a_warning(tmp_path):
@@ -185,6 +204,21 @@ def test_indices_masks_and_types_are_valid():
     assert values["mask"].all(axis=1).tolist() == [True, False]
     assert values["mask"].any(axis=1).all()
     assert uses_of_inputs(encoder())["ids"].below == 11
+
+
+def test_a_fixed_batch_is_that_of_all_inputs():
+    """Whichever input fixes it: of one that is called nothing known, too."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 11, opset_import: ["": 23]> g (int64[B, S] input_ids, float[1, 2, P, 4] past_k_0, float[1, 2, P, 4] past_v_0,
+        float[N, 1] other) => (float[B, S, 8] logits, float[1, 2, T, 4] present_k_0, float[1, 2, T, 4] present_v_0)
+        <float[4, 8] table> {
+        x = Gather(table, input_ids)
+        logits, present_k_0, present_v_0 = Attention<q_num_heads = 2, kv_num_heads = 2>(x, x, x, , past_k_0, past_v_0)
+    }"""
+    )
+    found = make_feeds(model)
+    assert [feeds.name for feeds in found] == ["prompt", "chunk", "decode"]
+    assert {values.shape[0] for feeds in found for values in feeds.values.values()} == {1}
 
 
 def test_each_shape_of_a_range_is_checked(tmp_path):

@@ -10,7 +10,10 @@ import pytest
 from foreign_graphs import OTHERS, OWN, PUBLIC, Row, load
 
 from suture.core.errors import UserError
+from suture.core.network.evaluate import Evaluator
+from suture.core.network.inputs import make_feeds
 from suture.core.network.parse import Refused, describe
+from suture.core.network.runner import to_numpy
 from suture.surgery.graph import files
 from suture.surgery.graph.opsets import ADAPTERS, TYPES_ONLY, since
 from suture.surgery.options import Options
@@ -63,7 +66,10 @@ def check(path: Path, row: Row) -> None:
         assert interface(model) == interface(source)
         compare(source, model)
     if row.parsed:
-        describe(files.to_model(lowered).SerializeToString(), path, root)
+        network = describe(files.to_model(lowered).SerializeToString(), path, root)
+        inputs = [each.values for each in make_feeds(model)] if caches else [feeds(source)]
+        compared = compare_network(model, Evaluator(network, "cpu"), inputs)
+        assert bool(compared) == row.run
     else:
         with pytest.raises(Refused):
             describe(files.to_model(lowered).SerializeToString(), path, root)
@@ -98,6 +104,25 @@ def compare(source: onnx.ModelProto, portable: onnx.ModelProto) -> None:
         largest = np.abs(values.astype(np.float64)).max(initial=0) or 1.0
         tolerance = HALF if values.dtype == np.float16 else 1e-5
         assert np.abs(values.astype(np.float64) - found[name].astype(np.float64)).max(initial=0) <= tolerance * largest, name
+
+
+def compare_network(portable: onnx.ModelProto, evaluate: Evaluator, inputs: list[dict[str, np.ndarray]]) -> int:
+    """Of how many sets of inputs, those that onnxruntime runs, the outputs are equal."""
+    compared = 0
+    for given in inputs:
+        try:
+            expected = run(portable, given)
+        except Exception:  # as above
+            continue
+        compared += 1
+        found = evaluate({name: given[name] for name in evaluate.network.inputs})
+        for name, values in expected.items():
+            own = to_numpy(found[name]).astype(np.float64)
+            assert own.shape == values.shape
+            largest = np.abs(values.astype(np.float64)).max(initial=0) or 1.0
+            tolerance = {"f": HALF if values.dtype == np.float16 else 1e-5}.get(values.dtype.kind, 0)
+            assert np.abs(values.astype(np.float64) - own).max(initial=0) <= tolerance * largest, name
+    return compared
 
 
 def run(model: onnx.ModelProto, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -4,15 +4,16 @@ import re
 
 import onnx
 
+from suture.core.traits import MICROSOFT, OTHERS
+
 SURGERY = "surgery writes it as standard operators (python -m surgery)"
 STATIC_SCALES = "quantise with static scales (QuantizeLinear and DequantizeLinear, zero points 0)"
 LOWER = "lower the graph with surgery and build its model.trt.onnx"
 LOWERED = "surgery has lowered this graph and knows no other form of it: change the source there"
 PRODUCER = "suture.surgery"  # that surgery writes into its graphs
 PLUGIN = re.compile(r"plugin.*not found|failed to load|creator", re.IGNORECASE)
-# of these operators in the domain com.microsoft, surgery/contrib has a pass
-IMPORT_CONTRIB = ("GroupQueryAttention", "MultiHeadAttention", "MatMulNBits", "GatherBlockQuantized", "FusedMatMul", "FastGelu",
-           "BiasGelu", "QuickGelu", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "RotaryEmbedding")  # fmt: skip
+# of these operators in the domain com.microsoft, surgery has a pass
+IMPORT_CONTRIB = tuple(op for domain, op in OTHERS if domain == MICROSOFT)
 OPERATORS = {
     "AffineGrid": "write the grid as a MatMul of theta with constant coordinates",
     "BeamSearch": "take the decoder out of it: TensorRT runs one step, the search stays outside",
@@ -35,6 +36,11 @@ MESSAGES = (
     (r"Antialias", "fold it, where its input is a constant; otherwise resize without antialias"),
     (r"zero.?point", STATIC_SCALES),
     (r"convertDtype", "cast to float32, float16, bfloat16, int64, int32 or bool: TensorRT has no such type"),
+    (
+        r"Failed to import initializer",
+        "store it as float32, float16, bfloat16, int64, int32, int8 or bool: TensorRT has no other",
+    ),
+    (r"convertOnnxDims", "merge some of the dimensions: TensorRT takes eight at most"),
     (r"resolve to an initializer|is_weights|resolvedWeights|must be an initializer", "make that input an initializer"),
     (r"duplicate|already", "give each node and tensor a name of its own"),
 )
@@ -48,7 +54,7 @@ def advice(node: onnx.NodeProto | None, operator: str, message: str) -> str | No
     for pattern, remedy in MESSAGES:
         if re.search(pattern, message):
             return remedy
-    if operator in IMPORT_CONTRIB and node is not None and node.domain == "com.microsoft":
+    if operator in IMPORT_CONTRIB and node is not None and node.domain == MICROSOFT:
         return SURGERY
     if operator in OPERATORS:
         return OPERATORS[operator]

@@ -1,6 +1,6 @@
 """What an ONNX graph alone shows that TensorRT would get wrong, before its parser reads it.
 
-The parser takes some nodes for something else than ONNX means, without a word: found by their attributes. docs/node_tests.md
+The parser takes some nodes for something else than ONNX means, without a word, and some tensors: found by what they say. docs/node_tests.md
 has the cases that show them.
 """
 
@@ -13,6 +13,7 @@ from onnx import TensorProto, numpy_helper
 from suture.core.findings import Finding
 from suture.core.network.advice import lowering_advice
 from suture.core.subgraphs import all_nodes
+from suture.core.tensors import every_tensor, misplaced
 from suture.core.traits import MICROSOFT, STANDARD, named_input
 
 
@@ -88,6 +89,9 @@ def _scales(model: onnx.ModelProto, root: Path) -> list[Finding]:
 
 
 def _misread(model: onnx.ModelProto) -> Iterator[Finding]:
+    for tensor in filter(misplaced, every_tensor(model)):
+        what = "the parser reads its 8-bit values, which lie in int32_data, four times too far apart"
+        yield Finding("error", f"tensor {tensor.name}", what, "store them as raw_data (surgery does)", "misread")
     for node in all_nodes(model.graph):
         given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
         for severity, what, remedy in _of(node, given):

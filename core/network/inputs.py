@@ -98,8 +98,7 @@ def read_feeds(path: Path) -> list[Feeds]:
 
 def _step(model, signature: Signature, inputs, past: int, tokens: int, rng) -> dict[str, np.ndarray]:
     """One step of `tokens` tokens after `past`; in a static cache the rows stand at different places."""
-    batch = _sizes(next(value for value in inputs if value.name == signature.tokens))[:1]
-    rows = batch[0] if batch and isinstance(batch[0], int) else ROWS
+    rows = _rows(signature, inputs)
     vocabulary = next(_sizes(value)[-1] for value in model.graph.output if value.name == signature.logits)
     starts = np.full(rows, past)
     if signature.static and past:
@@ -119,9 +118,18 @@ def _step(model, signature: Signature, inputs, past: int, tokens: int, rng) -> d
             shape = [rows, sizes[1], signature.capacity if signature.static else past, sizes[3]]
             array = rng.standard_normal([size if isinstance(size, int) else rows for size in shape])
         else:
-            array = _noise([value], rng, uses_of_inputs(model))[name]
+            array = _noise([value], rng, uses_of_inputs(model), rows=rows)[name]
         feeds[name] = np.ascontiguousarray(array).astype(dtype)
     return feeds
+
+
+def _rows(signature: Signature, inputs) -> int:
+    """The batch that an input of known meaning fixes; ROWS where none does."""
+    places = dict.fromkeys(signature.inputs, 0)
+    if signature.position_rows is not None:
+        places[signature.positions] = 1
+    sizes = (_sizes(value)[places[value.name]] for value in inputs if value.name in places and _sizes(value))
+    return next((size for size in sizes if isinstance(size, int)), ROWS)
 
 
 def _title(kind: str, kinds: dict) -> str:

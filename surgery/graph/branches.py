@@ -81,7 +81,7 @@ def _inline(graph: GraphProto, found: NodeProto, body: GraphProto) -> None:
     del graph.node[:]
     graph.node.extend(kept)
     graph.initializer.extend(copy.initializer)
-    read = {name for node in kept for name in onnx_reads(node)}
+    read = {name for node in kept for name in reads(node)}
     weights = [tensor for tensor in graph.initializer if tensor.name in read]
     weights = [
         onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in {each.name: each for each in weights}.values()
@@ -94,12 +94,12 @@ def _inline(graph: GraphProto, found: NodeProto, body: GraphProto) -> None:
     graph.input.extend(inputs)
 
 
-def onnx_reads(node: NodeProto) -> set[str]:
+def reads(node: NodeProto) -> set[str]:
     """The names that a node reads, and its subgraphs do from around them."""
     names = set(filter(None, node.input))
     for attribute in node.attribute:
         for inner in [*([attribute.g] if attribute.type == AttributeProto.GRAPH else []), *attribute.graphs]:
-            names |= {name for each in inner.node for name in onnx_reads(each)} | {value.name for value in inner.output}
+            names |= {name for each in inner.node for name in reads(each)} | {value.name for value in inner.output}
     return names
 
 
@@ -108,7 +108,7 @@ def _live(nodes: list[NodeProto], outputs: list[str]) -> list[NodeProto]:
     for node in reversed(nodes):
         if wanted & set(node.output):
             kept.append(node)
-            wanted |= onnx_reads(node)
+            wanted |= reads(node)
     return kept[::-1]
 
 

@@ -12,7 +12,7 @@ from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_dtype, get
 
 from suture.core.onnx_checks import onnx_refusals
 from suture.core.signature import find_signature
-from suture.core.tensors import embed_small, every_tensor
+from suture.core.tensors import embed_small, every_tensor, to_raw
 from suture.core.weights import load_graph, weights_root
 from suture.surgery.graph import Graph
 from suture.surgery.graph.branches import take
@@ -38,6 +38,7 @@ def of_model(
     """The same of a model in memory, which is used up. `name` is for errors; external weights lie under `root`. `branch`: of a
     graph that is one If, the branch to take out (suture.surgery.graph.branches)."""
     embed_small(model, name, root)
+    to_raw(model)
     notes = [*take(model, name, branch), *mend(model, name)]
     signature = find_signature(model, name, past_pattern, need_caches=False, given=given)
     _name_by_module(model)

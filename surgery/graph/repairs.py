@@ -2,14 +2,18 @@
 
 a domain of known version that is used and not imported      →  its import
 two nodes of one name                                         →  a name each
+nodes before those that they read from                        →  in order, without which onnx infers nothing
 float16 and float32 where an operator takes one type          →  a Cast, as torch promotes: to what the graph declares for
                                                                  the result; else a number follows the tensor beside it,
                                                                  and of two tensors the narrower one is widened
 an output of another type than it is declared                 →  a Cast
+an empty constant in a Concat, along its empty axis           →  left out: onnxruntime looks at none of its other sizes, by
+                                                                 which inference would fix those of the result
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from heapq import heappop, heappush
 
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
@@ -17,6 +21,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 from suture.core.errors import UserError
 from suture.core.signature import FLOATS
 from suture.core.traits import MICROSOFT, STANDARD
+from suture.surgery.graph.branches import reads
 
 GENERATION = ("BeamSearch", "GreedySearch", "Sampling", "WhisperBeamSearch")  # loops over whole decoders, as one operator
 
@@ -28,7 +33,10 @@ def mend(model: ModelProto, where: object) -> list[str]:
         if node.domain == MICROSOFT and node.op_type in GENERATION:
             what = f"{MICROSOFT}.{node.op_type} {node.name} generates inside the graph, around a decoder of its own"
             raise UserError(where, what, "give the decoder, and generate outside")
-    return [*_imports(model, nodes, where), *_node_names(nodes), *_types(model)]
+    ordered = _order(model.graph)
+    _leave_out_empty(model.graph)
+    nodes = list(_every_node(model.graph))
+    return [*ordered, *_imports(model, nodes, where), *_node_names(nodes), *_types(model)]
 
 
 def _every_node(graph: GraphProto) -> Iterator[NodeProto]:
@@ -37,6 +45,49 @@ def _every_node(graph: GraphProto) -> Iterator[NodeProto]:
         for attribute in node.attribute:
             for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
                 yield from _every_node(inner)
+
+
+def _order(graph: GraphProto) -> list[str]:
+    """Of the nodes that may come next, the first as they stand."""
+    maker = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    above = [{maker[name] for name in reads(node) if name in maker} for node in graph.node]
+    if all(index > max(own, default=-1) for index, own in enumerate(above)):
+        return []
+    below: list[list[int]] = [[] for _ in above]
+    for index, own in enumerate(above):
+        for each in own:
+            below[each].append(index)
+    missing, order = [len(own) for own in above], []
+    ready = [index for index, count in enumerate(missing) if not count]
+    while ready:
+        index = heappop(ready)
+        order.append(index)
+        for each in below[index]:
+            missing[each] -= 1
+            if not missing[each]:
+                heappush(ready, each)
+    nodes = [NodeProto.FromString(graph.node[index].SerializeToString()) for index in order]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return ["the source's nodes do not stand in order: they are put so"]
+
+
+def _leave_out_empty(graph: GraphProto) -> None:
+    sizes = {tensor.name: tensor.dims for tensor in graph.initializer}
+    sizes |= {node.output[0]: each.t.dims for node in graph.node if node.op_type == "Constant" for each in node.attribute}
+    for node in graph.node:
+        if node.op_type != "Concat" or node.domain not in STANDARD:
+            continue
+        axis = next((each.i for each in node.attribute if each.name == "axis"), 0)
+        kept = [name for name in node.input if name not in sizes or not _empty(sizes[name], axis)]
+        if kept:
+            node.input[:] = kept
+        elif len(node.input) == 1:
+            sizes[node.output[0]] = sizes[node.input[0]]
+
+
+def _empty(dims: Sequence[int], axis: int) -> bool:
+    return -len(dims) <= axis < len(dims) and dims[axis] == 0
 
 
 def _imports(model: ModelProto, nodes: list[NodeProto], where: object) -> list[str]:

@@ -1,6 +1,8 @@
-"""What a mask in a graph is made of: counted slots, which of them each token of a step sees, and what hides the others."""
+"""What a mask in a graph is made of: counted slots, which of them each token of a step sees, and what hides the others; of two
+masks one."""
 
 from dataclasses import replace
+from itertools import zip_longest
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -8,7 +10,7 @@ from onnx import TensorProto
 
 from suture.core.additive_mask import HIDDEN
 from suture.core.signature import SEQUENCE_LENGTHS
-from suture.surgery.graph import Graph, onnx_type, rank
+from suture.surgery.graph import Graph, need, onnx_type, rank
 
 
 def masked_out(graph: Graph, dtype: int) -> gs.Constant:
@@ -34,15 +36,6 @@ def lower_right(graph: Graph, past: gs.Tensor, steps: gs.Tensor, total: gs.Tenso
     own = graph.new("Add", [step, past], name="mask/own_slot", dtype=np.int64, shape=["sequence"])
     own = graph.new("Unsqueeze", [own, graph.int64([1])], name="mask/own_slot", shape=["sequence", 1])
     return graph.new("LessOrEqual", [slots, own], name="mask/causal", dtype=np.bool_, shape=["sequence", "total"])
-
-
-def both_visible(graph: Graph, visible: gs.Tensor, mask: gs.Tensor | None) -> gs.Tensor:
-    """`visible`, bool, over a mask, bool or added to the scores."""
-    if mask is None:
-        return visible
-    if onnx_type(mask) == TensorProto.BOOL:
-        return graph.new("And", [visible, mask], name="mask/visible", dtype=np.bool_)
-    return graph.new("Where", [visible, mask, masked_out(graph, onnx_type(mask))], name="mask/bias", dtype=onnx_type(mask))
 
 
 def own_slots(graph: Graph, write_indices: gs.Tensor) -> gs.Variable:
@@ -103,3 +96,28 @@ def causal_bias(
         added = graph.new("Mul", [distance, weights], name="bias/alibi", dtype=dtype)
     shape = ["batch", 1 if slopes is None else len(slopes), "sequence", past.shape[2]]
     return graph.new("Where", [visible, added, masked_out(graph, dtype)], name="bias/bias", dtype=dtype, shape=shape)
+
+
+def both(graph: Graph, first: gs.Tensor, second: gs.Tensor | None) -> gs.Tensor:
+    """What is hidden and added, of two masks or one: boolean ones hide where either does, or what the other adds. A slot that
+    one hides stays hidden whatever the other adds."""
+    if second is None:
+        return first
+    shape = _broadcast(first, second)
+    hiding = [mask for mask in (first, second) if onnx_type(mask) == TensorProto.BOOL]
+    if len(hiding) == 2:
+        return graph.new("And", hiding, name="mask/visible", dtype=np.bool_, shape=shape)
+    if hiding:
+        added = second if hiding[0] is first else first
+        dtype = onnx_type(added)
+        return graph.new("Where", [hiding[0], added, masked_out(graph, dtype)], name="mask/bias", dtype=dtype, shape=shape)
+    need(onnx_type(first) == onnx_type(second), "two masks of different types are added")
+    return graph.new("Add", [first, second], shape=shape)
+
+
+def _broadcast(first: gs.Tensor, second: gs.Tensor) -> list | None:
+    """The shape of two tensors together; None for a size that is known of neither, or where a rank is not known."""
+    if rank(first) is None or rank(second) is None:
+        return None
+    sizes = zip_longest(reversed(first.shape), reversed(second.shape), fillvalue=1)
+    return [b if a == 1 else a if b in (1, a) else None for a, b in sizes][::-1]

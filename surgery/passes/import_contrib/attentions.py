@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from suture.surgery.graph import Graph, onnx_type, rank
-from suture.surgery.masks.mask_builders import both_visible, length_of, lower_right
+from suture.surgery.masks.mask_builders import both, length_of, lower_right
 from suture.surgery.passes.import_contrib.nodes import merge_heads
 
 
@@ -80,8 +80,8 @@ def mask_of(
             made[id(padding)] = _not_padding(graph, padding, query)
         visible = made[id(padding)]
     if causal:
-        visible = both_visible(graph, _causal(graph, query, keys), visible)
-    return bias if visible is None else both_visible(graph, visible, bias)
+        visible = both(graph, _causal(graph, query, keys), visible)
+    return bias if visible is None else both(graph, visible, bias)
 
 
 def _not_padding(graph: Graph, padding: gs.Tensor, query: gs.Tensor) -> gs.Tensor:

@@ -4,8 +4,9 @@
         Attention(heads(q), concat(past[0], heads(k)), concat(past[1], heads(v)), mask)
     present = stack(keys, values)                       a stacked past [2, B, heads, P, D] stays as it is outside
 
-The mask is made of what there is: the bias; padding as [B, T], as [B, S, T], or as each row's length [B]; causality where
-the op is unidirectional, counted from the past's end.
+The mask is made of what there is: the bias; padding as [B, T], as [B, S, T], or as one axis: each row's length [B], its end
+and its first slot [2B], or its length and two running sums [3B + 2]; causality where the op is unidirectional, counted from
+the past's end.
 """
 
 import numpy as np
@@ -70,13 +71,35 @@ def _part(graph: Graph, past: gs.Tensor, index: int, name: str) -> gs.Tensor:
 
 
 def _valid(graph: Graph, lengths: gs.Tensor, x: gs.Tensor, keys: gs.Tensor, made: dict[int, gs.Tensor]) -> gs.Tensor:
-    """bool [B, T]: the slots before each row's length."""
-    batch = static_dim(x, 0)
-    of_rows = producer(lengths, "ReduceSum") is not None or (batch is not None and static_dim(lengths, 0) == batch)
-    need(of_rows, "its mask of one axis cannot be shown to hold one length a row")
+    """bool [B, T]: the slots before each row's length, and from its first on where a mask [2B] says which that is."""
     if id(lengths) not in made:
+        batch = static_dim(x, 0)
+        of_rows = producer(lengths, "ReduceSum") is not None or (batch is not None and static_dim(lengths, 0) == batch)
+        ends, starts = (lengths, None) if of_rows else _ends_and_starts(graph, lengths, x)
         slots = count_up(graph, length_of(graph, keys, 2, "mask/total"), "mask/slots")
-        ends = graph.new("Cast", [lengths], {"to": 7}, "mask/lengths", np.int64, lengths.shape)
-        ends = graph.new("Unsqueeze", [ends, graph.int64([1])], name="mask/lengths", shape=[lengths.shape[0], 1])
-        made[id(lengths)] = graph.new("Less", [slots, ends], name="mask/valid", dtype=np.bool_, shape=[lengths.shape[0], None])
+        valid = graph.new("Less", [slots, _column(graph, ends, x)], name="mask/valid", dtype=np.bool_, shape=[x.shape[0], None])
+        if starts is not None:
+            begun = graph.new("LessOrEqual", [_column(graph, starts, x), slots], name="mask/begun", dtype=np.bool_)
+            valid = graph.new("And", [begun, valid], name="mask/valid", dtype=np.bool_, shape=[x.shape[0], None])
+        made[id(lengths)] = valid
     return made[id(lengths)]
+
+
+def _column(graph: Graph, numbers: gs.Tensor, x: gs.Tensor) -> gs.Tensor:
+    """int64 [B, 1]."""
+    wide = graph.new("Cast", [numbers], {"to": 7}, "mask/lengths", np.int64, numbers.shape)
+    return graph.new("Unsqueeze", [wide, graph.int64([1])], name="mask/lengths", shape=[x.shape[0], 1])
+
+
+def _ends_and_starts(graph: Graph, mask: gs.Tensor, x: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor]:
+    """int32 [B] each: where a row's slots end, and where they begin, of a mask [B], [2B] (ends, then starts) or [3B + 2]
+    (ends, then two running sums). Which it is, its length says when it runs: the starts are 0 but for [2B]."""
+    rows = graph.new("Shape", [x], {"start": 0, "end": 1}, "mask/rows", np.int64, [1])
+    twice = graph.new("Add", [rows, rows], name="mask/twice", dtype=np.int64, shape=[1])
+    count = graph.new("Shape", [mask], {"start": 0, "end": 1}, "mask/count", np.int64, [1])
+    ends = graph.new("Slice", [mask, graph.int64([0]), rows, graph.int64([0])], name="mask/ends", shape=[x.shape[0]])
+    none = graph.new("Sub", [ends, ends], name="mask/none", shape=[x.shape[0]])
+    filled = graph.new("Concat", [mask, none], {"axis": 0}, "mask/filled", shape=[None])
+    starts = graph.new("Slice", [filled, rows, twice, graph.int64([0])], name="mask/starts", shape=[x.shape[0]])
+    said = graph.new("Equal", [count, twice], name="mask/said", dtype=np.bool_, shape=[1])
+    return ends, graph.new("Where", [said, starts, none], name="mask/starts", shape=[x.shape[0]])

@@ -27,7 +27,7 @@ from suture.surgery.graph import (
     static_dim,
     through,
 )
-from suture.surgery.masks.mask_builders import masked_out
+from suture.surgery.masks.mask_builders import both
 from suture.surgery.rows import of_tokens
 
 BOOL = 9
@@ -138,12 +138,12 @@ def _over_rows(graph: Graph, mask: gs.Tensor, query: gs.Tensor, of_tokens: bool)
     """A mask that is the same for all rows of the query, once for each: onnxruntime broadcasts it over batch and heads alone,
     and TensorRT takes none of three dimensions. Rows that are not the step's tokens may have one in common, whatever the
     mask's are called."""
-    need(rank(mask) is None or rank(mask) in (2, 3, 4), f"what is added to the scores has rank {rank(mask)}")
+    need(rank(mask) in (1, 2, 3, 4), f"what is added to the scores has rank {rank(mask)}")
     need(static_dim(mask, -1) != 1, "what is added to the scores is the same for all slots, which Attention does not take")
-    if rank(mask) == 3:
+    if rank(mask) in (1, 3):
         mask = graph.new("Unsqueeze", [mask, graph.int64([0])], shape=[1, *mask.shape])
     known = static_dim(mask, -2), static_dim(query, 2)
-    if rank(mask) is None or known[0] == known[1] is not None or (known[0] != 1 and (of_tokens or known[1] is None)):
+    if known[0] == known[1] is not None or (known[0] != 1 and (of_tokens or known[1] is None)):
         return mask
     steps = graph.new("Shape", [query], {"start": 2, "end": 3}, dtype=np.int64, shape=[1])
     parts = [graph.int64([1] * (rank(mask) - 2)), steps, graph.int64([1])][rank(mask) == 2 :]
@@ -203,12 +203,11 @@ def _scores(graph: Graph, tensor: gs.Tensor) -> Scores | None:
             tensor = node.inputs[0]  # clamps the mask's -inf
         elif op == "Where" and _leads_to_product(graph, node.inputs[1]):
             need(_least(graph, node.inputs[2]), "masked scores are set to something that still counts")
-            need(mask is None, "two masks apply")
-            mask, tensor = node.inputs[0], node.inputs[1]
+            mask, tensor = both(graph, node.inputs[0], mask), node.inputs[1]
         elif op == "Where" and _leads_to_product(graph, node.inputs[2]):
             need(_least(graph, node.inputs[1]), "masked scores are set to something that still counts")
-            need(mask is None, "two masks apply")
-            mask, tensor = graph.new("Not", [node.inputs[0]], shape=node.inputs[0].shape), node.inputs[2]
+            seen = graph.new("Not", [node.inputs[0]], shape=node.inputs[0].shape)
+            mask, tensor = both(graph, seen, mask), node.inputs[2]
         elif op == "Add":
             leads = [_leads_to_product(graph, operand) for operand in node.inputs]
             if sum(leads) != 1:
@@ -217,7 +216,7 @@ def _scores(graph: Graph, tensor: gs.Tensor) -> Scores | None:
             bias = _with_heads(graph, other_input(node, tensor), heads)
             if scale != 1.0:
                 bias = graph.new("Mul", [bias, graph.number(scale, onnx_type(bias))], shape=bias.shape)
-            mask = bias if mask is None else _both(graph, mask, bias)
+            mask = both(graph, bias, mask)
         else:
             return None
     return None
@@ -285,16 +284,6 @@ def _leads_to_product(graph: Graph, tensor: gs.Tensor) -> bool:
     return False
 
 
-def _both(graph: Graph, first: gs.Tensor, second: gs.Tensor) -> gs.Tensor:
-    """The mask `first` applied over the bias `second`."""
-    need(onnx_type(second) != BOOL, "two boolean masks apply")
-    if onnx_type(first) == BOOL:
-        lowest = masked_out(graph, onnx_type(second))
-        return graph.new("Where", [first, second, lowest], dtype=onnx_type(second))
-    need(onnx_type(first) == onnx_type(second), "two masks of different types are added")
-    return graph.new("Add", [first, second])
-
-
 def _unscaled(graph: Graph, tensor: gs.Tensor) -> tuple[gs.Tensor, float]:
     node = producer(tensor, "Mul", "Div")
     factor = _factor(graph, node) if node is not None else None
@@ -314,6 +303,8 @@ def _untransposed(graph: Graph, key_T: gs.Tensor) -> gs.Tensor | None:
         if swapped == [0, 1, 2, 3]:
             return node.inputs[0]
         return graph.new("Transpose", [node.inputs[0]], {"perm": swapped}, shape=_swapped(key_T))
+    if (joined := producer(key_T, "Concat")) is not None:
+        return _joined_before(graph, key_T, joined)
     reshape = producer(key_T, "Reshape")  # [B, heads, T, D] → [B·heads, T, D] → [B·heads, D, T] → [B, heads, D, T]
     if reshape is None or not _same_matrices(reshape.inputs[0], key_T):
         return None
@@ -324,6 +315,25 @@ def _untransposed(graph: Graph, key_T: gs.Tensor) -> gs.Tensor | None:
     if rank(key) == 4:
         return key
     return _split(graph, key, key_T) if isinstance(key_T.shape[1], int) else None
+
+
+def _joined_before(graph: Graph, key_T: gs.Tensor, joined: gs.Node) -> gs.Tensor | None:
+    """concat(a, b) over slots, of concat(a^T, b^T): what old GPT-2s keep their keys as. What transposes it back reads that."""
+    if rank(key_T) != 4 or not last_axis(joined.attrs["axis"], key_T):
+        return None
+    parts = [_untransposed(graph, part) for part in joined.inputs]
+    if any(part is None for part in parts):
+        return None
+    back = [node.outputs[0] for node in key_T.outputs if op_of(node) == "Transpose" and node.attrs.get("perm") == [0, 1, 3, 2]]
+    key = next((tensor for tensor in back if graph.is_output(tensor)), None)  # a cache is to be joined by one Concat
+    if key is None:
+        key = graph.new("Concat", parts, {"axis": 2}, name=joined.name, dtype=onnx_type(key_T), shape=_swapped(key_T))
+    else:
+        graph.replace(key, "Concat", parts, {"axis": 2}, name=joined.name)
+    for tensor in back:
+        if tensor is not key:
+            graph.redirect(tensor, key)
+    return key
 
 
 def _swapped(key_T: gs.Tensor) -> list | None:

@@ -115,6 +115,8 @@ def _refusal(folding: list[gs.Node], error: str) -> UserError:
 
 def _foldable(node: gs.Node) -> bool:
     subgraphs = any(isinstance(value, gs.Graph) for value in node.attrs.values())
+    if not node.outputs:  # what it computed is computed by another now
+        return False
     if node.domain or (trait := traits(node.op)) is None or not node.attrs.keys() <= trait.attributes.keys():
         return False  # onnxruntime runs nothing else
     return node.op not in (*GROWING, *QUANTISED, *RANDOM) and not subgraphs

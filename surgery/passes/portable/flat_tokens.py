@@ -64,7 +64,8 @@ def _move_below(graph: Graph, node: gs.Node) -> bool:
     shared = [rank(tensor) in (0, 1) and flat is None for tensor, flat in zip(activations, flats)]
     if not all(flat is not None or free for flat, free in zip(flats, shared)) or rank(first) is None:
         return False
-    shape = next(producer(tensor).inputs[1] for tensor, flat in zip(activations, flats) if flat is not None)
+    rows = next(tensor for tensor, flat in zip(activations, flats) if flat is not None)
+    shape = producer(rows).inputs[1]
     inputs = [tensor if flat is None else flat for tensor, flat in zip(activations, flats)] + node.inputs[len(activations) :]
     attrs = dict(node.attrs) | ({"axis": -1} if node.op in (*NORMS, "Split") else {})
     outputs = list(node.outputs)
@@ -75,10 +76,10 @@ def _move_below(graph: Graph, node: gs.Node) -> bool:
             return False
         fresh.append(gs.Variable(graph.unique(f"{output.name}_rows"), onnx_type(output), ["tokens", features]))
     graph.gs.nodes.append(gs.Node(node.op, node.name, attrs, inputs, fresh, node.domain))
-    for output, rows in zip(outputs, fresh):
+    for output, flat in zip(outputs, fresh):
         features = static_dim(output, 2)
-        target = shape if features == _last(graph, shape) else rows_by(graph, first, features)
-        graph.replace(output, "Reshape", [rows, target], name=f"{node.name}/reshape")
+        target = shape if features == _last(graph, shape) else rows_by(graph, rows, features)
+        graph.replace(output, "Reshape", [flat, target], name=f"{node.name}/reshape")
     return True
 
 

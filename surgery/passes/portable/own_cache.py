@@ -10,7 +10,7 @@ slot <= past length + i. TensorRT takes neither a past nor a second output on At
 import onnx_graphsurgeon as gs
 
 from suture.surgery.graph import Graph, input_of, inputs_of, need, onnx_type, output_of, rank
-from suture.surgery.masks.mask_builders import both_visible, length_of, lower_right
+from suture.surgery.masks.mask_builders import both, length_of, lower_right
 
 KNOWN = ("Q", "K", "V", "attn_mask", "past_key", "past_value", "present_key", "present_value", "scale", "is_causal", "softcap",
          "softmax_precision", "qk_matmul_output_mode", "q_num_heads", "kv_num_heads")  # fmt: skip
@@ -47,4 +47,4 @@ def causal(graph: Graph, query: gs.Tensor, past: gs.Tensor, mask: gs.Tensor | No
     """slot <= past length + i, bool [S, P + S], together with the mask that there is."""
     steps, before = (length_of(graph, tensor, 2, "mask/length") for tensor in (query, past))
     total = graph.new("Add", [before, steps], name="mask/total", shape=[1])
-    return both_visible(graph, lower_right(graph, before, steps, total), mask)
+    return both(graph, lower_right(graph, before, steps, total), mask)

@@ -1,7 +1,8 @@
 """A cache of fixed size that a scatter writes becomes one that grows, which static_cache then writes in place.
 
     present = scatter(past [B, kv_heads, L, head_dim], first + i, new)  →  present = concat(past, new)
-    Attention(query, present, present, mask)                            →  the same, mask: slot <= past length + i
+    Attention(query, present, present, mask)                            →  the same, mask: slot <= past length + i, or the
+                                                                           input [B, 1, S, L] that it is, over the slots
     first, or first + i, as an input of the graph                       →  past length, past length + i
 
 Which scatter it is, and between which transpositions, is not looked at: the part of the graph between past, new and the
@@ -125,6 +126,9 @@ def _is_causal(graph: Graph, attention: gs.Node, past: gs.Variable, steps: set[i
     mask = input_of(attention, "attn_mask")
     graph.need_known(attention, *MASKED_ATTENTION)
     need(mask is not None and len(attention.inputs) == 4, "attention over the static cache is not masked by one mask")
+    if _is_given(graph, mask):
+        need(static_dim(mask, 3) in (None, static_dim(past, 2)), "the mask that is an input is not one over the cache's slots")
+        return True
     for rows, tokens, full in STEPS:
         values = evaluate(graph, [mask], _feeds(graph, rows, tokens, full, {}))
         need(values is not None, "the mask over the static cache depends on more than how full it is")
@@ -134,6 +138,11 @@ def _is_causal(graph: Graph, attention: gs.Node, past: gs.Variable, steps: set[i
         need(shown and visible.shape[-2:] == expected.shape, "the mask over the static cache is not causal")
         need((visible == expected).all(), "the mask over the static cache is not causal")
     return True
+
+
+def _is_given(graph: Graph, mask: gs.Tensor) -> bool:
+    """Whether the mask is an input over slots, which says for itself what is hidden."""
+    return rank(mask) == 4 and any(mask is tensor for tensor in graph.gs.inputs)
 
 
 def _feeds(graph: Graph, rows: int, tokens: int, full: int, known: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -182,9 +191,15 @@ def _grow(graph: Graph, found: list[Scattered], attentions: list[gs.Node]) -> No
         for node in list(counter.outputs):
             node.inputs = [value if tensor is counter else tensor for tensor in node.inputs]
         graph.gs.inputs.remove(counter)
-    mask = causal(graph, input_of(attentions[0], "Q"), past, None)
-    for attention in attentions:
-        set_inputs(attention, attn_mask=mask)
+    given = [(attention, input_of(attention, "attn_mask")) for attention in attentions]
+    made = [attention for attention, mask in given if not _is_given(graph, mask)]
+    for _, mask in given:
+        if _is_given(graph, mask):
+            mask.shape = [*mask.shape[:3], None]
+    if made:
+        mask = causal(graph, input_of(made[0], "Q"), past, None)
+        for attention in made:
+            set_inputs(attention, attn_mask=mask)
 
 
 def _transposed(graph: Graph, tensor: gs.Variable, perm: tuple[int, ...]) -> gs.Tensor:

@@ -59,7 +59,8 @@ def _fill(graph: Graph, reshape: gs.Node, sizes: ShapeValues, made: dict[tuple, 
     target, filled = sizes.symbolic_dims(reshape.inputs[1]), sizes.filled(reshape)
     if target is None:
         return False
-    copied = [isinstance(old, int) and old == 0 for old in target]
+    # a size that only some tensor inside has stays a copy: to read it would keep that tensor
+    copied = [isinstance(old, int) and old == 0 and _from_inputs(new, sizes) for old, new in zip(target, filled)]
     dims = [new if isinstance(new, int) or copy else old for old, new, copy in zip(target, filled, copied)]
     if dims == target or not all(_readable(dim, sizes) for dim in dims):
         return False
@@ -111,6 +112,13 @@ def _summands(dim: SymbolicDim, sizes: ShapeValues) -> list[Sum]:
     ends = {id(tensor) for tensor in sizes.graph.gs.inputs}
     known = [term.axis is not None and term.axis.axis >= 0 and id(sizes.tensors[term.axis.source]) in ends for term in terms]
     return terms if all(known) else []
+
+
+def _from_inputs(dim: SymbolicDim, sizes: ShapeValues) -> bool:
+    if isinstance(dim, int) or _summands(dim, sizes):
+        return True
+    source = None if dim.axis is None else sizes.tensors[dim.axis.source]
+    return any(source is tensor for tensor in sizes.graph.gs.inputs)
 
 
 def _in_form(node: gs.Node, sizes: ShapeValues) -> bool:

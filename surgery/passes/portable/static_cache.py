@@ -63,6 +63,7 @@ def run(graph: Graph, capacity: int) -> int:
     if graph.signature.static and graph.signature.capacity != capacity:
         graph.notes.append(f"the cache keeps its {graph.signature.capacity:,} slots (suture.surgery.capacity changes them)")
     if graph.signature.static or not graph.signature.caches:
+        _say_stacked(graph)
         return 0
 
     def find(graph: Graph, concat: gs.Node) -> bool:
@@ -88,6 +89,16 @@ def run(graph: Graph, capacity: int) -> int:
         graph.notes.append(f"the cache has {known:,} slots, not {capacity:,}: {where} knows no more positions")
     _make_static(graph, growing, positions, min(known, capacity))
     return len(growing)
+
+
+def _say_stacked(graph: Graph) -> None:
+    """Of pasts [2, B, heads, P, D], which old exporters of GPT-2 and onnxruntime's Attention have."""
+    stacked = [each.name for each in graph.gs.inputs if rank(each) == 5 and static_dim(each, 0) == 2]
+    if stacked and not graph.signature.caches:
+        more = f" and {len(stacked) - 1} more" if len(stacked) > 1 else ""
+        graph.notes.append(
+            f"{stacked[0]}{more}, keys and values in one stack, grows as it comes: only caches apart become static"
+        )
 
 
 def _has_rows(attention: gs.Node, steps: set[int]) -> bool:

@@ -1,0 +1,92 @@
+"""What surgery puts right in a source that is not valid, and says; what it refuses, in one line."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from suture.core.errors import UserError
+from suture.core.network.evaluate import Evaluator
+from suture.core.network.parse import parse
+from suture.core.tensors import misplaced, to_raw
+from suture.surgery.graph.repairs import mend
+from suture.surgery.operate import operate
+from tests.test_foreign_graphs import run
+
+HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
+
+
+def model(text: str, imports: str = '"": 18') -> onnx.ModelProto:
+    return onnx.parser.parse_model(f"<ir_version: 10, opset_import: [{imports}]> g {text}")
+
+
+def casts(graph: onnx.GraphProto) -> list[tuple[str, int]]:
+    return [(node.input[0], node.attribute[0].i) for node in graph.node if node.op_type == "Cast"]
+
+
+def test_a_number_follows_the_tensor_beside_it():
+    source = model("(float16[2] x) => (float16[2] y) <float two = {2}> { y = Mul(x, two) }")
+    notes = mend(source, "here")
+    assert notes == ["Mul  mixes float and float16: a Cast to float16"]
+    assert casts(source.graph) == [("two", HALF)]
+    assert run(source, {"x": np.ones(2, np.float16)})["y"].tolist() == [2, 2]
+
+
+def test_of_two_tensors_the_narrower_one_is_widened_unless_the_graph_declares_the_result():
+    source = model("(float16[2] x, float[2] w) => (float[2] y) { y = Mul(x, w) }")
+    mend(source, "here")
+    assert casts(source.graph) == [("x", FLOAT)]
+    declared = model("(float16[2] x, float[2] w) => (float16[2] y) { y = Mul(x, w) }")
+    mend(declared, "here")
+    assert casts(declared.graph) == [("w", HALF)]
+
+
+def test_an_output_of_another_type_than_it_is_declared_is_cast():
+    source = model("(float16[2] x) => (float[2] y) <float other = {1}> { y = Neg(x) }")
+    assert mend(source, "here") == ["the output y is computed in another type than it is declared: a Cast"]
+    assert run(source, {"x": np.ones(2, np.float16)})["y"].dtype == np.float32
+
+
+def test_a_domain_of_known_version_is_imported_and_no_other():
+    source = model("(float[2] x) => (float[2] y) { y = com.microsoft.Gelu(x) }")
+    assert mend(source, "here") == ["the source does not import com.microsoft, whose operators it uses: version 1 is taken"]
+    assert {(entry.domain, entry.version) for entry in source.opset_import} == {("", 18), ("com.microsoft", 1)}
+    with pytest.raises(UserError, match="opset_import does not say"):
+        mend(model("(float[2] x) => (float[2] y) { y = some.body.Gelu(x) }"), "here")
+
+
+def test_two_nodes_of_one_name_get_a_name_each():
+    source = model("(float[2] x) => (float[2] y) { [n] a = Neg(x) [n_2] b = Neg(a) [n] y = Neg(b) }")
+    (note,) = mend(source, "here")
+    assert note.startswith("2 nodes of the source are called n")
+    assert sorted(node.name for node in source.graph.node) == ["n", "n_2", "n_3"]
+
+
+@pytest.mark.parametrize("operator", ["BeamSearch", "GreedySearch", "Sampling", "WhisperBeamSearch"])
+def test_generation_inside_a_graph_is_refused_by_name(operator):
+    source = model(f"(int64[2] x) => (int64[2] y) {{ y = com.microsoft.{operator}(x) }}")
+    with pytest.raises(UserError, match=f"com.microsoft.{operator}") as refusal:
+        mend(source, "here")
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.UINT8, TensorProto.FLOAT8E4M3FN])
+def test_bytes_in_int32_data_are_what_they_are_in_tensorrt(dtype, tmp_path):
+    """Of which the parser takes every fourth."""
+    source = model("(float[6] x) => (float[6] y) { c = Cast<to = 1>(w) y = Mul(c, x) }", '"": 24')
+    source.graph.initializer.append(helper.make_tensor("w", dtype, [6], [1, 0, 1, 1, 0, 1]))
+    x = np.arange(1, 7, dtype=np.float32)
+    found = []
+    for written in (source, operate(source).lowered):
+        onnx.save(written, tmp_path / "model.onnx")
+        found.append(Evaluator(parse(tmp_path / "model.onnx"), "cpu")({"x": x})["y"].numpy())
+    assert not np.array_equal(found[0], x * [1, 0, 1, 1, 0, 1])  # else this is no longer needed
+    assert np.array_equal(found[1], x * [1, 0, 1, 1, 0, 1])
+    assert misplaced(source.graph.initializer[0])
+
+
+def test_values_stay_when_they_move_to_raw_data():
+    source = model("(float[2] x) => (float[2] y) { y = Neg(x) }")
+    source.graph.initializer.append(helper.make_tensor("w", TensorProto.UINT8, [3], [1, 200, 255]))
+    to_raw(source)
+    assert numpy_helper.to_array(source.graph.initializer[0]).tolist() == [1, 200, 255]
