@@ -11,6 +11,7 @@ import torch
 from decoder_graphs import decoder
 from exporting import CONFIG, export, traced
 from filelock import FileLock
+from marks import mark
 
 from suture.export import stage as export_stage
 from suture.models.random_weights import write
@@ -18,6 +19,11 @@ from suture.runtime.graphs import OnnxDecoder
 from suture.surgery import __main__ as surgery_stage
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    mark(items)  # before pytest chooses by marks
 
 
 @pytest.fixture(scope="session")

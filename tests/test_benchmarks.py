@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_steps
 from benchmarks.processes import measure
 from suture.models.architectures import open_checkpoint
 from suture.models.random_weights import write
@@ -165,6 +164,8 @@ def steps(config, tmp_path_factory) -> list[object]:
 
 
 def test_gpu_steps(steps):
+    from benchmarks import gpu_steps  # only here: it imports transformers' models, which no other test needs
+
     lines = python("-m", "benchmarks.gpu_steps", *steps).splitlines()
     judged = [line.split(": ")[0] for line in lines if line.startswith(("right", "WRONG"))]
     sequence = len(gpu_steps.script(8)) + 1
@@ -174,6 +175,8 @@ def test_gpu_steps(steps):
 
 def test_gpu_steps_finds_a_step_that_reads_what_an_earlier_one_was_given(steps, monkeypatch, capsys):
     """The places to write to stay those of the first step of its kind."""
+    from benchmarks import gpu_steps
+
     given = bound.BoundStep.run
 
     def stale(step: bound.BoundStep, feeds: dict) -> torch.Tensor:

@@ -15,11 +15,12 @@ from onnx import helper
 from suture.core.manifest import read_manifest
 from suture.core.network.parse import NO_TENSORRT
 from suture.validate import levels as validate_levels
+from suture.validate import plots
 from suture.validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED
 from suture.validate.options import Options
 from suture.validate.stage import validate_pipeline
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 LOWERED, PORTABLE, EXPORTED = "surgery/model.trt.onnx", "surgery/model.onnx", "export/model.onnx"
 
 
@@ -105,8 +106,9 @@ LEVELS = {LOWERED: (3,), PORTABLE: (2, 3, 4, 5), EXPORTED: (1, 2)}
 DAMAGE = (empty, half, text, lost, folder, without_logits, without_nodes, without_a_cache, without_weights, refused, dangling)
 SOME = (empty, lost, without_logits, refused)
 CASES = [
-    Case(damage.__name__, file, damage, LEVELS[file]) for file in LEVELS for damage in (DAMAGE if file == LOWERED else SOME)
-]
+    pytest.param(Case(damage.__name__, file, damage, LEVELS[file]), marks=[] if damage in SOME else [pytest.mark.slow])
+    for file in LEVELS for damage in (DAMAGE if file == LOWERED else SOME)
+]  # fmt: skip
 CASES += [Case("deadly", LOWERED, deadly, (3,)), Case("deadly", PORTABLE, deadly, (2, 3, 4, 5))]
 
 
@@ -123,6 +125,12 @@ def pipeline(tmp_path) -> Path:
         said = {"outputs": outputs, "options": {}, "seconds": 1.0, "peak_memory_bytes": 1}
         (tmp_path / stage / "manifest.json").write_text(json.dumps(said), encoding="utf-8")
     return tmp_path
+
+
+@pytest.fixture
+def no_pictures(monkeypatch) -> None:
+    """Which take longer to draw than these small graphs to compare."""
+    monkeypatch.setattr(plots, "_svg", lambda *_: "")
 
 
 def report_of(pipeline: Path) -> dict:
@@ -172,7 +180,8 @@ def test_a_machine_without_tensorrt_has_not_run_it(pipeline, monkeypatch):
 
 @pytest.mark.parametrize(
     ("described", "engine"),
-    [('{"engine_bytes": 4, "signature": ', b"1234"), ("[]", b"1234"), ("{}", b"1234"), (None, b"1234"),
+    [('{"engine_bytes": 4, "signature": ', b"1234"), (None, b"1234"),
+     pytest.param("[]", b"1234", marks=pytest.mark.slow), pytest.param("{}", b"1234", marks=pytest.mark.slow),
      ('{"engine_bytes": 5, "tensorrt": {"flavour": "rtx"}, "signature": null}', b"1234")],
 )  # fmt: skip
 def test_an_engine_that_is_none_fails(described, engine, pipeline):

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from test_build import ROOT, job, run_build, saved
+from processes import started
+from test_build import job, run_build, saved
 
 from suture.build import flavour, worker
 from suture.build.process import build
@@ -174,9 +174,8 @@ def test_no_space_left(tmp_path):
 
 def test_interrupted_build_leaves_nothing(tmp_path):
     model = saved(build_graphs.decoder(layers=48), tmp_path)
-    command = [sys.executable, "-m", "suture.build", str(model), "--out", str(tmp_path / "out")]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = started("-m", "suture.build", model, "--out", tmp_path / "out", start_new_session=True, **pipes)
     while "building" not in process.stdout.readline():
         assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)

@@ -47,8 +47,16 @@ def operated(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("cache", ["static", "growing"])
-@pytest.mark.parametrize("name", NAMES)
+IN_EACH_RUN = [("qwen2-dynamo-18", "growing"), ("qwen25vl-dynamo-18", "static")]
+
+
+@pytest.mark.parametrize(
+    ("name", "cache"),
+    [
+        pytest.param(name, cache, marks=[] if (name, cache) in IN_EACH_RUN else [pytest.mark.slow])
+        for name in NAMES for cache in ("static", "growing")
+    ],
+)  # fmt: skip
 def test_fuses_all_and_changes_nothing(operated, name, cache):
     folder = operated(name, cache)
     portable = onnx.load(folder / "surgery" / "model.onnx")

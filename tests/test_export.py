@@ -87,7 +87,7 @@ def test_hugging_face_cache(traced_before, checkpoint, tmp_path):
         np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_half_precision(dtype, tmp_path):
     """All floats of the graph's interface have the type asked for; float16 computes what float32 does, roughly."""
     checkpoint = tmp_path / "checkpoint"

@@ -15,6 +15,7 @@ from suture.export.trace import SCOPES, TRACED_LAYERS, trace
 from suture.models.architectures import architecture
 
 
+@pytest.mark.slow  # test_export.py compares what the repeated layers compute
 def test_repeated_layers_are_the_whole_trace(exported, tmp_path):
     repeated = onnx.load(exported, load_external_data=False)
     assert {entry.key: entry.value for entry in repeated.metadata_props}[TRACED_LAYERS] == "4"

@@ -3,18 +3,18 @@
 import os
 import signal
 import subprocess
-import sys
+from importlib import import_module
 from pathlib import Path
 
 import build_graphs
 import onnx
 import pytest
 from decoder_graphs import decoder_graph
-from test_pipeline import running_still, wait_for
+from processes import children, running_still, started, wait_for
 
 from suture.core.manifest import PARTIAL, read_manifest
+from suture.surgery.__main__ import main as surgery
 
-ROOT = Path(__file__).parents[1]
 DIES = """
 import os, runpy, signal, sys
 replace, moved = os.replace, []
@@ -43,52 +43,54 @@ def arguments(stage: str, model: Path, folder: Path) -> list[object]:
     return [folder / "False.onnx"] if stage == "surgery" else [folder / "False.onnx", folder / "True.onnx"]
 
 
+def die(stage: str, line: list[str]) -> None:
+    died = started("-c", DIES, f"suture.{stage}", *line, stderr=subprocess.PIPE)
+    _, errors = died.communicate(timeout=120)
+    assert died.returncode == -signal.SIGKILL, errors
+
+
 @pytest.mark.parametrize(
     ("stage", "more", "results"),
     [
         ("surgery", [], {"model.onnx", "model.trt.onnx", "report.json"}),
         ("build", ["--weights", "constant"], {"model.engine", "engine.json", "kernels.json"}),
-        ("build", ["--weights", "input"], {"model.engine", "engine.json", "kernels.json"}),
+        pytest.param("build", ["--weights", "input"], {"model.engine", "engine.json", "kernels.json"}, marks=pytest.mark.slow),
         ("validate", [], {"report.json", "report.html", "polygraphy"}),
     ],
 )
-def test_a_killed_stage_is_not_taken_for_a_finished_one(stage, more, results, model, tmp_path):
+def test_a_killed_stage_is_not_taken_for_a_finished_one(stage, more, results, model, tmp_path, capfd):
     out = tmp_path / "out"
     line = list(map(str, [*arguments(stage, model, tmp_path), "--out", out, *more]))
-    died = subprocess.run([sys.executable, "-c", DIES, stage, *line], cwd=ROOT, capture_output=True, text=True)
-    assert died.returncode == -signal.SIGKILL, died.stderr
+    die(stage, line)
     assert len(list(out.iterdir())) == 2  # one result, and the folder with the others
     assert read_manifest(out) is None
-    again = subprocess.run([sys.executable, "-m", stage, *line], cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert "up to date" not in again.stdout
+    assert import_module(f"suture.{stage}.__main__").main(line) == 0
+    assert "up to date" not in capfd.readouterr().out
     assert {path.name for path in out.iterdir()} >= {*results, "manifest.json"}
     assert not (out / PARTIAL).exists()
     manifest = read_manifest(out)
     assert all((out / name).stat().st_size == size for name, size in manifest["outputs"].items())
 
 
-def test_results_of_before_are_not_taken_for_those_of_a_killed_run(tmp_path):
+def test_results_of_before_are_not_taken_for_those_of_a_killed_run(tmp_path, capfd):
     """The two may lie side by side: nothing says any more that they are whole."""
     model, out = tmp_path / "growing.onnx", tmp_path / "out"
     onnx.save(decoder_graph(static=False), model)
-    line = ["surgery", model, "--out", out]
-    for code in (["-m"], ["-c", DIES], ["-m"]):
-        more = ["--force"] * (code[0] == "-c")
-        done = subprocess.run(list(map(str, [sys.executable, *code, *line, *more])), cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == (-signal.SIGKILL if more else 0), done.stderr
-    assert "up to date" not in done.stdout
+    line = [str(model), "--out", str(out)]
+    assert surgery(line) == 0
+    die("surgery", [*line, "--force"])
+    assert surgery(line) == 0
+    assert "up to date" not in capfd.readouterr().out
 
 
 def test_a_killed_build_takes_the_builder_with_it(tmp_path):
     """Else it would hold its memory, and write, beside the next run's."""
     onnx.save(build_graphs.decoder(layers=48), tmp_path / "model.trt.onnx")
-    command = [sys.executable, "-m", "suture.build", tmp_path / "model.trt.onnx", "--out", tmp_path / "out"]
-    running = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    line = ["-m", "suture.build", tmp_path / "model.trt.onnx", "--out", tmp_path / "out"]
+    running = started(*line, stdout=subprocess.PIPE)
     while "building" not in running.stdout.readline():
         assert running.poll() is None
-    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
-    builders = [child for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+    builders = [child for child in children(running.pid) if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
     assert len(builders) == 1
     os.kill(running.pid, signal.SIGKILL)
     running.wait()

@@ -67,11 +67,11 @@ def test_unpacking_is_exact(model, kind, source, tmp_path):
 @pytest.mark.parametrize(
     ("model", "kind"),
     [
-        ("tiny-qwen", "awq"),
-        ("tiny-qwen", "gptq-8-bits"),
-        ("tiny-qwen", "awq, whole"),
+        pytest.param("tiny-qwen", "awq", marks=pytest.mark.slow),
+        pytest.param("tiny-qwen", "gptq-8-bits", marks=pytest.mark.slow),
+        pytest.param("tiny-qwen", "awq, whole", marks=pytest.mark.slow),
         ("llama", "awq, 16"),
-        ("llama", "gptq-act-order"),
+        pytest.param("llama", "gptq-act-order", marks=pytest.mark.slow),
         ("qwen2", "gptq-act-order"),
     ],
 )

@@ -1,19 +1,22 @@
 """Models of several parts: where their results lie, and what stays true when a folder gets another model."""
 
 import json
-import subprocess
-import sys
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from exporting import CONFIG, export
+from families import CAPACITY, operated
 from families import checkpoint as family
+from processes import pipeline
 
 from suture.core.errors import UserError
 from suture.core.manifest import read_manifest
 from suture.core.parts import find_parts
+from suture.export import stage as export_stage
 from suture.generate.opening import find_files, open_model
 from suture.models.families.qwen import Qwen
 from suture.models.parts import DECODER, Part
@@ -24,7 +27,6 @@ from suture.validate.options import Options
 from suture.validate.pipeline import find_pipeline
 from suture.validate.stage import validate_pipeline
 
-ROOT = Path(__file__).parents[1]
 SMALL = CONFIG | {"num_hidden_layers": 2}
 
 
@@ -33,6 +35,26 @@ def qwen(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("qwen")
     write(SMALL, folder, "float32", seed=3)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced_once():
+    """Each module, whose class says which of the two models here it is of, is traced once for all tests."""
+    graphs = {}
+
+    def once(trace: Callable) -> Callable:
+        def traced(subject, dtype):
+            key = type(getattr(subject, "module", subject)), dtype
+            if key not in graphs:
+                graphs[key] = trace(subject, dtype)
+            return graphs[key].clone()
+
+        return traced
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("trace", "trace_graph"):
+            patch.setattr(export_stage, name, once(getattr(export_stage, name)))
+        yield
 
 
 @pytest.fixture
@@ -169,9 +191,13 @@ def test_generating_embeds_tokens(qwen, tmp_path, embedding, monkeypatch):
 
 
 def test_the_pipeline_takes_every_part_through_every_stage(shared, tmp_path):
-    command = [sys.executable, "pipeline.py", "--checkpoint", family("whisper", shared), "--out", tmp_path, "--capacity", "32",
-               "--compute-capability", "8.9"]  # fmt: skip
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
+    out = tmp_path / "out"
+    for part in find_parts(operated("whisper", "float32", shared)):
+        shutil.copytree(part.folder / "export", out / part.name / "export")
+    shutil.copy(operated("whisper", "float32", shared) / "parts.json", out)
+    shutil.copy(operated("whisper", "float32", shared) / "manifest.json", out)
+    done = pipeline("--checkpoint", family("whisper", shared), "--out", out, "--dtype", "float32", "--capacity", CAPACITY,
+                    "--compute-capability", "8.9")  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     table = done.stdout[done.stdout.rindex("peak memory") :]
     rows = [line.split("│")[1].strip() for line in table.splitlines() if line.startswith("│")]
@@ -184,8 +210,8 @@ def test_the_pipeline_takes_every_part_through_every_stage(shared, tmp_path):
         "validate",
     ]
     for part in ("encoder", "decoder"):
-        assert (tmp_path / part / "build" / "model.engine").stat().st_size > 0
-    levels = json.loads((tmp_path / "validate" / "report.json").read_text())["levels"]
+        assert (out / part / "build" / "model.engine").stat().st_size > 0
+    levels = json.loads((out / "validate" / "report.json").read_text())["levels"]
     assert [level["title"].partition(":")[0] for level in levels[:8]] == ["encoder"] * 4 + ["decoder"] * 4
     assert [level["number"] for level in levels] == [1, 2, 3, 4, 1, 2, 3, 4, 5]
     assert [level["status"] for level in levels if level["number"] < 4] == ["passed"] * 6

@@ -73,12 +73,17 @@ def test_kernels_read_small_weights(exported, tmp_path, monkeypatch, options, we
         assert {each["dtype"] for each in caches} == {{"fp8": "float8_e4m3fn"}.get(options[3], options[3])}
 
 
+@pytest.fixture(scope="module")
+def exported_bfloat16(exported) -> Path:
+    out = exported.parents[1] / "bfloat16"
+    export(out, Options(checkpoint=exported.parents[1], dtype="bfloat16"))
+    return out / "model.onnx"
+
+
 @pytest.mark.parametrize("skipped", [[], ["--skip", "neighbouring_weights"]])
-def test_int8_weights_stay_small_in_bfloat16(exported, tmp_path, monkeypatch, skipped):
+def test_int8_weights_stay_small_in_bfloat16(exported_bfloat16, tmp_path, monkeypatch, skipped):
     """Gate and up that are apart TensorRT writes out in bfloat16 at every step, to join them; in float16 it does not."""
-    source = exported.parents[1]
-    export(tmp_path / "export", Options(checkpoint=source, dtype="bfloat16"))
-    arguments = [str(tmp_path / "export" / "model.onnx"), "--out", str(tmp_path / "surgery"), "--capacity", "64", "--verify"]
+    arguments = [str(exported_bfloat16), "--out", str(tmp_path / "surgery"), "--capacity", "64", "--verify"]
     assert main([*arguments, "--quantize", "int8", *skipped]) == 0
     out = tmp_path / "build"
     line = f"build {tmp_path / 'surgery' / 'model.trt.onnx'} --out {out} --compute-capability 8.9"

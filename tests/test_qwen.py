@@ -208,6 +208,7 @@ def test_meta_model_holds_nothing():
     )
 
 
+@pytest.mark.slow
 def test_tiny_qwen_is_as_good_as_its_card_says():
     """Bits per byte of all its held-out text in windows of seq_length, against training.json and the card."""
     folder = checkpoint_folder("tiny-qwen")

@@ -207,6 +207,7 @@ def fresh(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow  # beside the committed graphs
 @pytest.mark.parametrize("family", FRESH)
 def test_fresh_export(family, fresh, tmp_path):
     source = onnx.load(fresh / f"{family}.onnx")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
+import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
@@ -165,13 +166,15 @@ def _sensitivity(model: onnx.ModelProto, expected: dict[str, np.ndarray]) -> flo
     return largest_error(expected, decode(shaken, alone=True))
 
 
-@settings(max_examples=24, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(name=st.sampled_from(GRAPHS), seed=st.integers(0, 10_000))
-def test_a_disturbed_graph_is_never_fused_into_something_else(name, seed, tmp_path_factory):
-    assume(check(name, seed, tmp_path_factory.mktemp("disturbed")) != "does not run")
+EXAMPLES = [6, pytest.param(48, marks=pytest.mark.slow)]
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(name=st.sampled_from(GRAPHS), seed=st.integers(0, 10_000))
-def test_a_disturbed_mask_is_never_taken_for_another(name, seed, tmp_path_factory):
-    assume(check(name, seed, tmp_path_factory.mktemp("disturbed"), masks=True) != "does not run")
+@pytest.mark.parametrize("masks", [False, True], ids=["graph", "mask"])
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_what_is_disturbed_is_never_fused_into_something_else(examples, masks, tmp_path_factory):
+    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(name=st.sampled_from(GRAPHS), seed=st.integers(0, 10_000))
+    def disturbed(name: str, seed: int) -> None:
+        assume(check(name, seed, tmp_path_factory.mktemp("disturbed"), masks) != "does not run")
+
+    disturbed()

@@ -126,7 +126,7 @@ def _step(model, signature: Signature, inputs, past: int, tokens: int, rng) -> d
 def _rows(signature: Signature, inputs) -> int:
     """The batch that an input of known meaning fixes; ROWS where none does."""
     places = dict.fromkeys(signature.inputs, 0)
-    if signature.position_rows is not None:
+    if signature.position_rows is not None and signature.positions is not None:
         places[signature.positions] = 1
     sizes = (_sizes(value)[places[value.name]] for value in inputs if value.name in places and _sizes(value))
     return next((size for size in sizes if isinstance(size, int)), ROWS)
