@@ -101,6 +101,7 @@ class Signature:
     prefix: tuple[int, ...] = ()  # tokens that begin every row, before the text
     embedding_width: int | None = None  # where `tokens` are embeddings [B,S,width]
     position_rows: int | None = None  # where positions are [rows,B,S]: temporal, height and width
+    vocabulary: int | None = None  # of the logits, where they say it
 
     @property
     def inputs(self) -> set[str]:
@@ -190,6 +191,7 @@ def find_signature(
         prefix=tuple(map(int, metadata[PREFIX].split())) if PREFIX in metadata else (),
         embedding_width=_width(name, inputs[tokens]) if tokens else None,
         position_rows=_position_rows(name, inputs[positions]) if positions else None,
+        vocabulary=_size(outputs[logits], -1) if logits else None,
     )
 
 
@@ -289,6 +291,11 @@ def _place(name: str) -> tuple[int, str]:
 
 def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
     return [dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim]
+
+
+def _size(value: onnx.ValueInfoProto, axis: int) -> int | None:
+    shape = _shape(value)
+    return shape[axis] if shape and isinstance(shape[axis], int) else None
 
 
 def _static(dim: int | str) -> int:

@@ -115,9 +115,13 @@ def test_refusals_of_importing_come_one_after_the_other(tmp_path):
 
 
 def test_the_node_that_kills_the_parser_is_found(tmp_path):
-    result = check(save(parsed("(float x) => (float y) { a = Neg(x) b = Attention(a, a, a) y = Neg(b) }"), tmp_path, "model"))
-    assert result.refusals[0].operator == "Attention"
-    assert "died of SIGSEGV" in result.refusals[0].message
+    model = parsed(
+        "(float[2,3,16] x, int64[2,3] p, float[9,4] c) => (float[2,3,16] y) "
+        "{ a = Neg(x) b = com.microsoft.RotaryEmbedding<num_heads = 0>(a, p, c, c) y = Neg(b) }"
+    )
+    result = check(save(model, tmp_path, "model"))
+    assert result.refusals[0].operator == "RotaryEmbedding"
+    assert "died of SIGFPE" in result.refusals[0].message
 
 
 def test_the_parser_lives_on_after_a_death(tmp_path):
@@ -133,6 +137,8 @@ def test_the_parser_lives_on_after_a_death(tmp_path):
 MISREAD = {
     "Trilu": "(float[4,4] x) => (float[4,4] y) { y = Trilu(x) }",
     "GRU": "(float[2,2,3] x, float[1,12,3] w, float[1,12,4] r) => (float[A,B,C,D] y) { y = GRU<hidden_size = 4, layout = 1>(x, w, r) }",
+    "GroupNormalization": "(float[2,4,6] x, float[4] w, float[4] b) => (float[2,4,6] y)"
+    "{ y = GroupNormalization<num_groups = 1>(x, w, b) }",
     "ConvTranspose": "(float[1,2,4,4] x, float[2,1,2,2] w, float[1] b) => (float[1,1,H,W] y)"
     "{ y = ConvTranspose<strides = [2, 2], output_padding = [1, 1]>(x, w, b) }",
 }

@@ -174,6 +174,19 @@ def norm(op: str, since: int) -> Drawing:
     return draw
 
 
+def channel_norm(op: str, since: int) -> Drawing:
+    """Over an image's rows and columns, of each channel, or of groups of them."""
+
+    def draw(c: Canvas):
+        c.opset = max(c.opset, since)
+        groups = {"num_groups": c.pick(1, 2, 4)} if op == "GroupNormalization" else {}
+        x = c.input("B", 4, *c.pick((3, 2), (6,), (2, 1, 3)))
+        scale, bias = c.weight(4, near=1.0), c.weight(4)
+        return c.op(op, x, scale, bias, epsilon=c.pick(None, 1e-5, 0.1), **groups)
+
+    return draw
+
+
 def matmul(c: Canvas):
     left = c.pick((3,), ("B", 3), ("B", "S", 3), ("B", 2, "S", 3))
     x = c.input(*left)
@@ -366,6 +379,8 @@ STANDARD: dict[str, Drawing] = {
     "Gemm": gemm,
     "LayerNormalization": norm("LayerNormalization", 17),
     "RMSNormalization": norm("RMSNormalization", 23),
+    "GroupNormalization": channel_norm("GroupNormalization", 21),  # opset 18's, which onnx has taken back, is by group
+    "InstanceNormalization": channel_norm("InstanceNormalization", 6),
     "MatMul": matmul,
     **{op: random_like(op) for op in ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
                                       "RandomUniformLike")},

@@ -106,6 +106,12 @@ def _of(node: onnx.NodeProto, given: dict) -> Iterator[tuple[str, str, str]]:
         yield "warning", "without alpha and gamma the parser takes those of opset 1 (2e-5 off)", "write both"
     if kind == "SpaceToDepth" and given.get("mode") == b"CRD":
         yield "error", "the parser reads the mode CRD as DCR", "write it as Reshape, Transpose, Reshape"
+    if kind == "GroupNormalization" and given.get("num_groups") == 1:
+        yield (
+            "error",
+            "the parser takes one group for InstanceNormalization",
+            "normalise with LayerNormalization (surgery does)",
+        )
     if kind in ("RNN", "GRU", "LSTM") and given.get("layout"):
         yield "error", "the parser ignores `layout`: it takes the batch for the sequence", "use layout 0 and Transpose"
     if kind == "Attention" and (windows := [key for key in given if "window" in key and given[key] not in (0, -1)]):

@@ -22,6 +22,7 @@ from suture.core.step_inputs import mask_values, positions_of, step_values
 
 ROWS, LENGTH, SIDE = 2, 8, 32  # of dimensions whose length the graph leaves open
 COUNT = 3  # of iterations
+ANY_VOCABULARY = 100
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,11 @@ def read_feeds(path: Path) -> list[Feeds]:
 def _step(model, signature: Signature, inputs, past: int, tokens: int, rng) -> dict[str, np.ndarray]:
     """One step of `tokens` tokens after `past`; in a static cache the rows stand at different places."""
     rows = _rows(signature, inputs)
-    vocabulary = next(_sizes(value)[-1] for value in model.graph.output if value.name == signature.logits)
     starts = np.full(rows, past)
     if signature.static and past:
         starts = past - np.arange(rows)
     counts = np.full(rows, tokens)
-    ids = rng.integers(0, vocabulary if isinstance(vocabulary, int) else 100, (rows, tokens))
+    ids = rng.integers(0, signature.vocabulary or ANY_VOCABULARY, (rows, tokens))
     known = step_values(signature, ids, positions_of(starts, counts, tokens), 1 + 2 * np.arange(rows), starts, counts)
     known |= made_up(signature.layout, rows, signature.capacity)
     feeds = {}

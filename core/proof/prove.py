@@ -99,6 +99,10 @@ class _Session:
     """Both pairs on the same inputs: what the portable graph computes is computed once."""
 
     def __init__(self, subjects: dict[str, Subject], seconds: float | None, tolerance: float | None = None, seed: int = 0):
+        known = next((size for each in subjects.values() if (size := each.signature.vocabulary)), None)
+        subjects = {  # of the same tokens, whether or not a graph says how many there are
+            name: replace(each, signature=replace(each.signature, vocabulary=known)) for name, each in subjects.items()
+        }
         self.subjects, self.seconds, self.tolerance = subjects, seconds, tolerance
         self.outputs: dict[tuple, Outputs | Unrunnable] = {}
         self.runners: dict[tuple, Runner | Unrunnable] = {}

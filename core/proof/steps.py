@@ -97,8 +97,7 @@ class Steps:
         for tensor in model.graph.initializer:
             self.inputs.pop(tensor.name, None)
         self.capacity = signature.capacity if signature.static else self._scattered(model)
-        logits = next((_sizes(each.type.tensor_type) for each in model.graph.output if each.name == signature.logits), None)
-        self.vocabulary = logits[-1] if logits and isinstance(logits[-1], int) and logits[-1] > 0 else ANY_VOCABULARY
+        self.vocabulary = signature.vocabulary or ANY_VOCABULARY
 
     def _scattered(self, model: onnx.ModelProto) -> int | None:
         """The slots of a cache that stays as long as it comes in, though nothing is called write_indices: a number says where

@@ -3,7 +3,8 @@
     Reshape(LayerNormalization(Reshape(x, [N, groups, -1]), ones), [N, C, D1, …]) * scale + bias
         →  GroupNormalization(Reshape(x, [N, C, D1, …]), scale, bias, num_groups = groups)        scale, bias: [C] or none
 
-without the Reshape where x has that shape.
+without the Reshape where x has that shape. One group stays as it is: TensorRT's parser makes of it what it makes of
+InstanceNormalization.
 """
 
 import numpy as np
@@ -42,6 +43,7 @@ def _fuse(graph: Graph, norm: gs.Node, sizes: ShapeValues) -> bool:
     x, target, result = grouping.inputs[0], back.inputs[1], back.outputs[0]
     dims, groups, channels = rank(result), static_dim(norm.inputs[0], 1), static_dim(result, 1)
     need(dims is not None and dims >= 3 and groups and channels, "its channels or groups are not known")
+    need(groups > 1, "TensorRT takes GroupNormalization with one group for InstanceNormalization")
     need(channels % groups == 0, f"{channels} channels in {groups} groups")
     need(_same(sizes, norm.inputs[0], result, axes=1), "it normalises over rows, too")
     if not _same(sizes, x, result):
