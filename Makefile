@@ -1,6 +1,6 @@
 # make demo         set up, then take tiny-qwen from checkpoint to engine and check every step
 # make test         set up, then run the tests
-# make check        set up, then the tests that read stored graphs and are marked as neither exporting nor slow
+# make check        set up, then the first case of each test that reads stored graphs (tests/marks.py says which)
 # make slow         set up, then the tests that `make test` leaves out
 # make abuse        set up, then every case of hostile and faulty input; abuse-coverage counts them
 # make benchmarks   set up, then run every benchmark at a tiny size
@@ -20,7 +20,7 @@ test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -n auto
 
 check: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -n auto -m "not exports and not slow and not benchmarks and not every"
+	$(VENV)/bin/python -m pytest -n auto -m "not exports and not further and not slow and not benchmarks and not every"
 
 slow: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -n auto -m slow
