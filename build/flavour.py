@@ -1,7 +1,7 @@
 """Standard TensorRT and TensorRT-RTX: one Python API, and here everything in which they differ.
 
 standard    builds for the GPU at hand, so it needs one
-rtx         builds ahead of time, without a GPU, for the compute capabilities it is told
+rtx         builds ahead of time, without a GPU, for the compute capabilities given
 """
 
 import ctypes

@@ -169,7 +169,7 @@ def _say_result(description: dict, findings: list[Finding], kernels: list[dict])
     size, gpus = description["engine_bytes"] / 1e6, ", ".join(description["compute_capabilities"])
     seconds, memory = sum(description["seconds"].values()), f"{description['peak_memory_bytes'] / 1e6:,.0f} MB"
     if anonymous := description["peak_anonymous_bytes"]:
-        memory += f" ({anonymous / 1e6:,.0f} MB of it mapped from no file)"
+        memory += f" ({anonymous / 1e6:,.0f} MB of it anonymous)"
     print(f"build: {ENGINE} {size:,.1f} MB for {gpus} in {seconds:.1f} s, peak memory {memory}; {counts}")
 
 

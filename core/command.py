@@ -126,7 +126,7 @@ def _of_the_system(error: OSError) -> str:
     if error.errno is None:  # a library's own
         return f"{error}; check that this file or folder is what it should be"
     where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes, os.PathLike)) else "this machine"
-    remedy = REMEDIES.get(errno.errorcode.get(error.errno, ""), "mend that, and run the same command again")
+    remedy = REMEDIES.get(errno.errorcode.get(error.errno, ""), "correct that, and run the same command again")
     return f"{where}: {os.strerror(error.errno).lower()}; {remedy}"
 
 

@@ -33,8 +33,8 @@ class Generator:
         if options.results is not None:
             check_result(options.results, _read_by(options, files), "--out")
         self.opened = open_model(files, options.runtime)
-        if told := self.opened.model.signature.layout:
-            wrong = f"its model is told more than text ({', '.join(told)}), which this has no tokenizer for"
+        if extra := self.opened.model.signature.layout:
+            wrong = f"its model takes inputs beside text ({', '.join(extra)}), which this has no tokenizer for"
             raise UserError(
                 options.out, wrong, "step it from a program of your own: suture.runtime.graphs, suture.core.cpm_inputs"
             )

@@ -128,7 +128,7 @@ def test_not_a_number_is_no_small_error(run_py):
 
 
 def test_an_engine_is_built_there(pipeline, run_py, monkeypatch):
-    """With TensorRT-RTX in the place of standard TensorRT, told for which GPU."""
+    """With TensorRT-RTX in the place of standard TensorRT, given the GPU."""
     trt = flavour.load("rtx")
 
     class Builder(trt.Builder):
@@ -183,6 +183,6 @@ def test_scenarios_that_the_engine_cannot_take_are_left_out(pipeline, tmp_path):
         *paths, tmp_path / "out", lambda graph: make_scenarios(random_tokens(graph.vocab, 0), None, None), None
     )
     assert bundle["left_out"] == [
-        f"{name}, whose steps no profile of the engine allows" for name in ("ragged batch", "different speeds")
+        f"{name}, whose steps no profile of the engine allows" for name in ("ragged batch", "mixed batch")
     ]
     assert [scenario["name"] for scenario in bundle["scenarios"]] == ["prompt", "chunked prompt", "decode"]

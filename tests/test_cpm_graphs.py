@@ -1,4 +1,4 @@
-"""CPM's graphs: a cache of any capacity computes the same, an engine is told the segments, padding is not seen."""
+"""CPM's graphs: a cache of any capacity computes the same, an engine takes the segments, padding is not seen."""
 
 import json
 import subprocess
