@@ -80,7 +80,7 @@ def write_timings(name: str, config, file: Path) -> None:
 
 
 def plugins(name: str, libraries: list[Path]) -> tuple[Path, ...]:
-    """The plugin libraries, absolute. Raises UserError for one that is no regular file."""
+    """The plugin libraries, absolute. Raises UserError for one that is not a regular file."""
     for library in libraries:
         status(library, f"name a library of plugins for {PACKAGES[name]}")
     return tuple(library.resolve() for library in libraries)

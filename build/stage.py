@@ -115,7 +115,7 @@ def build(model: Path, out: Path, options: Options, force: bool = False) -> None
 
 
 def _signature(proto: onnx.ModelProto, model: Path) -> Signature | None:
-    """None for a graph that is no decoder with a KV cache."""
+    """None for a graph that is not a decoder with a KV cache."""
     try:
         return find_signature(proto, model)
     except UserError as error:

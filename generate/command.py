@@ -91,7 +91,7 @@ class Generator:
         signature, asked = self.opened.model.signature, self.options.audio is not None
         if not signature.encoder_caches:
             if asked:
-                raise UserError("--audio", f"{self.opened.what} is no speech model", "give --prompt TEXT")
+                raise UserError("--audio", f"{self.opened.what} is not a speech model", "give --prompt TEXT")
             return None
         if not asked:
             raise UserError(self.options.out, "is a speech model", "give --audio FILE.wav")

@@ -107,7 +107,7 @@ class OnnxDecoder(OfSignature):
 
 
 def open_graph(path: Path, name: str | None = None, past_pattern: str | None = None) -> OnnxDecoder:
-    """Opens an ONNX file. Raises UserError where it is no decoder graph, or onnxruntime cannot load it."""
+    """Opens an ONNX file. Raises UserError where it is not a decoder graph, or onnxruntime cannot load it."""
     return graph_of(load_graph(path), weights_root(path), name or str(path), past_pattern)
 
 

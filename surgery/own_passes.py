@@ -9,7 +9,7 @@ from suture.surgery.passes import Pass, of_module
 
 
 def load_pass(path: Path) -> Pass:
-    """Raises UserError where there is no such file, or it is no pass."""
+    """Raises UserError where there is no such file, or it is not a pass."""
     if not path.is_file() or path.suffix != ".py":
         raise UserError(f"--pass {path}", "no such Python file", "name a file with run(graph) -> int in it")
     spec = importlib.util.spec_from_file_location(path.stem, path)

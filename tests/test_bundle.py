@@ -159,7 +159,7 @@ def test_results_of_other_graphs(pipeline, run_py, tmp_path):
     with pytest.raises(UserError, match="comes from other graphs than this folder's"):
         read_results(results, other, pipeline / "surgery" / "model.trt.onnx")
     (tmp_path / "nonsense.npz").write_bytes(b"nonsense")
-    for path, wrong in ((tmp_path / "nonsense.npz", "is no result of a bundle"), (tmp_path / "absent.npz", "no such file")):
+    for path, wrong in ((tmp_path / "nonsense.npz", "is not a result of a bundle"), (tmp_path / "absent.npz", "no such file")):
         with pytest.raises(UserError, match=wrong):
             read_results(path, other, other)
 

@@ -148,4 +148,4 @@ def test_a_version_and_a_rounding_are_no_worse(tmp_path, capsys):
 def test_what_is_no_report_is_one_line(tmp_path, capsys):
     paths = reports(tmp_path, report(), {"levels": []})
     assert run(paths) == 2
-    assert "is no report of validate's" in capsys.readouterr().err
+    assert "is not a report of validate's" in capsys.readouterr().err

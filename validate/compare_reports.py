@@ -34,7 +34,7 @@ class Change:
 
 def compare_reports(first: Path, second: Path, options: Options) -> int:
     """Shows what changed. Returns the exit status: that of a difference where something became worse. Raises UserError for
-    what is no report of validate's."""
+    what is not a report of validate's."""
     paths = [_path(first), _path(second)]
     check_targets(options, paths)
     before, after = map(_read, paths)
@@ -128,7 +128,7 @@ def _read(path: Path) -> dict:
     except (TypeError, LookupError, AttributeError):
         usable = False
     if not usable:
-        raise UserError(path, "is no report of validate's", "name its report.json, or the folder that has it")
+        raise UserError(path, "is not a report of validate's", "name its report.json, or the folder that has it")
     return report
 
 

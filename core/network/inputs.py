@@ -78,7 +78,7 @@ def _fits(sizes: list[int | str], shape: tuple[int, ...]) -> bool:
 
 
 def make_noise(model: onnx.ModelProto, seed: int, below: dict[str, int]) -> dict[str, np.ndarray]:
-    """One set of inputs of a graph that is no decoder. `below`: by input, what its integers lie
+    """One set of inputs of a graph that is not a decoder. `below`: by input, what its integers lie
     below, where the graph itself may not show it."""
     initializers = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initializers]

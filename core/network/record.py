@@ -47,7 +47,7 @@ def read_record(path: Path) -> dict:
             return found
     except (ValueError, KeyError, TypeError):
         pass
-    raise UserError(path, "is no network that check --save wrote", "write one with --save")
+    raise UserError(path, "is not a network that check --save wrote", "write one with --save")
 
 
 def differences(old: dict, result: CheckResult) -> list[str]:

@@ -88,7 +88,7 @@ def _lengths(
 ) -> tuple[gs.Tensor, gs.Tensor]:
     """seqlens_k, int32 [B], and total_sequence_length, int32 [1]."""
     if id(valid) not in shared.lengths:
-        need(write_indices.name == graph.signature.write_indices, "what says where its cache is written is no input")
+        need(write_indices.name == graph.signature.write_indices, "what says where its cache is written is not an input")
         for probe in probes(graph):
             values = evaluate(graph, [valid], probe)
             need(values is not None, "what says how much of its cache is valid could not be worked out")
