@@ -6,12 +6,13 @@
 # make benchmarks   set up, then run every benchmark at a tiny size
 # make package      set up, then build sdist and wheel, and use the installed wheel from another folder
 # make lint         set up, then check style and types
+# make docs         set up, then build the documentation's site; a warning is an error
 
 PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= out/tiny-qwen
 
-.PHONY: demo test check slow abuse abuse-coverage benchmarks package lint clean
+.PHONY: demo test check slow abuse abuse-coverage benchmarks package lint docs clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python pipeline.py --model tiny-qwen --dtype float16 --out $(OUT)
@@ -41,6 +42,9 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	bash .ci/types $(VENV)/bin/python
+
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(VENV)/bin/mkdocs build --strict --quiet
 
 $(VENV)/installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)

@@ -39,7 +39,7 @@ def main() -> None:
     run("export", "--checkpoint", work / "checkpoint", "--weights", "reference", "--out", work / "export")
 
     print(
-        "| mode | build | peak memory | of it mapped from no file | engine | kernels a layer, decoding | bytes over the floor |\n"
+        "| mode | build | peak memory | of it anonymous (RssAnon) | engine | kernels a layer, decoding | bytes over the floor |\n"
         "|---|---|---|---|---|---|---|"
     )
     for number, mode in enumerate(options.modes):

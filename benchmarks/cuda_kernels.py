@@ -175,7 +175,7 @@ def _wrong(cases: list) -> Iterator[str]:
                 continue  # sequences, and types that numpy does not have
             try:
                 outputs = session.run(None, dict(zip([each.name for each in model.graph.input], map(np.asarray, inputs))))
-            except LOADING as error:  # what it cannot run is no wrong output
+            except LOADING as error:  # what it cannot run is not a wrong output
                 print(f"{case.name}: {str(error)[:150]}", file=sys.stderr)
                 continue
             if not all(_close(ours, theirs) for ours, theirs in zip(outputs, expected)):

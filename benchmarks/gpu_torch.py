@@ -45,7 +45,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> Qwen2ForCau
         else:
             weights[theirs] = loaded
     model.load_state_dict(weights, assign=True, strict=not config.tied)
-    with torch.device(device):  # its tables are no weights: nothing loads them
+    with torch.device(device):  # its tables are not weights: nothing loads them
         model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
     return model.eval().requires_grad_(False)
 

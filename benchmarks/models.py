@@ -89,7 +89,7 @@ def read(path: Path) -> Results:
     try:
         cases = ElementTree.parse(path).getroot().iter("testcase")
     except (OSError, ElementTree.ParseError) as error:
-        raise UserError(path, f"is no run of pytest ({error})", "name what pytest's --junitxml wrote") from None
+        raise UserError(path, f"is not a run of pytest ({error})", "name what pytest's --junitxml wrote") from None
     results = {}
     for case in cases:
         bad = next((kind for kind in ("failure", "error", "skipped") if case.find(kind) is not None), None)

@@ -6,7 +6,7 @@
 
 Checkpoints are random, in float16, in the layout of the real ones; MODEL:N has N layers. All write float16 graphs with
 caches as inputs and outputs. Optimum's is decomposed, with a growing cache (its check of the result is left out);
-onnxruntime-genai's has onnxruntime's own fused ops; Suture's export and surgery end in fused standard ops and a static cache.
+onnxruntime-genai's has onnxruntime's contrib operators; Suture's export and surgery end in fused standard ops and a static cache.
 Qwen-7B's original architecture is not among the models: Optimum would have to run code from the checkpoint.
 """
 

@@ -1,7 +1,7 @@
 """Standard TensorRT and TensorRT-RTX: one Python API, and here everything in which they differ.
 
 standard    builds for the GPU at hand, so it needs one
-rtx         builds ahead of time, without a GPU, for the compute capabilities it is told
+rtx         builds ahead of time, without a GPU, for the compute capabilities given
 """
 
 import ctypes
@@ -80,7 +80,7 @@ def write_timings(name: str, config, file: Path) -> None:
 
 
 def plugins(name: str, libraries: list[Path]) -> tuple[Path, ...]:
-    """The plugin libraries, absolute. Raises UserError for one that is no regular file."""
+    """The plugin libraries, absolute. Raises UserError for one that is not a regular file."""
     for library in libraries:
         status(library, f"name a library of plugins for {PACKAGES[name]}")
     return tuple(library.resolve() for library in libraries)

@@ -1,6 +1,6 @@
 """How much memory an engine will take, on the machine that builds it and on the GPU, known before it is built.
 
-The builder's peak is a fit to measured builds: memory that is mapped from no file, one profile or two, any type. What it is
+The builder's peak is a fit to measured builds: anonymous memory (RssAnon), one profile or two, any type. What it is
 made of, as the builder's allocations show:
 
     0.35 GB           TensorRT itself, and two buffers of 67 MB in which it writes the engine

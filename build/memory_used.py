@@ -1,6 +1,6 @@
-"""How much memory this process has used: its largest resident set, and how much of that was mapped from no file.
+"""How much memory this process has used: its largest resident set, and how much of that was anonymous (RssAnon).
 
-Weights that lie in files are mapped, and the system lets go of such pages where memory is short. What is mapped from no file
+Weights that lie in files are mapped, and the system lets go of such pages where memory is short. Anonymous memory
 must fit, and it is what suture.build.memory estimates. The system keeps no maximum of it, so a thread looks now and then.
 """
 
@@ -21,7 +21,7 @@ class Memory:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def peaks(self) -> dict[str, int | None]:
-        """Ends the watch. Bytes; what no file backs is None where the system does not tell it."""
+        """Ends the watch. Bytes; anonymous memory is None where the system does not report it."""
         self.done.set()
         return {
             # not ru_maxrss where it can be helped: that begins with the peak of the process this one came from

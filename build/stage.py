@@ -115,7 +115,7 @@ def build(model: Path, out: Path, options: Options, force: bool = False) -> None
 
 
 def _signature(proto: onnx.ModelProto, model: Path) -> Signature | None:
-    """None for a graph that is no decoder with a KV cache."""
+    """None for a graph that is not a decoder with a KV cache."""
     try:
         return find_signature(proto, model)
     except UserError as error:
@@ -169,7 +169,7 @@ def _say_result(description: dict, findings: list[Finding], kernels: list[dict])
     size, gpus = description["engine_bytes"] / 1e6, ", ".join(description["compute_capabilities"])
     seconds, memory = sum(description["seconds"].values()), f"{description['peak_memory_bytes'] / 1e6:,.0f} MB"
     if anonymous := description["peak_anonymous_bytes"]:
-        memory += f" ({anonymous / 1e6:,.0f} MB of it mapped from no file)"
+        memory += f" ({anonymous / 1e6:,.0f} MB of it anonymous)"
     print(f"build: {ENGINE} {size:,.1f} MB for {gpus} in {seconds:.1f} s, peak memory {memory}; {counts}")
 
 

@@ -1,7 +1,7 @@
 """trtexec.txt: the commands that build the same engine on another machine, with nothing of this project on it.
 
 trtexec is standard TensorRT's, tensorrt_rtx TensorRT-RTX's. Both look a graph's weights up beside the graph's file, and take
-the types from the graph, which is strongly typed: standard TensorRT up to 10 needs to be told so.
+the types from the graph, which is strongly typed: standard TensorRT up to 10 takes a flag for that.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Values of a command line: argparse converters, so that what is no usable value ends the command with one line that
+"""Values of a command line: argparse converters, so that what is not a usable value ends the command with one line that
 names the option, before anything is read. Every option that takes more than a word or a path has one of them.
 """
 
@@ -22,7 +22,7 @@ def whole(least: int, most: int) -> Callable[[str], int]:
         try:
             number = int(text)
         except ValueError:
-            raise ArgumentTypeError(f"{_brief(text)} is no whole number; it must be at least {least}") from None
+            raise ArgumentTypeError(f"{_brief(text)} is not a whole number; it must be at least {least}") from None
         return _within(number, least, most, text)
 
     return convert
@@ -35,7 +35,7 @@ def real(least: float, most: float, or_zero: bool = False) -> Callable[[str], fl
         try:
             number = float(text)
         except ValueError:
-            raise ArgumentTypeError(f"{_brief(text)} is no number") from None
+            raise ArgumentTypeError(f"{_brief(text)} is not a number") from None
         if or_zero and number == 0:
             return 0.0
         if not math.isfinite(number):
@@ -57,14 +57,14 @@ def pattern(text: str) -> str:
     try:
         re.compile(text)
     except (re.error, OverflowError, RecursionError) as error:
-        raise ArgumentTypeError(f"{_brief(text)} is no regular expression ({error})") from None
+        raise ArgumentTypeError(f"{_brief(text)} is not a regular expression ({error})") from None
     return text
 
 
 def capability(text: str) -> str:
     """A GPU's compute capability, such as 8.9."""
     if not re.fullmatch(r"[0-9]{1,2}\.[0-9]", text):
-        raise ArgumentTypeError(f"{_brief(text)} is no compute capability, such as 8.9")
+        raise ArgumentTypeError(f"{_brief(text)} is not a compute capability, such as 8.9")
     return text
 
 

@@ -117,7 +117,7 @@ def _said(prog: str, error: BaseException, result_on_stdout: bool) -> int:
     if isinstance(error, RecursionError):
         return _say(prog, "an input is nested deeper than Python can follow; check where it comes from", UNUSABLE_INPUT)
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
-        return _say(prog, f"{error.object[:200]}: is no UTF-8; rename it", UNUSABLE_INPUT)
+        return _say(prog, f"{error.object[:200]}: is not UTF-8; rename it", UNUSABLE_INPUT)
     return _fault(prog, error)
 
 
@@ -126,7 +126,7 @@ def _of_the_system(error: OSError) -> str:
     if error.errno is None:  # a library's own
         return f"{error}; check that this file or folder is what it should be"
     where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes, os.PathLike)) else "this machine"
-    remedy = REMEDIES.get(errno.errorcode.get(error.errno, ""), "mend that, and run the same command again")
+    remedy = REMEDIES.get(errno.errorcode.get(error.errno, ""), "correct that, and run the same command again")
     return f"{where}: {os.strerror(error.errno).lower()}; {remedy}"
 
 
@@ -154,7 +154,7 @@ def _refuse_names(arguments: list[str]) -> None:
         try:
             os.fsencode(name).decode("utf-8")
         except UnicodeDecodeError:
-            raise UserError(name, "is no UTF-8", "rename it, or give it in UTF-8") from None
+            raise UserError(name, "is not UTF-8", "rename it, or give it in UTF-8") from None
 
 
 def end_with_parent() -> None:

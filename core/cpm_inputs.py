@@ -1,4 +1,4 @@
-"""What some models are told of a row beside its tokens: which segment each place belongs to, how segments are related, and
+"""Inputs that some models take for a row beside its tokens: which segment each place belongs to, how segments are related, and
 which of several alike special tokens stands there. CPM-Bee's; the same through all steps of a row.
 
     segment_ids        int64 [batch, places]               the segment of the token at each place of the row

@@ -33,6 +33,6 @@ def had_kernel(op: str, opset: int, dtype: int) -> int | None:
 
 
 def attention_is_wrong(dtype: int, head_dim: int, grouped: bool, causal: bool = False, masked: bool = False) -> bool:
-    """Whether Attention gives wrong outputs for heads of this size in this ONNX type, from some number of keys on."""
+    """Whether Attention gives wrong outputs for this head_dim in this ONNX type, from some number of keys on."""
     form = ", ".join(name for name, holds in (("grouped", grouped), ("causal", causal), ("masked", masked)) if holds)
     return str(head_dim) in table()["attention"].get(form or "plain", {}).get(NAMES.get(dtype, ""), {})

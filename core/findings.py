@@ -10,7 +10,7 @@ class Finding:
     where: str  # the ONNX node, tensor, input or weight
     what: str
     remedy: str
-    kind: str = ""  # "dropped" (no layer stands for it), "misread" (it means something else), "attention", "cache", "weights"
+    kind: str = ""  # "dropped" (no layer implements it), "misread" (it means something else), "attention", "cache", "weights"
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}; {self.remedy}"

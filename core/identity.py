@@ -41,7 +41,7 @@ class Contents:
                 self._known[os.path.realpath(folder / name)] = entry
 
     def of(self, path: Path) -> dict:
-        """sha256, size, mtime_ns, ctime_ns and inode of a file. Raises UserError where it is no regular file."""
+        """sha256, size, mtime_ns, ctime_ns and inode of a file. Raises UserError where it is not a regular file."""
         real = os.path.realpath(path)
         with open_regular(path) as file:
             seen = _stats(file.fileno())

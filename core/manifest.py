@@ -66,7 +66,7 @@ def own_names(found: dict | None) -> set[str]:
 def check_result(path: Path, read: Iterable[Path | None], option: str) -> None:
     """Raises UserError where a file that `option` names would replace one that is read, or what a stage has written."""
     if path.exists() and not path.is_file():
-        raise UserError(path, "is no regular file", f"name another file with {option}")
+        raise UserError(path, "is not a regular file", f"name another file with {option}")
     inputs = {name for each in read if each for name in (os.path.realpath(each), os.path.abspath(each))}
     if {os.path.realpath(path), os.path.abspath(path)} & inputs:
         raise UserError(path, "is read here and would be replaced", f"name another file with {option}")

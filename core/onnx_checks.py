@@ -2,7 +2,7 @@
 
 One walk finds what onnx.checker does not look at (the sizes of the data inside the file, cycles, unknown types, names that
 are no UTF-8); onnx.checker then reads a copy without weights, its nodes in topological order, against the operators' schemas.
-TensorRT's own operators and those that onnxruntime registers in the standard's domain have no schema there and are let pass.
+TensorRT's custom operators and those that onnxruntime registers in the standard's domain have no schema there and are not checked.
 """
 
 import itertools

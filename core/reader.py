@@ -27,7 +27,7 @@ def status(path: Path, remedy: str = "check the path") -> os.stat_result:
     if stat.S_ISDIR(found.st_mode):
         raise UserError(path, "is a folder", "name a file")
     if not stat.S_ISREG(found.st_mode):
-        raise UserError(path, "is no regular file", "put a file in its place")
+        raise UserError(path, "is not a regular file", "put a file in its place")
     return found
 
 
@@ -53,7 +53,7 @@ def read_bytes(path: Path, limit: int = JSON_LIMIT, remedy: str = "check the pat
 
 
 def read_json(path: Path, remedy: str = "check the path", limit: int = JSON_LIMIT) -> dict:
-    """The object in a JSON file. Raises UserError where it is no UTF-8, no JSON, no object, or nested too deep."""
+    """The object in a JSON file. Raises UserError where it is not UTF-8, not JSON, not an object, or nested too deep."""
     return parse_json(read_bytes(path, limit, remedy), path)
 
 
@@ -82,7 +82,7 @@ def _once(pairs: list[tuple[str, object]]) -> dict:
 
 
 def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number")
 
 
 def _finite(text: str) -> float:

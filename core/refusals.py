@@ -24,8 +24,8 @@ def refusals(where: object, what: str, remedy: str) -> Iterator[None]:
     except Broken as error:
         raise UserError(where, str(error), remedy) from None
     except UnicodeDecodeError:
-        raise UserError(where, f"{what} (it holds a name that is no UTF-8)", remedy) from None
-    except BaseException as error:  # libraries' errors share no base; a panic of one in Rust is no Exception
+        raise UserError(where, f"{what} (it holds a name that is not UTF-8)", remedy) from None
+    except BaseException as error:  # libraries' errors share no base; a panic of one in Rust is not an Exception
         raise UserError(where, f"{what} ({said(error)})", remedy) from None
 
 

@@ -69,7 +69,7 @@ def parse_shape(text: str) -> tuple[str, ShapeRange]:
     for part in parts:
         sizes = part.lower().split("x")
         if not all(size.isascii() and size.isdigit() for size in sizes):
-            raise UserError(where, f"{part or 'nothing'} is no shape", EXAMPLE)
+            raise UserError(where, f"{part or 'nothing'} is not a shape", EXAMPLE)
         shapes.append(tuple(map(int, sizes)))
     low, usual, high = shapes * 3 if len(shapes) == 1 else shapes
     if len({len(shape) for shape in shapes}) > 1:

@@ -164,7 +164,7 @@ def _numbers(tensor: TensorProto, reference: dict[str, str], where: Path) -> tup
     for key in ("offset", "length"):
         value = reference.get(key, "0")
         if not (value.isascii() and value.isdigit() and len(value) < 20):
-            raise UserError(where, f"{_name(tensor)} has {key} {value[:40]!r}, which is no size", "export it again")
+            raise UserError(where, f"{_name(tensor)} has {key} {value[:40]!r}, which is not a size", "export it again")
     return int(reference.get("offset", 0)), int(reference["length"]) if "length" in reference else None
 
 

@@ -1,5 +1,5 @@
-"""What other libraries need to be told once for the whole process: variables of the environment that they read when they are
-loaded, and what is put right in them. All of it is here, and nothing of it happens where a module is merely imported.
+"""Settings of other libraries, made once for the whole process: environment variables that they read when they are loaded,
+and corrections of their faults. All of it is here, and nothing of it happens where a module is merely imported.
 """
 
 import os

@@ -20,7 +20,7 @@ REQUIRED = object()  # in place of a default
 @dataclass(frozen=True)
 class Traits:
     """Names of inputs and outputs by position (`variadic`: the last input any number of times), and the attributes'
-    defaults: None where leaving it out is no value, REQUIRED where it must be there."""
+    defaults: None where leaving it out is not a value, REQUIRED where it must be there."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...] = ("output",)

@@ -31,7 +31,7 @@ def weights_root(model: Path) -> Path:
     manifest = read_manifest(model.parent)
     recorded = manifest.get("weights_root", ".") if manifest and model.name in manifest["outputs"] else "."
     if not isinstance(recorded, str) or "\0" in recorded:
-        raise UserError(model.parent / MANIFEST, "its weights_root is no folder", "write the graph again")
+        raise UserError(model.parent / MANIFEST, "its weights_root is not a folder", "write the graph again")
     return Path(os.path.normpath(model.parent / recorded))
 
 

@@ -47,7 +47,7 @@ def repeat(graph: ir.Graph, layers: int, blocks: str) -> None:
 
 
 def _layers(graph: ir.Graph, blocks: str) -> dict[ir.Node, int]:
-    """The layer that each node belongs to, -1 for none. A shape is no layer's: it is the same in all of them."""
+    """The layer that each node belongs to, -1 for none. A shape is not a layer's: it is the same in all of them."""
     numbered = re.compile(rf"({re.escape(blocks)}|past_key_values)\.(\d+)\.")
     layer_of_value: dict[ir.Value, int] = {}
     for value in (*graph.inputs, *graph.initializers.values()):

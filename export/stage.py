@@ -83,7 +83,7 @@ def _export(part: Part, stage: Stage, checkpoint: Checkpoint, options: Options, 
         onnx.save(ir.to_proto(graph), partial / GRAPH)
         stage.extra |= {"nodes": len(graph.graph), "part": description(part, graph)}
     for name in stage.extra["not_finite"]:
-        print(f"export: {name} has values that are no numbers (NaN or infinity), and so will what is computed with it")
+        print(f"export: {name} has NaN or infinite values, and so will what is computed with it")
     print(
         f"export: {stage.extra['nodes']} nodes, {dtype}, weights by {stage.extra['weights']} "
         f"({(stage.extra['bytes_referenced'] + stage.extra['bytes_copied']) / 1e6:.1f} MB) → {out}/{GRAPH}"

@@ -33,8 +33,8 @@ class Generator:
         if options.results is not None:
             check_result(options.results, _read_by(options, files), "--out")
         self.opened = open_model(files, options.runtime)
-        if told := self.opened.model.signature.layout:
-            wrong = f"its model is told more than text ({', '.join(told)}), which this has no tokenizer for"
+        if extra := self.opened.model.signature.layout:
+            wrong = f"its model takes inputs beside text ({', '.join(extra)}), which this has no tokenizer for"
             raise UserError(
                 options.out, wrong, "step it from a program of your own: suture.runtime.graphs, suture.core.cpm_inputs"
             )
@@ -91,7 +91,7 @@ class Generator:
         signature, asked = self.opened.model.signature, self.options.audio is not None
         if not signature.encoder_caches:
             if asked:
-                raise UserError("--audio", f"{self.opened.what} is no speech model", "give --prompt TEXT")
+                raise UserError("--audio", f"{self.opened.what} is not a speech model", "give --prompt TEXT")
             return None
         if not asked:
             raise UserError(self.options.out, "is a speech model", "give --audio FILE.wav")

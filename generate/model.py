@@ -39,7 +39,7 @@ class Model:
         Raises UserError for a prompt that is empty or longer than the model takes, and for a speech model."""
         model = self.opened.model
         if model.signature.encoder_caches or model.signature.layout:
-            raise UserError("generate", "the model is told more than text", "step it with decoder()")
+            raise UserError("generate", "the model takes inputs beside text", "step it with decoder()")
         ids = said(prompt, "prompt", chat, None).ids(self.tokenizer, model.longest and model.longest - len(model.prefix))
         stops = frozenset(self.tokenizer.stop_ids(chat))
         sampler = Sampler(sampling or Sampling(), min(self.tokenizer.size, model.vocab))

@@ -56,7 +56,7 @@ def find_files(out: Path, checkpoint: Path | None) -> Files:
     recorded = recorded_option(folder / "export", "checkpoint")
     found = checkpoint or (Path(recorded) if recorded and "\0" not in recorded else None)
     if found is None or not found.is_dir():
-        wrong = "is no folder" if found else "does not say from which checkpoint it came"
+        wrong = "is not a folder" if found else "does not say from which checkpoint it came"
         raise UserError(found or out, wrong, "name the checkpoint, whose tokenizer is needed, with --checkpoint DIR")
     graphs = {part.name: _first(part.folder, *GRAPHS) for part in parts if part is not decoder}
     others = {name: path for name, path in graphs.items() if path is not None}
@@ -113,7 +113,7 @@ def _why_no_engine(engine: Path | None) -> str | None:
     if engine is None:
         return "no engine has been built"
     description = read_description(engine.with_name("engine.json"))
-    return "it is no decoder with a KV cache" if description["signature"] is None else why_not(description)
+    return "it is not a decoder with a KV cache" if description["signature"] is None else why_not(description)
 
 
 def _first(folder: Path, *names: str) -> Path | None:

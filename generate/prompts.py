@@ -18,7 +18,7 @@ class Prompt:
         """Token ids. Raises UserError where there are none, or more than `longest`."""
         texts = [self.text] if self.messages is None else [message["content"] for message in self.messages]
         if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
-            raise UserError(self.where, "holds a lone surrogate, which is no character", "write it as UTF-8")
+            raise UserError(self.where, "holds a lone surrogate, which is not a character", "write it as UTF-8")
         try:
             ids = tokenizer.encode(self.text) if self.messages is None else tokenizer.chat(self.messages)
         except ValueError as error:

@@ -19,7 +19,7 @@ class Sampling:
 
 
 class Sampler:
-    """`vocab`: ids from there on pad the logits and are no tokens, so they are never chosen. `first`: logits processors of
+    """`vocab`: ids from there on pad the logits and are not tokens, so they are never chosen. `first`: logits processors of
     the model's own, which come before all others."""
 
     def __init__(self, sampling: Sampling, vocab: int, first: Sequence[Processor] = ()):

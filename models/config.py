@@ -1,6 +1,6 @@
 """What the JSON files of a checkpoint may say: each key that is read here has a type and bounds, and no value is converted.
 
-`"false"` is no boolean, `8.0` no number of layers, and a model of 10**9 layers is refused before anything is made of it. What
+`"false"` is not a boolean, `8.0` is not a number of layers, and a model of 10**9 layers is refused before anything is made of it. What
 a key means is its family's business; keys that nothing here reads may hold anything.
 """
 
@@ -91,7 +91,7 @@ SHARES = (  # each of the first is one of so many equal parts of the second, unl
 
 
 def read_config(file: Path) -> dict:
-    """config.json as it stands. Raises UserError where it is no JSON object, or a value is not what its key can have."""
+    """config.json as it stands. Raises UserError where it is not a JSON object, or a value is not what its key can have."""
     config = read_json(file, "name a checkpoint folder with a config.json")
     check_config(config, file)
     return config
@@ -119,7 +119,7 @@ def check_config(config: dict, where: object) -> None:
     for parts, whole, sizes in SHARES:
         count, width = config.get(parts), config.get(whole)
         if count and width and width % count and not any(config.get(size) for size in sizes):
-            raise UserError(where, f"{whole} {width} is no multiple of {parts} {count}", REMEDY.format(name="config.json"))
+            raise UserError(where, f"{whole} {width} is not a multiple of {parts} {count}", REMEDY.format(name="config.json"))
 
 
 def required(config: dict, key: str, where: object) -> Any:

@@ -15,5 +15,5 @@ class Dimensions:
     positions: int | None = None  # rows of a table of learned positions, where the model has one: no sequence is longer
     bidirectional: bool = False  # whether a step's tokens see each other, not only those before: a prompt is one step
     prefix: tuple[int, ...] = ()  # tokens that begin every row, before the text
-    segmented: bool = False  # whether the model is told segments beside tokens: suture.core.cpm_inputs
+    segmented: bool = False  # whether the model takes segments beside tokens: suture.core.cpm_inputs
     encoder_slots: int | None = None  # keys of cross-attention, where the decoder attends to an encoder

@@ -67,7 +67,7 @@ def visible(attention_mask: Tensor, steps: int, window: int | None = None) -> Te
 
 
 def latest(of_slots: Tensor, steps: int) -> Tensor:
-    """[...,S] of [...,T]: what belongs to this step's tokens. Without being told the tracer does not know the length."""
+    """[...,S] of [...,T]: what belongs to this step's tokens. The tracer does not know the length by itself."""
     part = of_slots[..., of_slots.shape[-1] - steps :]
     torch._check(part.shape[-1] == steps)
     return part

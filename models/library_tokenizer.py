@@ -66,7 +66,7 @@ class LibraryTokenizer:
             return self.tokenizer(text)["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids, special tokens included; bytes that are no UTF-8 become U+FFFD."""
+        """The text of the ids, special tokens included; bytes that are not UTF-8 become U+FFFD."""
         with self._refusals():
             return self.tokenizer.decode(list(ids), **FORMAT)
 

@@ -52,7 +52,7 @@ def packed_shape(checkpoint: "Checkpoint", name: str) -> tuple[int, int]:
     method, bits = _method(checkpoint)
     entry = checkpoint.tensors[_part(name, PACKED)]
     if entry.dtype != "I32" or len(entry.shape) != 2:
-        raise UserError(entry.file, f"{entry.name} is no matrix of 32-bit words", "download it again")
+        raise UserError(entry.file, f"{entry.name} is not a matrix of 32-bit words", "download it again")
     rows, columns = entry.shape
     return (columns * WORD // bits, rows) if method == "awq" else (columns, rows * WORD // bits)
 
@@ -72,7 +72,7 @@ def load_packed(checkpoint: "Checkpoint", name: str) -> PackedWeight:
     words, zeros, scales = (checkpoint.load(_part(name, part)) for part in (PACKED, ".qzeros", ".scales"))
     if not (words.dtype == zeros.dtype == torch.int32 and scales.is_floating_point() and words.dim() == zeros.dim() == 2):
         raise UserError(
-            checkpoint.folder, f"{_part(name, PACKED)}, its zeros and scales are no packed weight", "download it again"
+            checkpoint.folder, f"{_part(name, PACKED)}, its zeros and scales are not a packed weight", "download it again"
         )
     if method == "awq":
         q, zeros = (_apart(each, bits)[..., list(AWQ_PLACES)].reshape(len(each), -1) for each in (words, zeros))

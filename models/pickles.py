@@ -119,7 +119,7 @@ def load(file: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
 def write(weights: dict[str, torch.Tensor], file: Path, size: int, folder: Path, stem: str, shard_bytes: int) -> list[str]:
     """Writes the weights of `file` into safetensors files called after `stem`; their names, the index last."""
     for name, tensor in weights.items():
-        with refusals(file, f"{str(name)[:100]!r} is no weight", REMEDY):
+        with refusals(file, f"{str(name)[:100]!r} is not a weight", REMEDY):
             _check(name, tensor)
     total = sum(map(_bytes, weights.values()))
     if total > MOST_COPIES * size:
@@ -149,7 +149,7 @@ def write(weights: dict[str, torch.Tensor], file: Path, size: int, folder: Path,
 def _check(name: object, tensor: torch.Tensor) -> None:
     """Raises Broken for what safetensors cannot hold, or what would be more than the file has: a view that repeats."""
     if not isinstance(name, str) or name == "__metadata__":
-        raise Broken(f"{str(name)[:100]!r} is no name of a weight")
+        raise Broken(f"{str(name)[:100]!r} is not the name of a weight")
     name.encode()
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in CODES:
         raise Broken(f"{name} is {tensor.layout} {tensor.dtype} on {tensor.device}, which safetensors cannot hold")

@@ -47,7 +47,7 @@ class Draw:
 def write(config: dict, out: Path, dtype: str, seed: int | None, shard_bytes: int = SHARD_BYTES) -> tuple[int, int]:
     """Writes the checkpoint, values left out where `seed` is None; returns its tensors' bytes and its files' number.
 
-    config.json comes last: a folder that a killed run leaves is no checkpoint.
+    config.json comes last: a folder that a killed run leaves is not a checkpoint.
     """
     others = [name for name in (CONFIG, INDEX, SINGLE, *_shards_in(out)) if (out / name).exists()]
     if others and not (out / MADE).exists():

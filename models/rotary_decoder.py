@@ -36,8 +36,6 @@ def build(model_class: type[Stepped], config: dict, where: object) -> Stepped:
     if kind not in ROTARY:
         raise UserError(where, f"rotary positions of type {kind} are not supported", f"supported: {', '.join(ROTARY)}")
     if model.dimensions.head_dim % 2:
-        raise UserError(
-            where, f"rotary positions of {model.dimensions.head_dim} values a head are no pairs", "use an even number"
-        )
+        raise UserError(where, f"rotary positions need an even head_dim, not {model.dimensions.head_dim}", "use an even number")
     model.model.rotary_emb = stepped.remake_tables(model, model.model.rotary_emb, where)
     return model

@@ -44,7 +44,7 @@ class Tokenizer:
         return self._bpe.encode(unicodedata.normalize("NFC", text), allowed_special=allowed, disallowed_special=())
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids, special tokens included; bytes that are no UTF-8 become U+FFFD.
+        """The text of the ids, special tokens included; bytes that are not UTF-8 become U+FFFD.
         Raises KeyError for an id beyond the vocabulary (config.json's vocab_size is padded)."""
         return self._bpe.decode(list(ids), errors="replace")
 
@@ -59,7 +59,7 @@ class Tokenizer:
         spoken = [message for message in messages if message["role"] != "system"]
         roles = [message["role"] for message in spoken]
         if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"] or len(messages) - len(spoken) > 1:
-            raise ValueError(f"the roles {', '.join(message['role'] for message in messages)} are no conversation")
+            raise ValueError(f"the roles {', '.join(message['role'] for message in messages)} are not a conversation")
         said = [each["content"].strip() if each["role"] == "assistant" else each["content"] for each in spoken]
         return self.chat_prompt(said[-1], list(zip(said[:-1:2], said[1::2])), system)
 
@@ -102,5 +102,5 @@ def open_tokenizer(folder: Path | str) -> Tokenizer | LibraryTokenizer:
             raise UserError(file, f"line {number} is not a token in base64 and its rank", "download it again") from None
     if sorted(ranks.values()) != list(range(len(ranks))) or not all(bytes([byte]) in ranks for byte in range(256)):
         raise UserError(file, "lacks ranks, or one of the 256 bytes", "download it again")
-    with refusals(file, "is no vocabulary of tiktoken's", "download it again"):
+    with refusals(file, "is not a vocabulary of tiktoken's", "download it again"):
         return Tokenizer(ranks)

@@ -179,7 +179,7 @@ class EngineStep:
 
 
 def run_once(engine: Engine, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All outputs of an engine that is no decoder, by name; bfloat16 as float32. Raises ValueError where no profile allows
+    """All outputs of an engine that is not a decoder, by name; bfloat16 as float32. Raises ValueError where no profile allows
     the inputs' shapes."""
     description = engine.description
     profile = choose_profile(description, {name: value.shape for name, value in inputs.items()})

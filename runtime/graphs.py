@@ -65,7 +65,7 @@ class OnnxDecoder(OfSignature):
 
     def decoder(self, batch: int, noise: bool = True) -> RowDecoder:
         """With `noise`, a static cache begins full of it, cross-attention reads made-up caches, and rows have made-up
-        segments where a model is told them."""
+        segments where a model takes them."""
         dtype = run_as(self.signature.dtype)
         shapes = [(batch, *shape) for shape in self.cache_shapes]
         if not self.signature.static:
@@ -107,7 +107,7 @@ class OnnxDecoder(OfSignature):
 
 
 def open_graph(path: Path, name: str | None = None, past_pattern: str | None = None) -> OnnxDecoder:
-    """Opens an ONNX file. Raises UserError where it is no decoder graph, or onnxruntime cannot load it."""
+    """Opens an ONNX file. Raises UserError where it is not a decoder graph, or onnxruntime cannot load it."""
     return graph_of(load_graph(path), weights_root(path), name or str(path), past_pattern)
 
 
@@ -121,7 +121,7 @@ def open_embedding(path: Path) -> Embed:
 
 def open_to_generate(path: Path, device: str) -> OnnxDecoder:
     """The same, computed as fast as onnxruntime can on "cpu" or "cuda": there steps of one token are captured, of the form
-    in onnxruntime's own operators where it lies beside the graph, whose kernels are for half precision."""
+    in onnxruntime's contrib operators where it lies beside the graph, whose kernels are for half precision."""
     model, root = load_graph(path), weights_root(path)
     graph = graph_of(model, root, str(path), device=device, as_written=False)
     if device != "cuda" or not graph.signature.static:

@@ -16,7 +16,7 @@ from suture.core.tensors import check_places, references
 from suture.core.weights import load_graph, weights_root
 from suture.surgery.graph import Graph, files
 from suture.surgery.graph.branches import take
-from suture.surgery.graph.repairs import mend
+from suture.surgery.graph.repairs import repair
 from suture.surgery.graph.weights import new_file
 from suture.surgery.options import Options
 from suture.surgery.passes import Pass
@@ -40,7 +40,7 @@ class Operated:
 
     portable: onnx.ModelProto
     lowered: onnx.ModelProto
-    onnxruntime: onnx.ModelProto | None  # in onnxruntime's own operators, where the options ask for it
+    onnxruntime: onnx.ModelProto | None  # in onnxruntime's contrib operators, where the options ask for it
     report: Report  # its `proof` is None until the graphs are proven
     root: Path
     added: frozenset[str]  # absolute paths of the files, in `folder`, that passes wrote weights into
@@ -80,7 +80,7 @@ def operate(
     if not isinstance(model, Path):
         source = _copy(source)
     take(source, name, options.branch)
-    mend(source, name)
+    repair(source, name)
     graph = files.of_model(_copy(source), name, root, options.past, options.roles)
     read = Subject(source, graph.signature, root)
     graph.weights_file = folder and new_file(folder)

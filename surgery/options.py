@@ -20,7 +20,7 @@ class Options:
     logits        "all" tokens', or those of each sequence's "last" valid one
     merge         weights of each layer that become one: "qkv", "gate-up"
     attention     what hides the rest of a static cache in the lowered graph: a "mask", or "lengths"
-    onnxruntime   whether to make the form in onnxruntime's own operators, too
+    onnxruntime   whether to make the form in onnxruntime's contrib operators, too
     skip          names of passes to leave out
     own           passes of the user's: FILE.py, or FILE.py@PASS, to run after PASS
     no_verify     whether to leave out the proof of what is written: source against portable, portable against lowered graph
@@ -77,7 +77,7 @@ def add_options(parser: arguments.Container) -> None:
     parser.add_argument("--attention", choices=("mask", "lengths"), default="mask",
                         help="what hides the rest of a static cache in the lowered graph (%(default)s); "
                         "lengths is silently wrong on some GPUs")  # fmt: skip
-    parser.add_argument("--onnxruntime", action="store_true", help="also write model.ort.onnx, in onnxruntime's own operators: "
+    parser.add_argument("--onnxruntime", action="store_true", help="also write model.ort.onnx, in onnxruntime's contrib operators: "
                         "quicker than the portable graph on its CUDA provider")  # fmt: skip
     parser.add_argument("--skip", metavar="PASS", action="append", default=[], help="leave out a pass; may be repeated")
     parser.add_argument("--pass", metavar="FILE.py[@PASS]", dest="own", action="append", default=[],

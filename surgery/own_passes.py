@@ -9,7 +9,7 @@ from suture.surgery.passes import Pass, of_module
 
 
 def load_pass(path: Path) -> Pass:
-    """Raises UserError where there is no such file, or it is no pass."""
+    """Raises UserError where there is no such file, or it is not a pass."""
     if not path.is_file() or path.suffix != ".py":
         raise UserError(f"--pass {path}", "no such Python file", "name a file with run(graph) -> int in it")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -22,7 +22,7 @@ def load_pass(path: Path) -> Pass:
     except UserError:
         raise
     except Exception as error:  # whatever the user's code raises
-        raise UserError(f"--pass {path}", f"does not load ({type(error).__name__}: {error})", "mend it") from error
+        raise UserError(f"--pass {path}", f"does not load ({type(error).__name__}: {error})", "correct the file") from error
     if not module.__doc__ or not callable(getattr(module, "run", None)):
         raise UserError(f"--pass {path}", "has no docstring or no run(graph) -> int", "add both")
     return of_module(module)

@@ -166,7 +166,7 @@ LOWERING: tuple[Phase, ...] = (
 
 ORT_CONTRIB: tuple[Phase, ...] = (
     phase(
-        "onnxruntime's own operators",
+        "onnxruntime's contrib operators",
         group_query_attention,
         fuse_skip_norm,
         quick_gelu,

@@ -24,7 +24,7 @@ from suture.surgery.plan import make_plan
 from suture.surgery.quantize.options import read_request
 from suture.surgery.verification import verify
 
-MODELS = ("model.onnx", "model.trt.onnx", "model.ort.onnx")  # portable, lowered, and in onnxruntime's own operators
+MODELS = ("model.onnx", "model.trt.onnx", "model.ort.onnx")  # portable, lowered, and in onnxruntime's contrib operators
 REPORT = "report.json"
 DIFFERENCE, LEFT = "difference", "surgery.difference"  # the folder of the graphs before and after a pass that changed more
 

@@ -56,7 +56,7 @@ def check(
     one (a lowered graph's portable one).
 
     `tolerance`: of an output's largest value (default: float32 1e-5, float16 1e-2, bfloat16 5e-2). `seed`: of the inputs. Of the
-    result, `verdict` is "agrees", "errors", "different", "refused" or "not compared". Raises UserError for what is no graph, and
+    result, `verdict` is "agrees", "errors", "different", "refused" or "not compared". Raises UserError for what is not a graph, and
     where TensorRT is not installed.
     """
     from suture.core.network.check import check
@@ -70,7 +70,7 @@ def compare(a: Source, b: Source, *, root: Path | str | None = None, tolerance: 
     """Two graphs of one model with KV caches, growing or static, in onnxruntime: prompts, chunks, decoding, ragged batches.
 
     `tolerance`: of the largest logit (default: float32 1e-4, float16 2e-2). Of the result, `status` is "passed" or "different",
-    `worst` the largest error, `comparison.scenarios` has all. Raises UserError where one is no decoder, or they do not pair.
+    `worst` the largest error, `comparison.scenarios` has all. Raises UserError where one is not a decoder, or they do not pair.
     """
     from suture.validate.levels import compare_graphs
 

@@ -69,7 +69,7 @@ def quantised(tiny_export, tiny_out):
 
 @pytest.fixture(scope="session")
 def tiny_own(tiny_export, tiny_out) -> Path:
-    """The folder of its surgery with the form in onnxruntime's own operators, each pass checked: 32 slots."""
+    """The folder of its surgery with the form in onnxruntime's contrib operators, each pass checked: 32 slots."""
     arguments = [tiny_export / "model.onnx", "--capacity", "32", "--onnxruntime", "--verify"]
     return once(tiny_out / "for-onnxruntime", "surgery", *arguments)
 

@@ -1,7 +1,7 @@
 """Any graph of a language model, stepped through prompts and decoding in onnxruntime: what surgery must not change.
 
 The reference runs each row alone and without padding; the graph after surgery runs all rows in one batch, padded on the
-right, rows of different speed, over a cache full of noise. Nothing of the pipeline's own validation is used here.
+right, ragged batches, over a cache full of noise. Nothing of the pipeline's own validation is used here.
 """
 
 from pathlib import Path

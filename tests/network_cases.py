@@ -1,7 +1,7 @@
 """One ONNX operator at a time: what TensorRT's parser makes of it, next to what onnxruntime computes.
 
 A case is a graph in ONNX's text form, once for each dtype that stands in for `T`. Expected is agreement, unless the
-case says which other thing TensorRT does; a TensorRT version that changes it fails the test, and the table is mended.
+case says which other thing TensorRT does; a TensorRT version that changes it fails the test, and the table is corrected.
 """
 # ruff: noqa: E501 (a graph is a line)
 

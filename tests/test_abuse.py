@@ -119,7 +119,7 @@ PLACES = [(stage, name) for stage, names in DAMAGED.items() for name in names]
 @settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_bytes_that_are_flipped(stage, name, data, inputs, server, tmp_path_factory):
-    """Any outcome but a traceback, a hang or a change outside --out: a flipped bit of a weight is no fault."""
+    """Any outcome but a traceback, a hang or a change outside --out: a flipped bit of a weight is not a fault."""
     size = (inputs / name).stat().st_size
     flips = data.draw(st.lists(st.tuples(st.integers(0, min(size, 20_000) - 1), st.integers(1, 255)), min_size=1, max_size=4))
 

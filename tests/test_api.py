@@ -78,8 +78,9 @@ def test_the_documented_examples_run(tiny_export, tmp_path, monkeypatch, capsys)
 
 
 def test_the_documented_pass_is_the_example():
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "surgery.md").read_text(), re.DOTALL)
+    code, test = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_pass.md").read_text(), re.DOTALL)
     assert code == (ROOT / "examples" / "own_pass.py").read_text()
+    assert test == (ROOT / "examples" / "test_own_pass.py").read_text()
 
 
 # --- operate -------------------------------------------------------------------------------------------------------------

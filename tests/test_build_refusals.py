@@ -132,7 +132,7 @@ def test_build_error_is_one_line(tmp_path, monkeypatch):
     """The audit knows it beforehand; without the audit the builder says so."""
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, [1, 4, 8, 8]) for name in "qkvy"]
     proto = build_graphs.model([helper.make_node("Attention", ["q", "k", "v"], ["y"])], values[:3], values[3:])
-    assert "no fused kernel for head dimension 8" in fails_with(proto, tmp_path)
+    assert "no fused kernel for head_dim 8" in fails_with(proto, tmp_path)
     monkeypatch.setattr(worker, "audit", lambda *_: [])
     made = Job(
         saved(proto, tmp_path), tmp_path, tmp_path / "x.engine", "rtx", ("8.9",), None, (), frozenset(), tmp_path / "timings"

@@ -1,4 +1,4 @@
-"""build of graphs that are no decoders: ranges of their shapes, what --shape gives, jumps, and trtexec.txt."""
+"""build of graphs that are not decoders: ranges of their shapes, what --shape gives, jumps, and trtexec.txt."""
 
 import json
 from pathlib import Path

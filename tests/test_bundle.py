@@ -128,7 +128,7 @@ def test_not_a_number_is_no_small_error(run_py):
 
 
 def test_an_engine_is_built_there(pipeline, run_py, monkeypatch):
-    """With TensorRT-RTX in the place of standard TensorRT, told for which GPU."""
+    """With TensorRT-RTX in the place of standard TensorRT, given the GPU."""
     trt = flavour.load("rtx")
 
     class Builder(trt.Builder):
@@ -159,7 +159,7 @@ def test_results_of_other_graphs(pipeline, run_py, tmp_path):
     with pytest.raises(UserError, match="comes from other graphs than this folder's"):
         read_results(results, other, pipeline / "surgery" / "model.trt.onnx")
     (tmp_path / "nonsense.npz").write_bytes(b"nonsense")
-    for path, wrong in ((tmp_path / "nonsense.npz", "is no result of a bundle"), (tmp_path / "absent.npz", "no such file")):
+    for path, wrong in ((tmp_path / "nonsense.npz", "is not a result of a bundle"), (tmp_path / "absent.npz", "no such file")):
         with pytest.raises(UserError, match=wrong):
             read_results(path, other, other)
 
@@ -183,6 +183,6 @@ def test_scenarios_that_the_engine_cannot_take_are_left_out(pipeline, tmp_path):
         *paths, tmp_path / "out", lambda graph: make_scenarios(random_tokens(graph.vocab, 0), None, None), None
     )
     assert bundle["left_out"] == [
-        f"{name}, whose steps no profile of the engine allows" for name in ("ragged batch", "different speeds")
+        f"{name}, whose steps no profile of the engine allows" for name in ("ragged batch", "mixed batch")
     ]
     assert [scenario["name"] for scenario in bundle["scenarios"]] == ["prompt", "chunked prompt", "decode"]

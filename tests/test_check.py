@@ -247,8 +247,8 @@ def test_grammar_of_shapes():
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("x", "names no input"), ("=2x3", "names no input"), ("x=2x", "is no shape"), ("x=", "is no shape"),
-     ("x=-1x2", "is no shape"), ("x=1,2", "has 2 shapes"), ("x=1x2,3,4x5", "different numbers"),
+    [("x", "names no input"), ("=2x3", "names no input"), ("x=2x", "is not a shape"), ("x=", "is not a shape"),
+     ("x=-1x2", "is not a shape"), ("x=1,2", "has 2 shapes"), ("x=1x2,3,4x5", "different numbers"),
      ("x=4,2,8", "min is not below")],
 )  # fmt: skip
 def test_a_wrong_shape_is_one_line(text, said):

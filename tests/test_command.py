@@ -46,7 +46,7 @@ def temporary(tmp_path, monkeypatch):
     [
         (lambda: None, DONE, ""),
         (lambda: FOUND_DIFFERENCE, FOUND_DIFFERENCE, ""),
-        (raising(UserError("x.onnx", "is no\ngraph", "export it")), UNUSABLE_INPUT, "x.onnx: is no graph; export it"),
+        (raising(UserError("x.onnx", "is not a\ngraph", "export it")), UNUSABLE_INPUT, "x.onnx: is not a graph; export it"),
         (raising(UserError("\x1b[31m", "is\r bad", "go")), UNUSABLE_INPUT, "\\x1b[31m: is  bad; go"),
         (raising(KeyboardInterrupt()), INTERRUPTED, "interrupted; run the same command again"),
         *((raising(os_error(number)), UNUSABLE_INPUT, f"some/file: {os.strerror(number).lower()}; ")
@@ -57,7 +57,7 @@ def temporary(tmp_path, monkeypatch):
         (raising(MemoryError()), UNUSABLE_INPUT, "memory"),
         (raising(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")), UNUSABLE_INPUT, "memory"),
         (deep, UNUSABLE_INPUT, "nested deeper"),
-        (lambda: "\udcff".encode(), UNUSABLE_INPUT, "\\udcff: is no UTF-8"),
+        (lambda: "\udcff".encode(), UNUSABLE_INPUT, "\\udcff: is not UTF-8"),
         (raising(OfOurs("what\nhappened")), FAULT, "OfOurs: what"),
         (raising(ConnectionResetError(errno.ECONNRESET, "a child is gone")), FAULT, "ConnectionResetError"),
         (raising(SystemExit(2)), UNUSABLE_INPUT, ""),
@@ -135,7 +135,7 @@ def test_a_name_that_is_no_utf8_is_one_line(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True)
     assert done.returncode == UNUSABLE_INPUT
     assert done.stderr.count(b"\n") == 1
-    assert b"\\udcff: is no UTF-8; rename it" in done.stderr
+    assert b"\\udcff: is not UTF-8; rename it" in done.stderr
 
 
 @pytest.mark.parametrize("module", ["raise ImportError('a library is broken')", "import nothing_like_it", "1 +"])

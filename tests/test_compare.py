@@ -105,12 +105,16 @@ def test_a_result_replaces_nothing_that_is_read(tmp_path, capsys):
 # --- reports ----------------------------------------------------------------------------------------------------------------
 
 
-def report(status: str = "passed", error: float = 1e-7, kernels: int = 40, size: int = 1000, version: str = "1") -> dict:
+def report(
+    status: str = "passed", error: float = 1e-7, kernels: int = 40, size: int = 1000, version: str = "1", kl: float = 1e-6
+) -> dict:
     worst = {"output": "logits", "error": error, "step": 0, "problem": None}
     level = {"number": 2, "title": "Exported ↔ portable graph", "status": status, "comparison": {"worst": worst}}
+    text = {"number": 5, "title": "Tokens on real text", "status": "passed", "comparison": None,
+            "tokens": {"readings": [{"name": "text", "mean_kl": kl}]}}  # fmt: skip
     profile = {"name": "decode", "kernels": kernels, "total_bytes": size}
     engine = {"engine_bytes": size, "profiles": [profile]}
-    return {"levels": [level], "parts": [{"name": "decoder", "engine": engine}], "versions": {"onnxruntime": version}}
+    return {"levels": [level, text], "parts": [{"name": "decoder", "engine": engine}], "versions": {"onnxruntime": version}}
 
 
 def reports(folder: Path, first: dict, second: dict) -> list[str]:
@@ -127,6 +131,7 @@ def reports(folder: Path, first: dict, second: dict) -> list[str]:
         ({"status": "different"}, "level 2, Exported ↔ portable graph"),
         ({"status": "not run"}, "level 2, Exported ↔ portable graph"),
         ({"error": 1e-6}, "level 2, Exported ↔ portable graph: worst error"),
+        ({"kl": 1e-5}, "level 5, Tokens on real text: mean KL of text"),
         ({"kernels": 41}, "decoder: kernels in decode"),
         ({"size": 1100}, "decoder: bytes of the engine"),
     ],
@@ -148,4 +153,4 @@ def test_a_version_and_a_rounding_are_no_worse(tmp_path, capsys):
 def test_what_is_no_report_is_one_line(tmp_path, capsys):
     paths = reports(tmp_path, report(), {"levels": []})
     assert run(paths) == 2
-    assert "is no report of validate's" in capsys.readouterr().err
+    assert "is not a report of validate's" in capsys.readouterr().err

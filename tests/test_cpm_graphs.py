@@ -1,4 +1,4 @@
-"""CPM's graphs: a cache of any capacity computes the same, an engine is told the segments, padding is not seen."""
+"""CPM's graphs: a cache of any capacity computes the same, an engine takes the segments, padding is not seen."""
 
 import json
 import subprocess
@@ -129,5 +129,5 @@ def test_a_graph_that_does_not_say_so_stays_as_it_is(shared, tmp_path):
     model.metadata_props.extend(kept)
     onnx.save(model, tmp_path / "model.onnx")
     surgery.main([str(tmp_path / "model.onnx"), "--out", str(tmp_path / "out")])
-    assert "the mask adds numbers that are no slope times a distance" in (tmp_path / "out" / "report.json").read_text()
+    assert "the mask adds numbers that are not a slope times a distance" in (tmp_path / "out" / "report.json").read_text()
     assert not find_signature(onnx.load(tmp_path / "out" / "model.onnx")).static

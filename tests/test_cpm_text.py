@@ -76,7 +76,7 @@ def test_a_prompt_is_read_whole_whatever_the_cache_holds(speaking):
 
 def test_what_needs_more_than_text_says_so(shared):
     options = parse([str(operated("cpmbee", "float32", shared)), "--prompt", "x", "--runtime", "cpu"])
-    with pytest.raises(UserError, match="is told more than text"):
+    with pytest.raises(UserError, match="takes inputs beside text"):
         Generator(options)
 
 

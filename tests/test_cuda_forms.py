@@ -95,7 +95,7 @@ def test_a_norm_over_groups(name, dtype, tmp_path):
 
 
 def test_rows_that_are_normalised_together_stay(tmp_path):
-    """Groups that go over the rows of a batch are no GroupNormalization."""
+    """Groups that go over the rows of a batch are not GroupNormalization."""
     nodes = BY_INSTANCE.replace("grouped", "joined")
     model = model_of(18, IMAGE, nodes, OVER | {"joined": np.array([1, GROUPS, -1])} | NEUTRAL | GROUPED, np.float32)
     portable, lowered, report = operated(model, tmp_path)

@@ -114,7 +114,7 @@ REFUSED = {
     "absolute": (("/etc/passwd",), "lie outside"),
     "a link out": (("link",), "lie outside"),
     "a link to a device": (("device",), "lie outside"),
-    "a FIFO": (("fifo",), "is no regular file"),
+    "a FIFO": (("fifo",), "is not a regular file"),
     "a folder": (("below",), "is a folder"),
     "the folder itself": ((".",), "is a folder"),
     "nothing": (("",), "lie outside"),
@@ -122,13 +122,13 @@ REFUSED = {
     "a name too long": (("w" * 5000,), "cannot be read"),
     "links in a circle": (("circle",), "cannot be read"),
     "missing": (("absent",), "no such file"),
-    "before the file": (("weights", -16), "is no size"),
+    "before the file": (("weights", -16), "is not a size"),
     "behind the file": (("weights", 64), "truncated: 64 bytes, but w ends at 80"),
-    "beyond 64 bits": (("weights", 10**30), "is no size"),
-    "no number": (("weights", "1e1"), "is no size"),
+    "beyond 64 bits": (("weights", 10**30), "is not a size"),
+    "no number": (("weights", "1e1"), "is not a size"),
     "too few bytes": (("weights", 0, 12), "refers to 12 bytes, and its shape and type need 16"),
     "too many bytes": (("weights", 0, 64), "refers to 64 bytes"),
-    "a negative length": (("weights", 0, -16), "is no size"),
+    "a negative length": (("weights", 0, -16), "is not a size"),
 }
 
 

@@ -97,7 +97,7 @@ def test_a_file_of_prompts_gives_json_lines_in_its_order(tiny_out, tiny_portable
 
 
 def test_a_conversation_through_pipes(tiny_out, tiny_portable):
-    """Bytes that are no UTF-8 come in, and the reader leaves before the end: no traceback."""
+    """Bytes that are not UTF-8 come in, and the reader leaves before the end: no traceback."""
     command = [sys.executable, "-m", "suture.generate", tiny_out, "--chat", "--max-tokens", "4", "--runtime", "cpu"]
     running = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     running.stdin.write(b"caf\xe9\n")
@@ -117,7 +117,7 @@ def test_a_conversation_through_pipes(tiny_out, tiny_portable):
         ('{"prompt": "a"}\n{"prompt": 3}\n', [], "line 2: has neither prompt nor messages"),
         ('{"prompt": "a"}\nnonsense\n', [], "line 2: is not JSON"),
         ("\n\n", [], "has no prompts"),
-        ('{"messages": [{"role": "assistant", "content": "a"}]}', [], "line 1: the roles assistant are no conversation"),
+        ('{"messages": [{"role": "assistant", "content": "a"}]}', [], "line 1: the roles assistant are not a conversation"),
         (json.dumps({"prompt": "word " * 900}), [], r"line 1: the prompt has \d+ tokens, and the model takes 640; shorten it"),
         ('{"prompt": ""}', [], "line 1: the prompt is empty"),
         ('{"prompt": "a\\ud800"}', [], "line 1: holds a lone surrogate"),
@@ -160,14 +160,14 @@ def test_wrong_arguments_are_one_line_at_once(arguments, says, capsys):
 def test_nothing_to_run(tmp_path, tiny_export):
     with pytest.raises(UserError, match=r"has neither surgery/model.onnx nor export/model.onnx"):
         generator(tmp_path, "--prompt", "a")
-    with pytest.raises(UserError, match="nowhere: is no folder; name the checkpoint"):
+    with pytest.raises(UserError, match="nowhere: is not a folder; name the checkpoint"):
         generator(tiny_export / "model.onnx", "--prompt", "a", "--checkpoint", tmp_path / "nowhere")
     with pytest.raises(UserError, match="onnxruntime has no CUDA provider here"):
         Generator(parse([str(tiny_export / "model.onnx"), "--prompt", "a", "--runtime", "cuda"]))
 
 
 def test_a_text_model_hears_nothing(tiny_out, tiny_portable):
-    with pytest.raises(UserError, match="is no speech model; give --prompt TEXT"):
+    with pytest.raises(UserError, match="is not a speech model; give --prompt TEXT"):
         generator(tiny_out, "--audio", "some.wav")
 
 

@@ -9,7 +9,7 @@ from suture.core.errors import UserError
 from suture.core.network.evaluate import Evaluator
 from suture.core.network.parse import parse
 from suture.core.tensors import misplaced, to_raw
-from suture.surgery.graph.repairs import mend
+from suture.surgery.graph.repairs import repair
 from suture.surgery.operate import operate
 from tests.test_foreign_graphs import run
 
@@ -26,7 +26,7 @@ def casts(graph: onnx.GraphProto) -> list[tuple[str, int]]:
 
 def test_a_number_follows_the_tensor_beside_it():
     source = model("(float16[2] x) => (float16[2] y) <float two = {2}> { y = Mul(x, two) }")
-    notes = mend(source, "here")
+    notes = repair(source, "here")
     assert notes == ["Mul  mixes float and float16: a Cast to float16"]
     assert casts(source.graph) == [("two", HALF)]
     assert run(source, {"x": np.ones(2, np.float16)})["y"].tolist() == [2, 2]
@@ -34,30 +34,30 @@ def test_a_number_follows_the_tensor_beside_it():
 
 def test_of_two_tensors_the_narrower_one_is_widened_unless_the_graph_declares_the_result():
     source = model("(float16[2] x, float[2] w) => (float[2] y) { y = Mul(x, w) }")
-    mend(source, "here")
+    repair(source, "here")
     assert casts(source.graph) == [("x", FLOAT)]
     declared = model("(float16[2] x, float[2] w) => (float16[2] y) { y = Mul(x, w) }")
-    mend(declared, "here")
+    repair(declared, "here")
     assert casts(declared.graph) == [("w", HALF)]
 
 
 def test_an_output_of_another_type_than_it_is_declared_is_cast():
     source = model("(float16[2] x) => (float[2] y) <float other = {1}> { y = Neg(x) }")
-    assert mend(source, "here") == ["the output y is computed in another type than it is declared: a Cast"]
+    assert repair(source, "here") == ["the output y is computed in another type than it is declared: a Cast"]
     assert run(source, {"x": np.ones(2, np.float16)})["y"].dtype == np.float32
 
 
 def test_a_domain_of_known_version_is_imported_and_no_other():
     source = model("(float[2] x) => (float[2] y) { y = com.microsoft.Gelu(x) }")
-    assert mend(source, "here") == ["the source does not import com.microsoft, whose operators it uses: version 1 is taken"]
+    assert repair(source, "here") == ["the source does not import com.microsoft, whose operators it uses: version 1 is taken"]
     assert {(entry.domain, entry.version) for entry in source.opset_import} == {("", 18), ("com.microsoft", 1)}
     with pytest.raises(UserError, match="opset_import does not say"):
-        mend(model("(float[2] x) => (float[2] y) { y = some.body.Gelu(x) }"), "here")
+        repair(model("(float[2] x) => (float[2] y) { y = some.body.Gelu(x) }"), "here")
 
 
 def test_two_nodes_of_one_name_get_a_name_each():
     source = model("(float[2] x) => (float[2] y) { [n] a = Neg(x) [n_2] b = Neg(a) [n] y = Neg(b) }")
-    (note,) = mend(source, "here")
+    (note,) = repair(source, "here")
     assert note.startswith("2 nodes of the source are called n")
     assert sorted(node.name for node in source.graph.node) == ["n", "n_2", "n_3"]
 
@@ -66,7 +66,7 @@ def test_two_nodes_of_one_name_get_a_name_each():
 def test_generation_inside_a_graph_is_refused_by_name(operator):
     source = model(f"(int64[2] x) => (int64[2] y) {{ y = com.microsoft.{operator}(x) }}")
     with pytest.raises(UserError, match=f"com.microsoft.{operator}") as refusal:
-        mend(source, "here")
+        repair(source, "here")
     assert "\n" not in str(refusal.value)
 
 

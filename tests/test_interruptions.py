@@ -55,7 +55,7 @@ def die(stage: str, line: list[str]) -> None:
         ("surgery", [], {"model.onnx", "model.trt.onnx", "report.json"}),
         ("build", ["--weights", "constant"], {"model.engine", "engine.json", "kernels.json"}),
         pytest.param("build", ["--weights", "input"], {"model.engine", "engine.json", "kernels.json"}, marks=pytest.mark.slow),
-        ("validate", [], {"report.json", "report.html", "polygraphy"}),
+        ("validate", [], {"report.json", "report.html", "summary.md", "polygraphy"}),
     ],
 )
 def test_a_killed_stage_is_not_taken_for_a_finished_one(stage, more, results, model, tmp_path, capfd):

@@ -56,5 +56,5 @@ def test_what_pytest_writes_is_read(tmp_path):
         "test_some.py::test_bad": {"outcome": "failure", "seconds": 0, "level 1": "2e-7"},
         "test_some.py::test_left_out": {"outcome": "skipped", "seconds": 0},
     }
-    with pytest.raises(UserError, match="is no run of pytest"):
+    with pytest.raises(UserError, match="is not a run of pytest"):
         read(tmp_path / "test_some.py")

@@ -241,7 +241,7 @@ def test_an_engine_is_built(name, dtype, capabilities, shared, record_property):
     ("change", "said"),
     [
         ({"num_hidden_layers": None}, "num_hidden_layers"),
-        ({"hidden_size": 63}, "hidden_size 63 is no multiple of num_attention_heads 4"),
+        ({"hidden_size": 63}, "hidden_size 63 is not a multiple of num_attention_heads 4"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "type dynamic"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised"),
         ({"architectures": ["SomethingElse"]}, "is not supported"),

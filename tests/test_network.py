@@ -171,7 +171,7 @@ AUDITED = {
     ),
     "heads too narrow": (
         "(float16[B,2,S,8] q, float16[B,2,S,8] k) => (float16[B,2,S,8] y) { y = Attention(q, k, k) }",
-        "error", "head dimension 8",
+        "error", "head_dim 8",
     ),
     "a cache that is not an output": (
         "(float16[B,2,8,16] past, float16[B,2,S,16] k, int64[B] w) => (float16[B,2,8,16] y)"

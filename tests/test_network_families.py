@@ -46,7 +46,7 @@ GRAPHS = {  # one of each family, with the types in which it is looked at here
 
 
 def network_error(portable: Path, lowered: Path) -> float | None:
-    """Of TensorRT's network against the portable graph, of the largest value; None where one is no number. A graph that is
+    """Of TensorRT's network against the portable graph, of the largest value; None where one is not a number. A graph that is
     no causal decoder is compared in single steps."""
     try:
         graph, network = open_graph(portable), open_network(lowered, device="cpu")

@@ -25,7 +25,7 @@ def constants(model: onnx.ModelProto):
 
 
 def test_masks_of_minus_infinity_in_float16(tmp_path):
-    """0 · -inf and -inf - -inf are no numbers: neither graph keeps such a constant, and both compute the same."""
+    """0 · -inf and -inf - -inf are not numbers: neither graph keeps such a constant, and both compute the same."""
     source = retyped(weightless.load("torch213_torchscript_qwen2_op17_float32"), TensorProto.FLOAT16)
     hiding = [tensor for tensor in constants(source) if numpy_helper.to_array(tensor).min(initial=0) <= -5e4]
     assert hiding

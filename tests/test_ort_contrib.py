@@ -1,4 +1,4 @@
-"""The graph in onnxruntime's own operators: what becomes one node, that it computes what the portable graph does, and where
+"""The graph in onnxruntime's contrib operators: what becomes one node, that it computes what the portable graph does, and where
 it stays as it is. onnxruntime's CPU has kernels for these operators, too."""
 
 import json

@@ -202,7 +202,7 @@ def raise_on_import(name):
     ],
 )
 def test_nothing_runs_after_a_stage_that_broke(broken, how, status, finished, tmp_path):
-    """An earlier run's results lie there, which are not this one's: no stage works on them, and no verdict is told."""
+    """An earlier run's results lie there, which are not this one's: no stage works on them, and no verdict is reported."""
     patch = BROKEN.format(stages=tuple(STAGES), broken=broken, how=how)
     (tmp_path / "sitecustomize.py").write_text(IMPORTS + patch, encoding="utf-8")
     done = pipeline(*finished.line, PYTHONPATH=str(tmp_path), TMPDIR=str(tmp_path))

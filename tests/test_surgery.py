@@ -179,7 +179,7 @@ def test_other_options_run_again(exported, tmp_path, capsys):
 
 def test_not_onnx(tmp_path, capsys):
     path = tmp_path / "model.onnx"
-    path.write_bytes(b"this is no graph")
+    path.write_bytes(b"this is not a graph")
     assert f"{path}: not an ONNX" in refusal(capsys, path, "--out", tmp_path / "out")
     assert "no such file" in refusal(capsys, tmp_path / "none.onnx", "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())

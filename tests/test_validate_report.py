@@ -91,7 +91,7 @@ def test_run_results_are_polygraphys_and_small(pipeline):
     validate_pipeline(pipeline, Options())
     files = sorted((pipeline / "validate" / "polygraphy").iterdir())
     assert [file.name for file in files] == [
-        "2-chunked-prompt.json", "2-decode.json", "2-different-speeds.json", "2-prompt.json", "2-ragged-batch.json",
+        "2-chunked-prompt.json", "2-decode.json", "2-mixed-batch.json", "2-prompt.json", "2-ragged-batch.json",
         "2-to-the-last-slot.json",
     ]  # fmt: skip
     exported, portable = RunResults.load(str(files[1])).values()

@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None, prog: str = "validate") -> int:
     parser.add_argument("--import", metavar="RESULTS.npz", dest="results", type=Path, help="what the bundle's run.py wrote "
                         "there: level 4 of DIR's report")  # fmt: skip
     parser.add_argument("--reference", metavar="PORTABLE.onnx", type=Path, help="with --network: the graph that "
-                        "onnxruntime runs instead (for one with TensorRT's own ops)")  # fmt: skip
+                        "onnxruntime runs instead (for one with TensorRT's custom operators)")  # fmt: skip
     parser.add_argument("--save-golden", metavar="DIR", type=Path, help="write what the exported graphs of a pipeline's folder "
                         "compute into DIR")  # fmt: skip
     parser.add_argument("--golden", metavar="DIR", type=Path, help="compare a pipeline's folder with what --save-golden wrote")

@@ -134,7 +134,7 @@ def read_results(path: Path, portable: Path, lowered: Path) -> Results:
     except FileNotFoundError:
         raise UserError(path, "no such file", "name the results.npz that the bundle's run.py wrote") from None
     except (ValueError, KeyError, OSError, zipfile.BadZipFile):
-        raise UserError(path, "is no result of a bundle", "name the results.npz that the bundle's run.py wrote") from None
+        raise UserError(path, "is not a result of a bundle", "name the results.npz that the bundle's run.py wrote") from None
     if about["identity"] != identity(portable, lowered):
         raise UserError(path, "comes from other graphs than this folder's", "make the bundle again and run it")
     scenarios = [

@@ -26,7 +26,7 @@ def add_options(parser: typed.Container) -> None:
                         "NAME=1x1,1x128,4x512 (min, opt, max), of which each is checked; once for each input")  # fmt: skip
     parser.add_argument("--inputs", metavar="FILE.npz", type=Path, help="inputs by name (default: valid random ones)")
     parser.add_argument("--reference", metavar="PORTABLE.onnx", type=Path, help="the graph that onnxruntime runs instead "
-                        "(for one with TensorRT's own ops)")  # fmt: skip
+                        "(for one with TensorRT's custom operators)")  # fmt: skip
     parser.add_argument("--tolerance", metavar="X", type=typed.tolerance, help="error allowed, of the largest value (default: float32 "
                         "1e-5, float16 1e-2, bfloat16 5e-2)")  # fmt: skip
     parser.add_argument("--seed", metavar="N", type=typed.seed, default=0, help="of the inputs drawn (default 0)")

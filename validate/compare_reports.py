@@ -34,7 +34,7 @@ class Change:
 
 def compare_reports(first: Path, second: Path, options: Options) -> int:
     """Shows what changed. Returns the exit status: that of a difference where something became worse. Raises UserError for
-    what is no report of validate's."""
+    what is not a report of validate's."""
     paths = [_path(first), _path(second)]
     check_targets(options, paths)
     before, after = map(_read, paths)
@@ -80,10 +80,11 @@ def _level(title: str, old: dict | None, new: dict | None) -> Iterator[Change]:
     if statuses[0] != statuses[1]:
         ranks = [ORDER.index(status) if status in ORDER else ORDER.index(NOT_RUN) for status in statuses]
         yield Change(title, *statuses, ranks[1] < ranks[0])
-    errors = [_worst(level) for level in (old, new)]
-    if None not in errors and errors[0] != errors[1]:
-        worse = errors[1] > GROWN * errors[0] and statuses == [PASSED, PASSED]
-        yield Change(f"{title}: worst error", *(f"{error:.1e}" for error in errors), worse)
+    errors = [_errors(level or {}) for level in (old, new)]
+    for what in (each for each in errors[0] if each in errors[1]):
+        a, b = (side[what] for side in errors)
+        if a != b:
+            yield Change(f"{title}: {what}", f"{a:.1e}", f"{b:.1e}", b > GROWN * a and statuses == [PASSED, PASSED])
 
 
 def _engine(name: str, old: dict, new: dict) -> Iterator[Change]:
@@ -110,9 +111,12 @@ def _title(level: dict) -> str:
     return f"level {level['number']}, {level['title']}" if level["number"] else level["title"]
 
 
-def _worst(level: dict | None) -> float | None:
-    worst = ((level or {}).get("comparison") or {}).get("worst") or {}
-    return worst.get("error")
+def _errors(level: dict) -> dict[str, float]:
+    """Of a comparison its worst error; of text, each reading's divergence."""
+    worst = (level.get("comparison") or {}).get("worst") or {}
+    found = {"worst error": worst.get("error")}
+    found |= {f"mean KL of {each['name']}": each.get("mean_kl") for each in (level.get("tokens") or {}).get("readings", ())}
+    return {what: error for what, error in found.items() if error is not None}
 
 
 def _path(path: Path) -> Path:
@@ -128,7 +132,7 @@ def _read(path: Path) -> dict:
     except (TypeError, LookupError, AttributeError):
         usable = False
     if not usable:
-        raise UserError(path, "is no report of validate's", "name its report.json, or the folder that has it")
+        raise UserError(path, "is not a report of validate's", "name its report.json, or the folder that has it")
     return report
 
 

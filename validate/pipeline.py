@@ -76,7 +76,7 @@ class Pipeline:
 
 
 def find_pipeline(folder: Path, text: Path | None, results: Path | None = None) -> Pipeline:
-    """Raises UserError where a part has no exported graph, or `text` is no file."""
+    """Raises UserError where a part has no exported graph, or `text` is not a file."""
     parts = tuple(_files(part) for part in find_parts(folder))
     if text is not None and not text.is_file():
         raise UserError(text, "no such file", "name a text file with --text")

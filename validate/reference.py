@@ -90,7 +90,7 @@ def load_reference(checkpoint: Checkpoint, weights: int) -> nn.Module:
 
 def _reading_as_it_goes(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     """The checkpoint's model without weights: each module reads its own when it is called, and drops them after. Only
-    embeddings that are the head, too, stay: what multiplies with them is no module."""
+    embeddings that are the head, too, stay: what multiplies with them is not a module."""
     model = meta_model(checkpoint)
     vocab = model.dimensions.vocab
     tied = not any(isinstance(module, nn.Linear) and module.out_features == vocab for module in model.modules())

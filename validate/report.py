@@ -1,4 +1,4 @@
-"""The report: one dictionary, written as report.json and rendered as report.html."""
+"""The report: one dictionary, written as report.json and rendered as report.html and summary.md."""
 
 import base64
 import dataclasses
@@ -17,6 +17,8 @@ from suture.core.reader import read_json
 from suture.validate import plots
 from suture.validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED
 from suture.validate.level import Level
+from suture.validate.summary import summarise
+from suture.validate.units import duration, error_text, size_text
 
 STAGES = ("export", "surgery", "build")
 BAR_FLOOR = 1e-9  # a difference this small, or none, has no bar
@@ -61,16 +63,17 @@ def write_report(report: dict, folder: Path, pipeline: Path | None = None) -> No
     """`pipeline`: the folder in which surgery has drawn one layer before and after, where there is one."""
     pictures = {part.name: _pictures(part.folder / "surgery") for part in find_parts(pipeline)} if pipeline else {}
     try:
-        page = render(report, pictures)
+        page, summary = render(report, pictures), summarise(report)
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError):
         if not any(part["surgery"] or part["engine"] for part in report["parts"]):
             raise
         for part in report["parts"]:
             part |= {"surgery": None, "engine": None}  # what lies in their reports' place is none
         report["summary"] += " What surgery or build wrote about its work cannot be read."
-        page = render(report, pictures)
+        page, summary = render(report, pictures), summarise(report)
     (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (folder / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace")
+    (folder / "summary.md").write_text(summary, encoding="utf-8", errors="backslashreplace")
 
 
 def render(report: dict, pictures: dict[str, dict[str, str]] | None = None) -> str:
@@ -80,7 +83,7 @@ def render(report: dict, pictures: dict[str, dict[str, str]] | None = None) -> s
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"error": _error, "bytes": _bytes, "seconds": _seconds, "bar": _bar}
+    environment.filters |= {"error": error_text, "bytes": size_text, "seconds": duration, "bar": _bar}
     return environment.get_template("report.html.j2").render(report, plots=plots, drawn=pictures or {})
 
 
@@ -115,10 +118,10 @@ def _summary(levels: list[Level]) -> str:
 def as_json(level: Level) -> dict:
     """A level as report.json has it."""
     found = dataclasses.asdict(level)
-    if level.comparison and level.comparison.worst:
-        found["comparison"]["worst"] = dataclasses.asdict(level.comparison.worst)
-    elif level.comparison:
-        found["comparison"]["worst"] = None
+    if level.comparison:
+        worst = level.comparison.worst
+        named = [each.name for each in level.comparison.scenarios if any(output is worst for output in each.outputs)]
+        found["comparison"]["worst"] = dataclasses.asdict(worst) | {"scenario": named[0]} if worst else None
     return found
 
 
@@ -157,12 +160,6 @@ def _read(folder: Path, name: str) -> dict | None:
         return None
 
 
-def _error(error: float | None) -> str:
-    if error is None:
-        return "not a number"
-    return "0" if error == 0 else f"{error:.1e}".replace("e-0", "e-").replace("e+0", "e")
-
-
 def _bar(error: float | None, tolerance: float) -> float:
     """Percent of a bar's length, on a logarithmic scale on which the tolerance stands at 80."""
     if error is None or error > tolerance * 100:
@@ -170,16 +167,3 @@ def _bar(error: float | None, tolerance: float) -> float:
     floor = min(BAR_FLOOR, tolerance / 10)
     decades = math.log10(max(error, floor) / floor) / math.log10(tolerance / floor)
     return round(min(80 * decades, 100.0), 1)
-
-
-def _bytes(size: int | None) -> str:
-    if size is None:
-        return "–"
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} B" if unit == "B" else f"{size:.3g} {unit}"
-        size /= 1000
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"

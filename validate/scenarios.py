@@ -59,7 +59,7 @@ def make_scenarios(
         scenario("decode", "12 tokens, then 12 more one by one", [[12]], [[1]] * 12),
         scenario("ragged batch", "prompts of 24, 9 and 17 tokens padded on the right, then decoding",
                  [[24, 9, 17]], [[1, 1, 1]] * 6),
-        scenario("different speeds", "rows that decode beside rows that take a chunk, and rows that add nothing",
+        scenario("mixed batch", "rows that decode beside rows that take a chunk, and rows that add nothing",
                  [[8, 0, 5], [1, 12, 0], [1, 1, 7], [0, 5, 1], [1, 0, 1], [6, 1, 1]]),
     ]  # fmt: skip
     if trained_length is not None:

@@ -28,7 +28,7 @@ from suture.validate.proven import level_of_two, refuse_other_inputs, subject_of
 from suture.validate.report import as_json, exit_status, make_report, verdict, write_report
 from suture.validate.results import check_targets, write_results
 
-REPORTS = ("report.json", "report.html")
+REPORTS = ("report.json", "report.html", "summary.md")
 COLORS = {PASSED: "green", DIFFERENT: "bold red", FAILED: "bold red", NOT_RUN: "dim"}
 console = Console()
 

@@ -78,8 +78,8 @@ class Reading:
 
 @dataclass
 class Continuation:
-    """Greedy decoding from prompts of the text, each model on its own tokens. Told, not judged: after a near tie two
-    texts part for good."""
+    """Greedy decoding from prompts of the text, each model on its own tokens. Reported, without a limit: after a near tie
+    the two texts stay different."""
 
     prompts: int
     new_tokens: int
@@ -90,7 +90,7 @@ class Continuation:
 
 @dataclass
 class Cost:
-    """What quantising costs and saves: the graph from before it reads the same text. Told, not judged."""
+    """What quantising costs and saves: the graph from before it reads the same text. Reported, without a limit."""
 
     format: str
     before: Reading

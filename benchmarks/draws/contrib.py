@@ -1,4 +1,4 @@
-"""Operators of onnxruntime's own, each used once, with drawn inputs and attributes; a decoder where they keep a cache."""
+"""onnxruntime's contrib operators, each used once, with drawn inputs and attributes; a decoder where they keep a cache."""
 
 import numpy as np
 from onnx import TensorProto

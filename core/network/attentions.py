@@ -24,7 +24,7 @@ def hindrance(network: Network, layer: Layer) -> str | None:
     if query.dtype not in DTYPES:
         return f"attention in {query.dtype}"
     if query.shape[3] not in HEAD_DIMS:
-        return f"head dimension {query.shape[3]} (16 to 256)"
+        return f"head_dim {query.shape[3]} (16 to 256)"
     if 0 <= query.shape[1] < LEAST_HEADS:
         return f"one token of {query.shape[1]} query heads (4 or more)"
     return None

@@ -83,7 +83,7 @@ def check(
 
     `shapes`: of inputs with dynamic dimensions; each of min, opt and max is a set of inputs. `inputs`: an .npz file of
     them instead. `tolerance`: of the largest value; by default that of the network's types. Prints nothing. Raises
-    UserError for a file that is no graph, for inputs that do not fit it, and where TensorRT is missing.
+    UserError for a file that is not a graph, for inputs that do not fit it, and where TensorRT is missing.
     """
     path = Path(path)
     graph = load_graph(path)

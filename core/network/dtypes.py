@@ -80,7 +80,7 @@ class Constants:
         if tensor is None:
             raise UserError(
                 self.model,
-                f"the {constant.dtype} constant {constant.name} of the parsed network is no tensor of the file",
+                f"the {constant.dtype} constant {constant.name} of the parsed network is not in the file",
                 "store it as an initializer",
             )
         if tensor.data_location != onnx.TensorProto.EXTERNAL:

@@ -38,7 +38,7 @@ def _unused(model: onnx.ModelProto) -> Iterator[Finding]:
     weights = {tensor.name for tensor in model.graph.initializer}
     used = {name for node in all_nodes(model.graph) for name in node.input} | {value.name for value in model.graph.output}
     for name in sorted(weights - used):
-        yield Finding("warning", f"weight {name}", "nothing in the graph uses it", "remove it, or mend what should", "dropped")
+        yield Finding("warning", f"weight {name}", "nothing in the graph uses it", "remove or use it", "dropped")
     for value in model.graph.input:
         if value.name not in used | weights:
             yield Finding("error", f"input {value.name}", "nothing in the graph uses it", "export again without it", "dropped")

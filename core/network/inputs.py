@@ -78,7 +78,7 @@ def _fits(sizes: list[int | str], shape: tuple[int, ...]) -> bool:
 
 
 def make_noise(model: onnx.ModelProto, seed: int, below: dict[str, int]) -> dict[str, np.ndarray]:
-    """One set of inputs of a graph that is no decoder. `below`: by input, what its integers lie
+    """One set of inputs of a graph that is not a decoder. `below`: by input, what its integers lie
     below, where the graph itself may not show it."""
     initializers = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initializers]
@@ -143,7 +143,7 @@ def _chosen(shapes: dict[str, ShapeRange], kind: str) -> dict[str, tuple[int, ..
 def _refuse_untyped(name: object, inputs) -> None:
     for value in inputs:
         if not value.type.HasField("tensor_type"):
-            raise UserError(name, f"input {value.name} is no tensor", "give one that takes tensors")
+            raise UserError(name, f"input {value.name} is not a tensor", "give one that takes tensors")
         if not value.type.tensor_type.HasField("shape"):
             raise UserError(name, f"input {value.name} has no shape", "write its shape into the graph")
         if value.type.tensor_type.elem_type in (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED):

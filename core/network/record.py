@@ -22,7 +22,7 @@ FORMAT, SAMPLES, SHOWN = 1, 1024, 12
 def record(result: CheckResult) -> dict:
     network = result.network
     if network is None:
-        raise UserError(result.model, "TensorRT's parser made no network of it", "mend what it refuses first")
+        raise UserError(result.model, "TensorRT's parser made no network of it", "correct what it refuses first")
     return {
         "format": FORMAT,
         "tensorrt": network.tensorrt,
@@ -47,7 +47,7 @@ def read_record(path: Path) -> dict:
             return found
     except (ValueError, KeyError, TypeError):
         pass
-    raise UserError(path, "is no network that check --save wrote", "write one with --save")
+    raise UserError(path, "is not a network that check --save wrote", "write one with --save")
 
 
 def differences(old: dict, result: CheckResult) -> list[str]:

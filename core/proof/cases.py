@@ -50,7 +50,7 @@ def why_not(model: onnx.ModelProto) -> str | None:
     if drawn is not None:
         return f"{drawn.op_type} {drawn.name or drawn.output[0]} draws random numbers"
     untyped = next((value.name for value in model.graph.input if not value.type.HasField("tensor_type")), None)
-    return f"the input {untyped} is no tensor" if untyped else None
+    return f"the input {untyped} is not a tensor" if untyped else None
 
 
 def _is_float(value: np.ndarray) -> bool:

@@ -42,7 +42,7 @@ def first_difference(
             error = relative_error(expected, found)
             if not error <= tolerance:
                 return f"first at the {node.op_type} {node.name or '(no name)'}, whose output {name} differs by {error:.1e}"
-    return "no tensor inside that both graphs name alike shows it"
+    return "no intermediate tensor of the same name in both graphs differs"
 
 
 def _valid(values: np.ndarray, step: Step | Feeds) -> np.ndarray | None:

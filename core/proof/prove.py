@@ -228,7 +228,7 @@ class _Session:
             return float("inf") if compared.errors[name] is None else compared.errors[name]
 
         output = max(compared.errors, key=key)
-        error = "has another shape, or other places that are no numbers" if not np.isfinite(key(output)) else (
+        error = "has another shape, or NaN or infinity in other places" if not np.isfinite(key(output)) else (
             f"differs by {key(output):.1e} of its largest value, more than {found.tolerance:.0e}"
         )  # fmt: skip
         first, second = self.subjects[names[0]].model.graph, self.subjects.get(names[1], self.subjects["portable"]).model.graph

@@ -107,7 +107,7 @@ class DifferenceFound(Exception):
 
 
 def from_json(found: object) -> Proof | None:
-    """None where it is no proof."""
+    """None where it is not proof."""
     try:
         pairs = [
             PairVerdict(

@@ -144,7 +144,7 @@ class MPT(nn.Module):
 
 def alibi(distances: Tensor, heads: int, steepest: float) -> Tensor:
     """slope[head] · distance, float32 [B,H,S,T] (https://arxiv.org/abs/2108.12409). Slopes fall geometrically to
-    2^-steepest; where `heads` is no power of two, every other one of the next power's comes first."""
+    2^-steepest; where `heads` is not a power of two, every other one of the next power's comes first."""
     power = 2 ** math.ceil(math.log2(heads))
     slopes = [2.0 ** (-steepest * (i + 1) / power) for i in range(power)]
     if power != heads:

@@ -26,7 +26,7 @@ def take(model: ModelProto, where: object, branch: str | None) -> list[str]:
         raise UserError(where, what, "take one out with --branch then, else or past (the one that reads a cache)")
     chosen = _with_past(model.graph, found, bodies, where) if branch == "past" else branch
     _inline(model.graph, found, bodies[chosen])
-    return [f"of the If {found.name or found.output[0]} the branch {chosen} was taken; its condition is no input any more"]
+    return [f"of the If {found.name or found.output[0]} the branch {chosen} was taken; its condition is not an input any more"]
 
 
 def _whole(graph: GraphProto) -> NodeProto | None:

@@ -18,7 +18,7 @@ from suture.surgery.graph import Graph
 from suture.surgery.graph.branches import take
 from suture.surgery.graph.interface import restore, separate
 from suture.surgery.graph.opsets import upgrade
-from suture.surgery.graph.repairs import mend
+from suture.surgery.graph.repairs import repair
 from suture.surgery.shapes.foreign_shapes import declare_shapes
 
 IR_VERSION = 11
@@ -39,7 +39,7 @@ def of_model(
     graph that is one If, the branch to take out (suture.surgery.graph.branches)."""
     embed_small(model, name, root)
     to_raw(model)
-    notes = [*take(model, name, branch), *mend(model, name)]
+    notes = [*take(model, name, branch), *repair(model, name)]
     signature = find_signature(model, name, past_pattern, need_caches=False, given=given)
     _name_by_module(model)
     with onnx_refusals(name):

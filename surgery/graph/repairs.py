@@ -1,4 +1,4 @@
-"""What is wrong with a source in a way that leaves no doubt of what it means is put right, and said; the rest is refused.
+"""Repairs of a source whose meaning is clear, each reported; what is not clear is refused.
 
 a domain of known version that is used and not imported      →  its import
 two nodes of one name                                         →  a name each
@@ -26,8 +26,8 @@ from suture.surgery.graph.branches import reads
 GENERATION = ("BeamSearch", "GreedySearch", "Sampling", "WhisperBeamSearch")  # loops over whole decoders, as one operator
 
 
-def mend(model: ModelProto, where: object) -> list[str]:
-    """Mends the model, and says how. Raises UserError for what cannot be mended."""
+def repair(model: ModelProto, where: object) -> list[str]:
+    """Repairs the model in place; one line for each repair. Raises UserError for what cannot be repaired."""
     nodes = list(_every_node(model.graph))
     for node in nodes:
         if node.domain == MICROSOFT and node.op_type in GENERATION:

@@ -71,7 +71,7 @@ def _recognise(graph: Graph, mask: gs.Tensor) -> Mask | str:
         if onnx_type(mask) != BOOL and np.any(bias[visible] != 0) and probe.mask[0].all():
             found = _slopes(bias.astype(np.float64), probe, float(np.finfo(bias.dtype).eps))
             if found is None or (slopes is not None and not np.allclose(found, slopes, rtol=2e-3)):
-                return "the mask adds numbers that are no slope times a distance: it is a bias"
+                return "the mask adds numbers that are not a slope times a distance: it is a bias"
             slopes = found
         matching = [each for each in matching if _agrees(visible, _expected(*each, probe))]
     if not matching:

@@ -3,7 +3,7 @@
     y = x @ W  =  (x / s) @ (diag(s) W)
 
 x / s is free where s goes into what makes x: the weight of a norm, or the outputs of the product before (of values,
-whose sums attention only mixes, and of the half of a gated layer that no activation bends). search.py finds s.
+whose sums attention only mixes, and of the linear branch of a gated MLP). search.py finds s.
 """
 
 from collections.abc import Callable

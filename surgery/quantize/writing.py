@@ -89,11 +89,11 @@ def block_for(linear: Linear, form: Format, group_size: int) -> int:
     """How many weights share a scale: the largest block, at most `group_size`, that divides the inputs, or all of them.
     Raises NoMatch where there is none, or no room for it."""
     whole = form.values.bits == 8 or linear.outputs % 2 == 0
-    need(whole, f"{linear.outputs} outputs are no whole number of bytes of 4-bit values")
+    need(whole, f"{linear.outputs} outputs are not a whole number of bytes of 4-bit values")
     if not form.blocks:
         return linear.features
     fitting = [block for block in BLOCKS if block <= group_size and linear.features % block == 0]
-    need(fitting, f"{linear.features} input features are no whole number of blocks of {BLOCKS[0]}")
+    need(fitting, f"{linear.features} input features are not a whole number of blocks of {BLOCKS[0]}")
     return fitting[-1]
 
 

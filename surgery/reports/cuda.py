@@ -26,7 +26,7 @@ def notes(graph: Graph) -> Iterator[str]:
     wrong = Counter((heads[0], dtype) for node, dtype in typed if (heads := wrong_heads(node)))
     for (head_dim, dtype), count in wrong.items():
         yield (
-            f"on CUDA {count} Attention with heads of {head_dim} in {NAMES[dtype]} may be wrong in {version}: run it with "
+            f"on CUDA {count} Attention with head_dim {head_dim} in {NAMES[dtype]} may be wrong in {version}: run it with "
             "ORT_DISABLE_FLASH_ATTENTION=1"
         )
 

@@ -148,7 +148,7 @@ def _untaken(graph: Graph, node: gs.Node) -> tuple[str, str] | None:
 
 
 def _unfused(node: gs.Node) -> bool:
-    """Whether it is part of a form that some pass writes as one node, or an op of onnxruntime's own."""
+    """Whether it is part of a form that some pass writes as one node, or a contrib operator of onnxruntime."""
     if node.op == "TopK":
         return _weighs_experts(node)
     return node.op in (*LEFT_DECOMPOSED, *UNSUPPORTED) or bool(node.domain) or (node.op == "Cos" and _rotates_by_hand(node))

@@ -85,7 +85,7 @@ class Verifier:
         self.read = self.source = self.before = State(source, signature, root, alphas, frozenset(added))
 
     def restart(self, graph: Graph) -> None:
-        """Compares what follows with this graph: what quantising changes is no pass's error."""
+        """Compares what follows with this graph: what quantising changes is not a pass's error."""
         self.read = self.source = self.before = State.of(graph, self.alphas)
 
     def __call__(self, name: str, graph: Graph) -> Verdict:

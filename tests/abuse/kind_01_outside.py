@@ -89,7 +89,7 @@ PLACES = {  # how the place is written: {work} is the folder above; what makes i
     "a link out": ("link", leads_to("../secret"), OUTSIDE),
     "a folder's link out": ("link/secret", leads_to(".."), OUTSIDE),
     "a device": ("link", leads_to("/dev/zero"), OUTSIDE),
-    "a FIFO": ("fifo", lambda folder: os.mkfifo(folder / "fifo"), "is no regular file"),
+    "a FIFO": ("fifo", lambda folder: os.mkfifo(folder / "fifo"), "is not a regular file"),
     "a folder": ("sub", lambda folder: (folder / "sub").mkdir(), "is a folder"),
 }
 

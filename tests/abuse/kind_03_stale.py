@@ -101,7 +101,7 @@ def anothers_hash(content: dict) -> None:
 
 RESULTS = {
     "surgery": ("model.onnx", "model.trt.onnx", "report.json", "model.data"), "build": ("model.engine", "engine.json", "kernels.json"),
-    "validate": ("report.json", "report.html"), "surgery.capacity": ("model.onnx", "model.trt.onnx", "report.json"),
+    "validate": ("report.json", "report.html", "summary.md"), "surgery.capacity": ("model.onnx", "model.trt.onnx", "report.json"),
 }  # fmt: skip
 INPUTS = {
     "surgery": ("graphs/model.onnx", "graphs/model.data"), "build": ("graphs/model.onnx", "graphs/model.data"),

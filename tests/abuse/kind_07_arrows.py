@@ -24,7 +24,7 @@ def edited(change: Callable[[onnx.ModelProto], object]) -> Callable[[Path], None
 
 
 def small_graph(name: str | None) -> Callable[[Path], None]:
-    """Another model's graph, or one that is no valid ONNX."""
+    """Another model's graph, or one that is not valid ONNX."""
 
     def damage(path: Path) -> None:
         model = small()

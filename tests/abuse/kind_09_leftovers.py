@@ -12,7 +12,12 @@ NAMES = (
     "model.ort.onnx", "encoder.onnx", "quantised.data", "repacked.data", "earlier.svg", "sub/folder/deep.bin", "a name with spaces",
     "\N{GREEK SMALL LETTER ALPHA}.onnx", "-rf", ".hidden",
 )  # fmt: skip
-ELSEWHERE = ("../secret", "{work}/secret", "link/secret", "../graphs/model.data")  # what a manifest may list, and is no result
+ELSEWHERE = (
+    "../secret",
+    "{work}/secret",
+    "link/secret",
+    "../graphs/model.data",
+)  # what a manifest may list, and is not a result
 
 
 def listed(name: str) -> Callable[[Path], None]:

@@ -1,4 +1,4 @@
-"""Kind 12: output that nobody reads, locales, names with markup or that are no UTF-8, and runs that are interrupted or killed."""
+"""Kind 12: output that nobody reads, locales, names with markup or that are not UTF-8, and runs that are interrupted or killed."""
 
 import os
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def _named(stage: str, what: str, name: str) -> Case:
 def _no_utf8(stage: str, name: bytes) -> Case:
     text = os.fsdecode(name)
     arguments, folder = renamed(stage, text)
-    return Case(12, stage, f"no UTF-8 {name!r}", PROMISE, called(text, folder), "is no UTF-8; rename it", arguments=arguments)
+    return Case(12, stage, f"no UTF-8 {name!r}", PROMISE, called(text, folder), "is not UTF-8; rename it", arguments=arguments)
 
 
 CASES = [

@@ -5,7 +5,7 @@ from pathlib import Path
 from tests.abuse.case import GRAPH_STAGES, Case
 from tests.abuse.graphs import BROKEN, small
 
-PROMISE = "a graph that is no valid ONNX is refused in one line, and none is written"
+PROMISE = "a graph that is not valid ONNX is refused in one line, and none is written"
 
 
 def broken(name: str):

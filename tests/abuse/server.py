@@ -161,7 +161,7 @@ def _plant(place: str, error: str) -> None:
         raise getattr(builtins, error)("planted")
 
     if not callable(getattr(holder, name)):
-        raise LookupError(f"{place} is no function")
+        raise LookupError(f"{place} is not a function")
     setattr(holder, name, WEAK[place] if error == "WEAK" else planted)
 
 

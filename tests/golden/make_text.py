@@ -41,7 +41,7 @@ def main() -> None:
 
 @torch.no_grad()
 def continued(model: torch.nn.Module, prompt: list[int], count: int, vocab: int) -> list[int]:
-    """The likeliest `count` tokens after a prompt, one after another; ids from `vocab` on are no tokens."""
+    """The likeliest `count` tokens after a prompt, one after another; ids from `vocab` on are not tokens."""
     dims, ids = model.dimensions, list(prompt)
     alpha = torch.tensor([ntk_alpha(len(prompt), dims.ntk_trained_length)])
     past = [torch.zeros(1, dims.kv_heads, 0, dims.head_dim) for _ in range(2 * dims.layers)]

@@ -39,7 +39,7 @@ def _dequantise(graph: Graph, node: gs.Node) -> bool:
     need(node.attrs.get("quantize_axis", 1) % 2 == 1, "its blocks do not lie within rows")
     rows, blocks = (int(size) for size in scales.shape)
     packed = read_bytes(graph, table)
-    need(packed.size * 8 == rows * blocks * block * bits, "rows are no whole number of blocks")
+    need(packed.size * 8 == rows * blocks * block * bits, "rows are not a whole number of blocks")
     packed = packed.reshape(rows, -1)
     zero_points = _zero_points(graph, input_of(node, "zero_points"), onnx_type(table), rows, blocks, bits)
     if zero_points is None:

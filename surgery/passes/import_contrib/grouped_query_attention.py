@@ -50,7 +50,7 @@ def _standard(graph: Graph, node: gs.Node, masks: dict[tuple[int, int], gs.Tenso
     pasts = inputs_of(node, "past_key", "past_value")
     cos, sin, positions = inputs_of(node, "cos_cache", "sin_cache", "position_ids")
     heads = _heads(node, pasts[0], cos if rotary else None)
-    need(not rotary or (rank(cos) == 2 and static_dim(cos, -1)), "cos is no table whose width is known")
+    need(not rotary or (rank(cos) == 2 and static_dim(cos, -1)), "cos is not a table whose width is known")
     lengths = inputs_of(node, "seqlens_k", "total_sequence_length")
     shared, name = (id(lengths[0]), id(lengths[1])), node.name
     if shared not in masks:

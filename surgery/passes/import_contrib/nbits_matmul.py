@@ -33,7 +33,7 @@ def run(graph: Graph) -> int:
 def _dequantise(graph: Graph, node: gs.Node, made: dict[tuple, tuple]) -> bool:
     bits, block, features, outputs = (node.attrs.get(key, 4) for key in ("bits", "block_size", "K", "N"))
     need(bits in SIGNED, f"weights of {bits} bits have no standard type that runs")
-    need(features % block == 0, f"{features} input features are no whole number of blocks of {block}")
+    need(features % block == 0, f"{features} input features are not a whole number of blocks of {block}")
     need(not node.attrs.get("weight_prepacked", 0), "the weight is packed for one kind of GPU")
     refuse_inputs(node, "g_idx")
     x, weight, scales, zero_points, bias = inputs_of(node, "A", "B", "scales", "zero_points", "bias")

@@ -25,7 +25,7 @@ def _standard(graph: Graph, node: gs.Node) -> bool:
     need(rank(x) in (3, 4), f"x has rank {rank(x)}, not 3 or 4")
     need(rank(positions) in (1, 2), f"positions have rank {rank(positions)}, not 1 or 2")
     width = static_dim(cos, -1)
-    need(rank(cos) == 2 and width, "cos is no table whose width is known")
+    need(rank(cos) == 2 and width, "cos is not a table whose width is known")
     rotated_dims = 2 * width
     heads = static_dim(x, 1) if rank(x) == 4 else node.attrs.get("num_heads", 0)
     head_dim = static_dim(x, 3) if rank(x) == 4 else None

@@ -2,7 +2,7 @@
 
     TRT_Attention(float32)  →  TRT_Attention(float32, TRT_decomposable=1)
 
-Without the mark an engine with float32 attention, with a head size outside 16 to 256, or that takes one token with fewer
+Without the mark an engine with float32 attention, with a head_dim outside 16 to 256, or that takes one token with fewer
 than four query heads, does not build (TensorRT-RTX 1.7; measured for compute capabilities 8.6, 8.9 and 12.0).
 """
 
@@ -26,6 +26,6 @@ def _mark(graph: Graph, attention: gs.Node) -> bool:
         return False
     attention.attrs["TRT_decomposable"] = 1
     if is_half(query):
-        why = f"heads of {size} numbers" if enough else f"{heads} query heads, fewer than {LEAST_HEADS}"
+        why = f"a head_dim of {size}" if enough else f"{heads} query heads, fewer than {LEAST_HEADS}"
         graph.notes.append(f"{attention.name} may be taken apart: TensorRT has no fused attention for {why}")
     return True

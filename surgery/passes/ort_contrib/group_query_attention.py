@@ -56,8 +56,8 @@ def _fuse(graph: Graph, attention: gs.Node, shared: Shared) -> bool:
     capacity, kv_heads = static_dim(cached[0], 2), static_dim(cached[0], 1)
     heads, head_dim = static_dim(query, 1), static_dim(query, 3)
     need(capacity and heads and kv_heads and head_dim, "sizes of heads or cache are not known")
-    need(rank(query) == 4 and static_dim(cached[1], 3) == head_dim, "queries, keys and values have heads of several sizes")
-    need(head_dim % 8 == 0, f"onnxruntime takes no heads of {head_dim}")
+    need(rank(query) == 4 and static_dim(cached[1], 3) == head_dim, "queries, keys and values differ in head_dim")
+    need(head_dim % 8 == 0, f"onnxruntime takes no head_dim of {head_dim}")
     new = [input_of(update, "update") for update in updates]
     rotations = [producer(tensor, "RotaryEmbedding") for tensor in (query, new[0])]
     need((rotations[0] is None) == (rotations[1] is None), "of query and key only one is rotated")
@@ -88,7 +88,7 @@ def _lengths(
 ) -> tuple[gs.Tensor, gs.Tensor]:
     """seqlens_k, int32 [B], and total_sequence_length, int32 [1]."""
     if id(valid) not in shared.lengths:
-        need(write_indices.name == graph.signature.write_indices, "what says where its cache is written is no input")
+        need(write_indices.name == graph.signature.write_indices, "what says where its cache is written is not an input")
         for probe in probes(graph):
             values = evaluate(graph, [valid], probe)
             need(values is not None, "what says how much of its cache is valid could not be worked out")

@@ -1,4 +1,4 @@
-"""Adds nodes of onnxruntime's own operators."""
+"""Adds nodes of onnxruntime's contrib operators."""
 
 import onnx_graphsurgeon as gs
 

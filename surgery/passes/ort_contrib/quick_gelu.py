@@ -1,4 +1,4 @@
-"""Swish becomes onnxruntime's own form of it.
+"""Swish becomes QuickGelu, onnxruntime's contrib operator.
 
     Swish(x)   →   QuickGelu(x, alpha=1)
 

@@ -23,7 +23,7 @@ def rotary_tables(graph: Graph, query: gs.Node, key: gs.Node, slots: int, known:
     if ids not in known:
         cos, sin = _of_all_positions(graph, tensors, slots)
         head_dim, angles = static_dim(query.inputs[0], 3), cos.shape[1]
-        need(head_dim % 16 == 0 and angles % 8 == 0, f"onnxruntime rotates no heads of {head_dim} by {angles} angles")
+        need(head_dim % 16 == 0 and angles % 8 == 0, f"onnxruntime rotates no head_dim of {head_dim} by {angles} angles")
         dtype = onnx.helper.tensor_dtype_to_np_dtype(onnx_type(query.inputs[1]))
         known[ids] = tuple(
             gs.Constant(graph.unique(f"rotary/{name}"), LazyValues(onnx.numpy_helper.from_array(table.astype(dtype))))

@@ -118,7 +118,7 @@ def _writes(
 
 
 def _refuse(graph: Graph, reader: gs.Node) -> bool:
-    raise NoMatch("it reads a static cache that a scatter writes, and is no Attention whose keys are one")
+    raise NoMatch("it reads a static cache that a scatter writes, and is not an Attention whose keys are one")
 
 
 def _is_causal(graph: Graph, attention: gs.Node, past: gs.Variable, steps: set[int]) -> bool:
