@@ -8,6 +8,7 @@ import onnx
 
 from suture.core.command import DONE, FOUND_DIFFERENCE
 from suture.core.errors import UserError
+from suture.core.joined import join
 from suture.core.manifest import read_manifest
 from suture.core.onnx_checks import check_model, onnx_refusals
 from suture.core.proof.prove import Subject
@@ -18,7 +19,6 @@ from suture.core.tensors import embed_small, references, to_raw
 from suture.core.traits import STANDARD
 from suture.core.weights import MODEL_LIMIT, load_graph, place_below, weight_files, weights_root
 from suture.surgery.graph import files
-from suture.surgery.graph.joined import join
 from suture.surgery.graph.opsets import upgrade
 from suture.surgery.graph.repairs import mend
 from suture.surgery.verification.chain import compare_chain
@@ -28,7 +28,7 @@ WRITTEN = "model.onnx"
 
 @dataclass(frozen=True)
 class Connection:
-    """What the command line says of names: OUTPUT=INPUT, NAME=NEW and names of outputs (suture.surgery.graph.joined.join)."""
+    """What the command line says of names: OUTPUT=INPUT, NAME=NEW and names of outputs (suture.core.joined.join)."""
 
     connect: tuple[str, ...] = ()
     rename: tuple[str, ...] = ()

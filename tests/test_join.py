@@ -12,10 +12,10 @@ from foreign_graphs import load
 from onnx import TensorProto, helper, numpy_helper
 
 from suture.core.errors import UserError
+from suture.core.joined import join as join_models
 from suture.core.weights import load_graph, weights_root
 from suture.surgery import connect, join
 from suture.surgery.__main__ import main as surgery
-from suture.surgery.graph.joined import join as join_models
 from suture.surgery.verification import chain
 
 FIRST = """<ir_version: 10, opset_import: ["": 18]> first (float[N, 4] x, float[1] t) => (float[N, 4] h, float[N, 4] extra)
