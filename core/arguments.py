@@ -69,10 +69,10 @@ def capability(text: str) -> str:
 
 
 def pair(text: str) -> str:
-    """ROLE=NAME, as it was given."""
-    role, equals, name = text.partition("=")
-    if not (role and equals and name):
-        raise ArgumentTypeError(f"{_brief(text)} says no role; write it as tokens=NAME or the like")
+    """ONE=OTHER, as it was given."""
+    one, equals, other = text.partition("=")
+    if not (one and equals and other):
+        raise ArgumentTypeError(f"{_brief(text)} is no pair; write it as tokens=NAME or the like")
     return text
 
 

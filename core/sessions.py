@@ -70,3 +70,11 @@ def from_ort(value: ort.OrtValue) -> np.ndarray:
         return value.numpy()
     data = np.ctypeslib.as_array((ctypes.c_uint8 * value.tensor_size_in_bytes()).from_address(value.data_ptr()))
     return data.copy().view(ml_dtypes.float8_e4m3fn).reshape(value.shape())
+
+
+def run_arrays(session: ort.InferenceSession, outputs: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """These outputs, each in memory that is its own or onnxruntime's: of an output that is an input as it came, it gives the
+    input's, which may be gone by the time that the output is read."""
+    arrays = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
+    found = map(from_ort, session.run_with_ort_values(outputs, {name: to_ort(value) for name, value in arrays.items()}))
+    return [value.copy() if any(np.may_share_memory(value, each) for each in arrays.values()) else value for value in found]

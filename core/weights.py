@@ -91,11 +91,16 @@ def place_weights(proto: onnx.ModelProto, model: Path, folder: Path, out: Path) 
     the `weights_root` for the new manifest, relative to `out`.
     """
     root = weights_root(model)
-    check_places(proto, model, root)
+    return place_below(proto, model, root, root == Path(os.path.normpath(model.parent)), folder, out)
+
+
+def place_below(proto: onnx.ModelProto, where: Path, root: Path, beside: bool, folder: Path, out: Path) -> str:
+    """The same for a graph whose weights lie under `root`, `beside` what it is made of or elsewhere."""
+    check_places(proto, where, root)
     locations = {reference["location"] for _, reference in references(proto)}
     size = sum((root / location).stat().st_size for location in locations)
-    stands_alone = root == Path(os.path.normpath(model.parent)) and size < COPIED_BELOW
-    if not stands_alone or any(location.endswith(WRITTEN) or location.startswith(".") for location in locations):
+    hidden = any(location.endswith(WRITTEN) or location.startswith(".") for location in locations)
+    if not beside or hidden or size >= COPIED_BELOW:
         return os.path.relpath(root, out)
     for location in locations:
         (folder / location).parent.mkdir(parents=True, exist_ok=True)

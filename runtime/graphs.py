@@ -19,7 +19,7 @@ from suture.core.dtypes import HALVES, run_as
 from suture.core.errors import UserError
 from suture.core.layerwise import LayerwiseSession, is_large, with_fewer_slots
 from suture.core.manifest import result
-from suture.core.sessions import CPU, FUSED, NotLoaded, from_ort, new_session, to_ort
+from suture.core.sessions import CPU, FUSED, NotLoaded, new_session, run_arrays
 from suture.core.shadow_copy import runnable
 from suture.core.signature import QUANTIZED, Signature, find_signature
 from suture.core.step_inputs import Embed, step_values, token_values
@@ -102,8 +102,8 @@ class OnnxDecoder(OfSignature):
         if self.layerwise:
             logits, *presents = self.session.run(outputs, feeds)
             return logits, presents
-        found = self.session.run_with_ort_values(outputs, {name: to_ort(value) for name, value in feeds.items()})
-        return found[0].numpy(), [from_ort(present) for present in found[1:]]
+        logits, *presents = run_arrays(self.session, outputs, feeds)
+        return logits, presents
 
 
 def open_graph(path: Path, name: str | None = None, past_pattern: str | None = None) -> OnnxDecoder:

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import onnx
 
+from suture.core.joined import join
 from suture.core.proof.prove import Subject, prove
-from suture.core.proof.steps import NO_ALPHAS
+from suture.core.proof.steps import ALPHAS, NO_ALPHAS
 from suture.core.proof.verdict import DIFFERENT, DifferenceFound, Proof
 from suture.core.signature import Signature
 from suture.core.tensors import check_places, references
 from suture.core.weights import load_graph, weights_root
 from suture.surgery.graph import Graph, files
 from suture.surgery.graph.branches import take
+from suture.surgery.graph.cut import cut, once_name
 from suture.surgery.graph.repairs import repair
 from suture.surgery.graph.weights import new_file
 from suture.surgery.options import Options
@@ -24,12 +26,13 @@ from suture.surgery.plan import make_plan
 from suture.surgery.quantize.options import Request, read_request
 from suture.surgery.reports import picture
 from suture.surgery.reports.report import Report
-from suture.surgery.runner import lower, make_portable, unverified
+from suture.surgery.runner import Verify, lower, make_portable, unverified
 from suture.surgery.verification import loads
 from suture.surgery.verification.verify import ChangedOutput, Verifier, narrow
 
 PICTURED = 1  # the second layer: the first one also has what all layers share
 IN_MEMORY = Path("model")  # what errors call a model that has no file
+MODELS = ("model.onnx", "model.trt.onnx", "model.ort.onnx")  # portable, lowered, and in onnxruntime's own operators
 FLOAT = "float"  # the folder, beside a quantised graph, of the same graph before it was quantised
 AS_IT_COMES = Options()
 
@@ -41,16 +44,33 @@ class Operated:
     portable: onnx.ModelProto
     lowered: onnx.ModelProto
     onnxruntime: onnx.ModelProto | None  # in onnxruntime's contrib operators, where the options ask for it
+    once: tuple[tuple[onnx.ModelProto, onnx.ModelProto], ...]  # portable and lowered, of what was cut out of these
     report: Report  # its `proof` is None until the graphs are proven
     root: Path
     added: frozenset[str]  # absolute paths of the files, in `folder`, that passes wrote weights into
     source: Subject  # what it was made of: what both are proven against
-    signature: Signature  # of the portable graph
+    signature: Signature  # of the portable graph, before anything was cut out of it
     pictures: dict[str, str]  # of the second layer, "before" and "after", as SVG; none where no names say layers
 
     @property
+    def files(self) -> dict[str, onnx.ModelProto]:
+        """All models, by the name of the file that surgery writes each into."""
+        named = dict(zip(MODELS, (self.portable, self.lowered, self.onnxruntime)))
+        for number, (portable, lowered) in enumerate(self.once, 1):
+            named |= {f"{once_name(number)}.onnx": portable, f"{once_name(number)}.trt.onnx": lowered}
+        return {name: model for name, model in named.items() if model is not None}
+
+    @property
     def models(self) -> list[onnx.ModelProto]:
-        return [each for each in (self.portable, self.lowered, self.onnxruntime) if each is not None]
+        return list(self.files.values())
+
+    @property
+    def whole(self) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+        """The portable and the lowered graph, with what was cut out of them."""
+        portable, lowered = self.portable, self.lowered
+        for each, below in self.once:
+            portable, lowered = (_again(*pair, self.source) for pair in ((each, portable), (below, lowered)))
+        return portable, lowered
 
 
 @contextmanager
@@ -90,20 +110,28 @@ def operate(
     report = Report()
     try:
         portable = make_portable(graph, plan.portable, report, verifier or unverified, quantise)
-        forms = [portable, lower(portable, plan.lowering, report, verifier or unverified)]
+        once, step, notes = cut(portable, options.once)
+        report.notes += notes
+        forms = [step, lower(step, plan.lowering, report, _anew(verifier, step) if once else verifier or unverified)]
         if options.onnxruntime:  # its tables are those of rows that dynamic NTK leaves alone
-            if verifier:
-                verifier = Verifier(files.to_model(portable), portable.signature, root, NO_ALPHAS, portable.added)
-            forms.append(lower(portable, plan.ort_contrib, report, verifier or unverified, form="ort_contrib"))
+            verify = _anew(verifier, step, NO_ALPHAS)
+            forms.append(lower(step, plan.ort_contrib, report, verify, form="ort_contrib"))
+        for number, each in enumerate(once, 1):
+            report.count(once_name(number), each)
+            verify = _anew(verifier, each)
+            forms += [each, lower(each, plan.lowering, report, verify, form=f"{once_name(number)} lowered")]
     except ChangedOutput as found:
         raise (narrow(found, plan, folder) if options.bisect else found) from None
     pictures["after"] = picture.draw_layer(portable, PICTURED, f"Layer {PICTURED} after surgery")
     models = [files.without_shapes(files.to_model(each)) for each in forms]
-    loads.check(models[0], source, name)
+    cut_out = models[len(models) - 2 * len(once) :]
+    for each in (models[0], *cut_out[::2]):
+        loads.check(each, source, name)
     return Operated(
         portable=models[0],
         lowered=models[1],
         onnxruntime=models[2] if options.onnxruntime else None,
+        once=tuple(zip(cut_out[::2], cut_out[1::2])),
         report=report,
         root=root,
         source=read,
@@ -116,14 +144,26 @@ def operate(
 def proven(operated: Operated, options: Options, root: Path | None = None, unquantised: Subject | None = None) -> Proof:
     """Proves both graphs, and writes into the report what was found. `root`: of their weights, where that is no longer the
     source's; `unquantised`: the portable graph from before it was quantised. Raises DifferenceFound."""
-    portable = Subject(operated.portable, operated.signature, operated.root if root is None else root)
+    whole, whole_lowered = operated.whole
+    portable = Subject(whole, operated.signature, operated.root if root is None else root)
     quantised = bool(options.quantize) or options.kv_cache != "none"
-    whole = options.verify or options.bisect
-    proof = prove(operated.source, portable, operated.lowered, unquantised, quantised=quantised, whole=whole)
+    everything = options.verify or options.bisect
+    proof = prove(operated.source, portable, whole_lowered, unquantised, quantised=quantised, whole=everything)
     operated.report.proof = proof.as_json()
     if proof.status == DIFFERENT:
         raise DifferenceFound(proof)
     return proof
+
+
+def _again(once: onnx.ModelProto, step: onnx.ModelProto, source: Subject) -> onnx.ModelProto:
+    """Both as one graph, with the source's outputs."""
+    outputs = {value.name for value in once.graph.output} & {value.name for value in source.model.graph.output}
+    return join(once, step, ("once.onnx", "model.onnx"), keep=outputs).model
+
+
+def _anew(verifier: Verifier | None, graph: Graph, alphas: tuple[float, ...] = ALPHAS) -> Verify:
+    """Verifies what is made of this graph, where that is asked for."""
+    return Verifier(files.to_model(graph), graph.signature, graph.root, alphas, graph.added) if verifier else unverified
 
 
 def _source(model: onnx.ModelProto | Path, root: Path | None) -> tuple[onnx.ModelProto, Path, Path]:

@@ -27,6 +27,7 @@ class Options:
     verify        whether to compare the graph before and after each pass, too, and to prove all layers of a large graph;
                   `bisect`: and find the first match that differs
     branch        of a graph that is one If: the branch to take out, "then", "else" or "past"
+    once          groups of inputs that change rarely: what depends on one group alone is cut into a graph of its own
     past          a regular expression for the inputs that are caches; `named`: ROLE=NAME of other inputs and outputs
     quantize ...  docs/quantisation.md
     """
@@ -43,6 +44,7 @@ class Options:
     verify: bool = False
     bisect: bool = False
     branch: str | None = None
+    once: tuple[tuple[str, ...], ...] = ()
     past: str | None = None
     named: tuple[str, ...] = ()
     quantize: str | None = None
@@ -64,7 +66,12 @@ def from_arguments(given: argparse.Namespace | Mapping) -> Options:
     """What a command line says, or what a manifest records; what neither has is as it is by default."""
     values = given if isinstance(given, Mapping) else vars(given)
     known = {field.name: values[field.name] for field in fields(Options) if field.name in values}
-    return Options(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
+    return Options(**{name: _unchangeable(value) for name, value in known.items()})
+
+
+def _unchangeable(value: object) -> object:
+    """A list as a tuple, and lists in it."""
+    return tuple(map(_unchangeable, value)) if isinstance(value, list) else value
 
 
 def add_options(parser: arguments.Container) -> None:
@@ -95,6 +102,13 @@ def add_options(parser: arguments.Container) -> None:
     parser.add_argument("--branch", choices=("then", "else", "past"), help="of a graph that is one If (decoder_model_merged), "
                         "the branch to take out; past: the one that reads a cache")  # fmt: skip
     quantising.add_options(parser)
+
+
+def add_cutting(parser: arguments.Container) -> None:
+    """What makes a graph of several, of which the pipeline runs none: surgery's own command has it."""
+    parser.add_argument("--once", metavar="INPUT", nargs="+", action="append", default=[],
+                        help="what depends on these inputs alone, which change rarely, becomes a graph of its own, once.onnx, whose "
+                        "results model.onnx takes; may be repeated for inputs that change at other times")  # fmt: skip
 
 
 def refuse_without_effect(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

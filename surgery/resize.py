@@ -63,6 +63,8 @@ def change_capacity(model: Path, out: Path, capacity: int, own: tuple[str, ...] 
 def _made_with(folder: Path, own: tuple[str, ...]) -> dict:
     """Options that the graph was made with. Passes of the user's are code: they are run where the command line names them, and
     not because a file does."""
+    if recorded_option(folder, "once", list):
+        raise UserError(folder / MANIFEST, "it was made with --once", "run surgery with the other --capacity")
     recorded = recorded_option(folder, "own", list) or []
     if sorted(map(str, recorded)) != sorted(own):
         named = " ".join(f"--pass {each}" for each in recorded)

@@ -18,13 +18,12 @@ from suture.core.stage import Stage
 from suture.core.tensors import references
 from suture.core.weights import load_graph, weight_files, weights_root
 from suture.surgery.graph.weights import drop_unused, settle
-from suture.surgery.operate import FLOAT, Operated, operate, proven
+from suture.surgery.operate import FLOAT, MODELS, Operated, operate, proven
 from suture.surgery.options import Options
 from suture.surgery.plan import make_plan
 from suture.surgery.quantize.options import read_request
 from suture.surgery.verification import verify
 
-MODELS = ("model.onnx", "model.trt.onnx", "model.ort.onnx")  # portable, lowered, and in onnxruntime's contrib operators
 REPORT = "report.json"
 DIFFERENCE, LEFT = "difference", "surgery.difference"  # the folder of the graphs before and after a pass that changed more
 
@@ -83,7 +82,7 @@ def _write(operated: Operated, model: Path, partial: Path, out: Path) -> str:
         (partial / f"{name}.svg").write_text(drawn, encoding="utf-8")
     root = settle(operated.models, operated.root, model, partial, out, operated.added)
     drop_unused(operated.models, partial, operated.added)
-    for name, written in zip(MODELS, operated.models):
+    for name, written in operated.files.items():
         onnx.save(written, partial / name)
     if (partial / FLOAT).is_dir():
         size = (partial / FLOAT / "model.onnx").stat().st_size
@@ -105,7 +104,7 @@ def _prove(operated: Operated, options: Options, stage: Stage, partial: Path) ->
         kept = onnx.load(path, load_external_data=False) if path.is_file() else None
         unquantised = kept and Subject(kept, operated.signature, operated.root)
     proof = proven(operated, options, root, unquantised)
-    hashes = {name: stage.contents.of(partial / name)["sha256"] for name in MODELS if (partial / name).is_file()}
+    hashes = {name: stage.contents.of(partial / name)["sha256"] for name in operated.files}
     stage.extra["proof"] = {"status": proof.status, "complete": proof.complete, "sha256": hashes}
     return proof
 
@@ -127,7 +126,7 @@ def _leave_written(proof: Proof, operated: Operated, model: Path, stage: Stage, 
     folder, root = stage.out / DIFFERENCE, _root(stage, partial)
     left = Stage(LEFT, folder, [model], {"difference": proof.headline})
     with left.writing() as place:
-        for name, written in zip(MODELS, operated.models):
+        for name, written in operated.files.items():
             onnx.save(written, place / name)
         if root == partial:
             for file in {root / reference["location"] for each in operated.models for _, reference in references(each)}:
@@ -136,7 +135,7 @@ def _leave_written(proof: Proof, operated: Operated, model: Path, stage: Stage, 
         left.extra["weights_root"] = "." if root == partial else os.path.relpath(root, folder)
         _report(operated, place)
     print(f"surgery: {proof.headline}")
-    print(f"surgery: the graphs are in {folder}: {', '.join(MODELS[: len(operated.models)])}; made of {model}")
+    print(f"surgery: the graphs are in {folder}: {', '.join(operated.files)}; made of {model}")
     if result(stage.out, "model.onnx"):
         print(f"surgery: {stage.out}/model.onnx is an earlier run's, which this one has left as it was")
 

@@ -14,12 +14,15 @@ CAPACITY, MADE = (
     ["suture.surgery.capacity", "o", "--out", "p"],
     ["suture.models.random_checkpoint", "--preset", "qwen-7b", "--out", "o"],
 )
+JOIN = ["suture.surgery.join", "a.onnx", "b.onnx", "--out", "o"]
 VALUES = {  # by command and option: what it refuses
     (*SURGERY, "--capacity"): ["0", "-1", "1.5", str(2**63), "nan", "", "many", "9" * 5000],
     (*SURGERY, "--past"): ["(", "*", "[", "a{99999999999}"],
     (*SURGERY, "--name"): ["tokens", "=x", "tokens="],
     (*SURGERY, "--group-size"): ["0", "33", "x"],
     (*CAPACITY, "--capacity"): ["0", "-5", str(2**63), "x"],
+    (*JOIN, "--connect"): ["h", "=h", "h="],
+    (*JOIN, "--rename"): ["h", "=h", "h="],
     (*BUILD, "--max-batch"): ["0", "-1", str(10**12), "2.0", "nan"],
     (*BUILD, "--max-prompt"): ["0", str(10**12), "x"],
     (*BUILD, "--max-past"): ["0", str(2**63), "x"],

@@ -17,6 +17,7 @@ from suture.core.proof import prove as proving
 from suture.core.proof.nudged import with_numbers_nudged
 from suture.core.proof.prove import Subject, prove
 from suture.core.proof.verdict import DIFFERENT, FAILED, NOT_RUN, PASSED, DifferenceFound
+from suture.core.sessions import new_session, run_arrays
 from suture.core.shadow_copy import float32_shadow_copy, has_types
 from suture.core.signature import find_signature
 from suture.surgery.__main__ import main
@@ -136,6 +137,18 @@ def test_a_rounded_number_is_no_difference_and_a_wrong_one_is():
     changed = (values + 0.02 * values.std() * noise).astype(np.float16)
     weight.CopyFrom(numpy_helper.from_array(changed, weight.name))
     assert prove(operated.source, portable, operated.lowered).pairs[0].status == DIFFERENT
+
+
+def test_an_output_that_is_an_input_has_memory_of_its_own():
+    """onnxruntime gives the feed's, which is freed as soon as the run has ended."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 18]> g (float[N] x) => (float[N] x, float[N] y) { y = Neg(x) }'
+    )
+    feed = np.arange(5, dtype=np.float32)
+    x, y = run_arrays(new_session(model), ["x", "y"], {"x": feed})
+    np.testing.assert_array_equal(x, feed)
+    np.testing.assert_array_equal(y, -feed)
+    assert not np.may_share_memory(x, feed)
 
 
 # --- as a stage -------------------------------------------------------------------------------------------------------------

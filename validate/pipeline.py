@@ -96,6 +96,10 @@ def _files(part: PartFolder) -> PartFiles:
     exported = recorded_file(folder / "export", "model.onnx")
     if exported is None:
         raise UserError(folder, "has no export/model.onnx", "name the --out folder of pipeline.py, or two .onnx files")
+    if recorded_file(folder / "surgery", "once.onnx"):
+        raise UserError(
+            folder / "surgery", "was made with --once", "its report.json has the proof; run surgery without it for the rest"
+        )
     return PartFiles(
         part,
         exported,

@@ -21,7 +21,7 @@ from suture.core.network.description import Network
 from suture.core.network.evaluate import Evaluator
 from suture.core.network.inputs import Feeds
 from suture.core.network.runner import to_numpy
-from suture.core.sessions import from_ort, to_ort
+from suture.core.sessions import run_arrays
 from suture.core.tolerances import FLOAT, ROUNDED, SAME_GRAPH, marked, rounding_step
 from suture.core.weights import load_graph, weights_root
 
@@ -140,5 +140,4 @@ def _run(session: ort.InferenceSession, feeds: dict[str, np.ndarray]) -> dict[st
         if name in names
     }
     outputs = [value.name for value in session.get_outputs()]
-    found = session.run_with_ort_values(outputs, {name: to_ort(value) for name, value in given.items()})
-    return {name: from_ort(value) for name, value in zip(outputs, found)}
+    return dict(zip(outputs, run_arrays(session, outputs, given)))

@@ -18,7 +18,7 @@ from suture.core.as_written import at_full_accuracy
 from suture.core.cpm_inputs import made_up
 from suture.core.dtypes import HALVES
 from suture.core.network.inputs import Feeds
-from suture.core.sessions import NotLoaded, from_ort, new_session, to_ort
+from suture.core.sessions import NotLoaded, new_session, run_arrays
 from suture.core.shadow_copy import ONLY_BFLOAT16, float32_shadow_copy, has_types
 from suture.core.signature import LOGITS, Cache, Signature
 from suture.core.step_inputs import mask_values, positions_of, step_values, valid_slots
@@ -266,8 +266,7 @@ class Runner(Steps):
     def run(self, step: Step | Feeds) -> dict[str, np.ndarray]:
         """Every output by the graph's name for it."""
         try:
-            feeds = {name: to_ort(values) for name, values in self.feeds(step).items()}
-            return dict(zip(self.outputs, map(from_ort, self.session.run_with_ort_values(self.outputs, feeds))))
+            return dict(zip(self.outputs, run_arrays(self.session, self.outputs, self.feeds(step))))
         except Unrunnable:
             raise
         except Exception as error:

@@ -43,7 +43,7 @@ def of_model(
     signature = find_signature(model, name, past_pattern, need_caches=False, given=given)
     _name_by_module(model)
     with onnx_refusals(name):
-        model = upgrade(model, name, _with_declared)
+        model = upgrade(model, name, with_declared)
         interface = separate(model, [cache.present for cache in signature.caches])
         declare_shapes(model)
         graph = Graph(infer_shapes(model), signature, root, interface)
@@ -168,7 +168,7 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     return shape_inference.infer_shapes(model, data_prop=True)
 
 
-def _with_declared(model: onnx.ModelProto) -> onnx.ModelProto:
+def with_declared(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with all shapes that are known, those of contrib operators' outputs among them."""
     copy = onnx.ModelProto.FromString(model.SerializeToString())
     declare_shapes(copy)
