@@ -25,6 +25,8 @@ from onnx import TensorProto, defs, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from benchmarks.node_tests import node_tests
+from suture.core.command import Parser, run
+from suture.core.errors import UserError
 from suture.core.progress import counted
 
 OUT = Path(__file__).parents[1] / "core" / "cuda_kernels.json"
@@ -50,9 +52,14 @@ TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 6e-2}  # of the large
 
 
 def main() -> int:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--out", type=Path, default=OUT)
-    out = arguments.parse_args().out
+    description, prog = __doc__.split("\n", 2)[2].strip(), "python -m benchmarks.cuda_kernels"
+    parser = Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=OUT, metavar="FILE", help="where the table is written (default: core/)")
+    out = parser.parse_args().out
+    if not torch.cuda.is_available():
+        raise UserError("CUDA", "torch finds no GPU here, and the table is made on one", "run it where one is")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise UserError("CUDA", "onnxruntime has no CUDA provider here", "install onnxruntime-gpu")
     cases = _by_operator(node_tests())
     table = {
         "onnxruntime": onnxruntime.__version__,
@@ -229,4 +236,4 @@ def _attends(session, name: str, head_dim: int, keys: int, causal: bool, kv_head
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run("cuda_kernels", main)

@@ -33,6 +33,7 @@ from suture.surgery.passes.lowering import (
     attention_mask,
     attention_products,
     decomposable_attention,
+    explicit_attributes,
     group_normalization,
     joint_rotary,
     neighbouring_weights,
@@ -148,6 +149,7 @@ OWN = "fusions"  # the phase after which a user's pass runs by default: the inte
 LOWERING: tuple[Phase, ...] = (
     phase(
         "forms that TensorRT reads right and fast",
+        explicit_attributes,
         unmasked,
         group_normalization,
         neighbouring_weights,

@@ -346,3 +346,18 @@ def test_random_checkpoint_has_the_published_layout(tmp_path):
     assert ours["metadata"]["total_size"] == published["metadata"]["total_size"] == 15_442_649_088
     assert sum(file.stat().st_blocks for file in tmp_path.iterdir()) * 512 < 1_000_000  # holes
     assert {entry.dtype for entry in open_checkpoint(tmp_path).tensors.values()} == {"bfloat16"}
+
+
+def test_cuda_kernels_needs_a_gpu(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.cuda_kernels"]
+    shown = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0
+    assert "Needs a GPU and onnxruntime-gpu" in shown.stdout
+    table = ROOT / "core" / "cuda_kernels.json"
+    before = table.read_bytes()
+    without = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=without)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "no GPU here, and the table is made on one" in line
+    assert table.read_bytes() == before

@@ -39,6 +39,7 @@ NORMS = {  # the opset, x, the nodes, what they read, GroupNormalization of the 
     "without scale and bias": (18, IMAGE, BY_INSTANCE.split("m =")[0].replace("r =", "y ="), NEUTRAL | GROUPED, 1),
     "its own operator": (21, IMAGE, "y = GroupNormalization<num_groups = 4>(x, w, b)", PARAMETERS, 1),
     "of opset 18": (18, IMAGE, "y = GroupNormalization<num_groups = 4>(x, ones, zeros)", NEUTRAL, 1),
+    "of one group": (21, IMAGE, "y = GroupNormalization<num_groups = 1>(x, w, b)", PARAMETERS, 0),
     "instances": (17, IMAGE, "y = InstanceNormalization(x, w, b)", PARAMETERS, 1),
     "instances of volumes": (17, ("n", CHANNELS, "d", 3, 2), "y = InstanceNormalization(x, w, b)", PARAMETERS, 1),
     "instances of rows": (17, (2, CHANNELS, 9), "y = InstanceNormalization(x, w, b)", PARAMETERS, 0),

@@ -30,10 +30,12 @@ VALUES: dict[str, dict[str, tuple]] = {
     "RotaryEmbedding": {"interleaved": (0, 1), "rotary_embedding_dim": (0, 4)},
     "ScatterElements": {"reduction": ("none", "add", "mul"), "axis": (0, 1, -1)},
     "ScatterND": {"reduction": ("none", "add", "max")},
+    "Selu": {"alpha": (1.0,), "gamma": (2.0,)},
     "Shape": {"start": (0, 1, -2), "end": (1, 2, -1)},
     "Softmax": {"axis": (-1, 1, 0)},
     "Split": {},
     "Swish": {"alpha": (1.0, 1.702)},
+    "Trilu": {"upper": (0, 1)},
     "TensorScatter": {"mode": ("linear", "circular"), "axis": (-2, 1, 2)},
 }  # fmt: skip
 

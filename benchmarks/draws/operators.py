@@ -187,6 +187,13 @@ def channel_norm(op: str, since: int) -> Drawing:
     return draw
 
 
+def trilu(c: Canvas):
+    c.opset = max(c.opset, 14)
+    x = c.input(*c.pick(("S", "S"), ("B", 3, "S"), ("B", 2, 4, 4)))
+    offset = [c.constant(np.array(c.pick(-5, -1, 0, 1, 5), np.int64))] if c.chance() else []
+    return c.op("Trilu", x, *offset, drawn=True)
+
+
 def matmul(c: Canvas):
     left = c.pick((3,), ("B", 3), ("B", "S", 3), ("B", 2, "S", 3))
     x = c.input(*left)
@@ -381,6 +388,8 @@ STANDARD: dict[str, Drawing] = {
     "RMSNormalization": norm("RMSNormalization", 23),
     "GroupNormalization": channel_norm("GroupNormalization", 21),  # opset 18's, which onnx has taken back, is by group
     "InstanceNormalization": channel_norm("InstanceNormalization", 6),
+    "Selu": lambda c: c.op("Selu", c.input(*_shape(c)), drawn=True),
+    "Trilu": trilu,
     "MatMul": matmul,
     **{op: random_like(op) for op in ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
                                       "RandomUniformLike")},

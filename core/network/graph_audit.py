@@ -101,9 +101,9 @@ def _misread(model: onnx.ModelProto) -> Iterator[Finding]:
 def _of(node: onnx.NodeProto, given: dict) -> Iterator[tuple[str, str, str]]:
     kind = node.op_type
     if kind == "Trilu" and "upper" not in given:
-        yield "error", "without `upper` the parser takes the lower triangle, ONNX the upper", "write upper=1"
+        yield "error", "without `upper` the parser takes the lower triangle, ONNX the upper", "write upper=1 (surgery does)"
     if kind == "Selu" and not {"alpha", "gamma"} <= given.keys():
-        yield "warning", "without alpha and gamma the parser takes those of opset 1 (2e-5 off)", "write both"
+        yield "warning", "without alpha and gamma the parser takes those of opset 1 (2e-5 off)", "write both (surgery does)"
     if kind == "SpaceToDepth" and given.get("mode") == b"CRD":
         yield "error", "the parser reads the mode CRD as DCR", "write it as Reshape, Transpose, Reshape"
     if kind == "GroupNormalization" and given.get("num_groups") == 1:

@@ -96,7 +96,8 @@ class ShapeValues:
             return int(dim)
         terms = []
         for axes, number in dim.terms:
-            names = [self.tensors[axis.source].shape[axis.axis] if axis.axis >= 0 else None for axis in axes]
+            shapes = [self.tensors[axis.source].shape for axis in axes]
+            names = [None if shape is None or axis.axis < 0 else shape[axis.axis] for axis, shape in zip(axes, shapes)]
             if not all(isinstance(name, str) and name and not name.startswith("unk__") for name in names):
                 return None
             terms.append("*".join([str(number)] * (number != 1 or not names) + names))
