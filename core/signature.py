@@ -294,8 +294,8 @@ def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
 
 
 def _size(value: onnx.ValueInfoProto, axis: int) -> int | None:
-    shape = _shape(value)
-    return shape[axis] if shape and isinstance(shape[axis], int) else None
+    size = (_shape(value) or [""])[axis]
+    return size if isinstance(size, int) else None
 
 
 def _static(dim: int | str) -> int:

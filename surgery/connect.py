@@ -20,7 +20,7 @@ from suture.core.traits import STANDARD
 from suture.core.weights import MODEL_LIMIT, load_graph, place_below, weight_files, weights_root
 from suture.surgery.graph import files
 from suture.surgery.graph.opsets import upgrade
-from suture.surgery.graph.repairs import mend
+from suture.surgery.graph.repairs import repair
 from suture.surgery.verification.chain import compare_chain
 
 WRITTEN = "model.onnx"
@@ -113,7 +113,7 @@ def _at_one_opset(parts: list[Part]) -> None:
     for part in parts:
         embed_small(part.model, part.path, part.root)
         to_raw(part.model)
-        mend(part.model, part.path)
+        repair(part.model, part.path)
         with onnx_refusals(part.path):
             part.model = upgrade(part.model, part.path, files.with_declared)
 

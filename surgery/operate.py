@@ -32,7 +32,7 @@ from suture.surgery.verification.verify import ChangedOutput, Verifier, narrow
 
 PICTURED = 1  # the second layer: the first one also has what all layers share
 IN_MEMORY = Path("model")  # what errors call a model that has no file
-MODELS = ("model.onnx", "model.trt.onnx", "model.ort.onnx")  # portable, lowered, and in onnxruntime's own operators
+MODELS = ("model.onnx", "model.trt.onnx", "model.ort.onnx")  # portable, lowered, and in onnxruntime's contrib operators
 FLOAT = "float"  # the folder, beside a quantised graph, of the same graph before it was quantised
 AS_IT_COMES = Options()
 

@@ -1,5 +1,7 @@
 """What graphs are compared on: steps where they have caches, else inputs drawn so that the source takes them."""
 
+from typing import TypeGuard
+
 import numpy as np
 import onnx
 
@@ -29,19 +31,21 @@ def make_cases(
             shapes = tuple(value.shape for value in feeds.values.values())
             title = ", ".join(dict.fromkeys("×".join(map(str, shape)) for shape in shapes if shape))
             found.setdefault(shapes, Feeds(f"inputs of {title}" if title else "no inputs", feeds.values))
-    cases = list(found.values())
-    if any(_is_float(value) for value in cases[0].values.values()):
-        small = {name: value * SMALL if _is_float(value) else value for name, value in cases[0].values.items()}
-        cases.insert(1, Feeds(f"{cases[0].name}, a hundredth as large", {n: np.asarray(v) for n, v in small.items()}))
+    cases: list[Step | Feeds] = list(found.values())
+    first = next(iter(found.values()))
+    if any(_is_float(value) for value in first.values.values()):
+        small = {name: value * SMALL if _is_float(value) else value for name, value in first.values.items()}
+        cases.insert(1, Feeds(f"{first.name}, a hundredth as large", {n: np.asarray(v) for n, v in small.items()}))
     return cases
 
 
-def alone(step: Step | Feeds, source: Steps, other: Steps) -> bool:
+def alone(step: Step | Feeds, source: Steps, other: Steps) -> TypeGuard[Step]:
     """Whether the source is to take the rows of a step one by one, without padding, as those of a static cache stand: to a
     growing one padding may be slots like others."""
-    uneven = isinstance(step, Step) and not step.even
+    if not isinstance(step, Step) or step.even:
+        return False
     static = other.capacity is not None and source.signature != other.signature
-    return uneven and static and not source.signature.static and all(map(source.fits, step.rows))
+    return static and not source.signature.static and all(map(source.fits, step.rows))
 
 
 def why_not(model: onnx.ModelProto) -> str | None:

@@ -4,6 +4,7 @@ Of tables that are looked up, such as that of the embeddings, the first rows sta
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -18,12 +19,14 @@ ROWS = 64  # of a table
 
 
 class Subject(Protocol):
-    model: onnx.ModelProto
-    signature: Signature
+    @property
+    def model(self) -> onnx.ModelProto: ...
+    @property
+    def signature(self) -> Signature: ...
 
 
 def excerpt(
-    subjects: dict[str, Subject], portable: Subject
+    subjects: Mapping[str, Subject], portable: Subject
 ) -> tuple[dict[str, onnx.ModelProto], dict[str, Signature], str] | None:
     """The graphs, their signatures, and what they lack, in words. None where no caches tell the layers apart."""
     if portable.signature.caches == () or any(not each.signature.caches for each in subjects.values()):
@@ -59,8 +62,8 @@ def _kind(node: onnx.NodeProto) -> tuple:
     return node.op_type, *sorted(attribute.SerializeToString() for attribute in node.attribute)
 
 
-def _collect(name: str, producers: dict[str, onnx.NodeProto], seen: set[str]) -> None:
-    waiting = [name]
+def _collect(end: str | None, producers: dict[str, onnx.NodeProto], seen: set[str]) -> None:
+    waiting = [end] if end else []
     while waiting:
         name = waiting.pop()
         if name and name not in seen:
@@ -72,7 +75,7 @@ def _collect(name: str, producers: dict[str, onnx.NodeProto], seen: set[str]) ->
 def _first_layers(model: onnx.ModelProto, signature: Signature, count: int) -> tuple[onnx.ModelProto, Signature]:
     """With the caches of the first `count` layers alone, of at most SLOTS slots where they are static."""
     caches = tuple(cache for cache in signature.caches if cache.layer < count)
-    capacity = min(signature.capacity, SLOTS) if signature.static else signature.capacity
+    capacity = None if signature.capacity is None else min(signature.capacity, SLOTS)
     producers = {name: node for node in model.graph.node for name in node.output}
     seen: set[str] = set()
     for cache in caches:
@@ -99,10 +102,10 @@ def _first_layers(model: onnx.ModelProto, signature: Signature, count: int) -> t
             tensor.ClearField("external_data")
             for key, value in {**place, "length": length}.items():
                 tensor.external_data.add(key=key, value=str(value))
-    if signature.static:
+    if capacity is not None:
         set_places(graph.input, capacity)
     for value in (*graph.input, *graph.output):
-        if signature.static and value.name in names:
+        if capacity is not None and value.name in names:
             value.type.tensor_type.shape.dim[2].dim_value = capacity
     return part, replace(signature, caches=caches, capacity=capacity, logits=None)
 

@@ -8,6 +8,7 @@ and, of graphs in 16 bits, in their own type, where it is rounding.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -225,7 +226,8 @@ class _Session:
 
     def _said(self, compared: Compared, found: Comparison, case: Case, names: tuple[str, str], again: Callable) -> str:
         def key(name: str) -> float:
-            return float("inf") if compared.errors[name] is None else compared.errors[name]
+            error = compared.errors[name]
+            return float("inf") if error is None else error
 
         output = max(compared.errors, key=key)
         error = "has another shape, or NaN or infinity in other places" if not np.isfinite(key(output)) else (
@@ -233,7 +235,7 @@ class _Session:
         )  # fmt: skip
         first, second = self.subjects[names[0]].model.graph, self.subjects.get(names[1], self.subjects["portable"]).model.graph
         known = {name for node in first.node for name in node.output}
-        runs = tuple(lambda extra, name=name: again(name, case, extra) for name in names)
+        runs = partial(again, names[0], case), partial(again, names[1], case)
         try:
             where = first_difference(second, known, runs, case, found.tolerance)
         except UserError as reason:

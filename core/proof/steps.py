@@ -140,7 +140,8 @@ class Steps:
         head_dim]."""
         if isinstance(step, Feeds):
             return outputs
-        found, signature, read = dict(outputs), self.signature, {}
+        signature, read = self.signature, {}
+        found: dict[str | None, np.ndarray] = {name: values for name, values in outputs.items()}  # noqa: C416
         if signature.logits is not None:
             logits = found.pop(signature.logits)
             new = step.valid[:, step.cached :]
@@ -153,7 +154,7 @@ class Steps:
             read[f"{cache.role} cache of layer {cache.layer}"] = self._valid(found.pop(cache.present), step)
         for cache in signature.encoder_caches:
             found.pop(cache.present, None)
-        return read | found
+        return read | {name: values for name, values in found.items() if name is not None}
 
     def _valid(self, present: np.ndarray, step: Step) -> np.ndarray:
         slots = present.swapaxes(1, 2)
@@ -176,15 +177,15 @@ class Steps:
         known |= {name: values[own] for name, values in made_up(names.layout, len(whole.counts), self._slots(step)).items()}
         known |= {cache.past: self._past(cache, whole, step.cached)[own] for cache in names.caches}
         known |= {cache.past: self._past(cache, whole, None)[own] for cache in names.encoder_caches}
-        if names.mask in self.inputs:
+        if names.mask is not None and names.mask in self.inputs:
             known[names.mask] = mask_values(self.inputs[names.mask], names, lengths, counts)
-        symbols = {}
-        for name, values in known.items():
+        symbols: dict[int | str, int] = {}
+        for name, given in known.items():
             if name in self.inputs:
-                symbols |= dict(zip(_sizes(self.inputs[name]), values.shape))
+                symbols |= dict(zip(_sizes(self.inputs[name]), given.shape))
         feeds = {}
         for name, tensor in self.inputs.items():
-            values = known.get(name)
+            values: object = known.get(name)
             if values is None and self.capacity is not None and types[name].kind == "i" and len(_sizes(tensor)) < 2:
                 values = step.cached + np.arange(step.new) if _sizes(tensor) else step.cached  # where a step is written
             if values is None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 PASSED, DIFFERENT, FAILED, NOT_RUN = "passed", "different", "failed", "not run"  # failed: what was to be compared is broken
 TITLES = {2: "Exported ↔ portable graph", 3: "Portable graph ↔ TensorRT's network"}
@@ -106,7 +107,7 @@ class DifferenceFound(Exception):
         self.proof = proof
 
 
-def from_json(found: object) -> Proof | None:
+def from_json(found: Any) -> Proof | None:
     """None where it is not proof."""
     try:
         pairs = [
