@@ -1,7 +1,7 @@
 """python -m benchmarks.node_tests [--only REGEX] [--out FILE]
 
 ONNX's own node tests through TensorRT's parser and the network evaluator, against the outputs that onnx expects: what the
-parser refuses, gets right, and gets wrong without a word. Needs no GPU and takes two minutes. Writes docs/node_tests.md;
+parser refuses, gets right, and silently gets wrong. Needs no GPU and takes two minutes. Writes docs/node_tests.md;
 exit status 1 if a case differs for no reason that is known, or fails in the evaluator.
 """
 
@@ -164,7 +164,7 @@ def table(results: list[Result], version: str) -> str:
         + ", ".join(f"{counts[kind]} {kind}" for kind in RESULTS)
         + ". The network that the parser makes is evaluated layer by layer and held against the outputs that onnx expects. "
         "*Agree with constants*: refused with its small inputs (axes, sizes, depths) as network inputs, right with them in the "
-        "file. A case that is refused says so; one that differs builds and computes something else without a word.",
+        "file. A case that is refused says so; one that differs builds and silently computes something else.",
         "",
         "## What differs",
         "",

@@ -1,6 +1,6 @@
 """How much memory this process has used: its largest resident set, and how much of that was anonymous (RssAnon).
 
-Weights that lie in files are mapped, and the system lets go of such pages where memory is short. Anonymous memory
+Weights that lie in files are mapped, and the system evicts such pages where memory is short. Anonymous memory
 must fit, and it is what suture.build.memory estimates. The system keeps no maximum of it, so a thread looks now and then.
 """
 

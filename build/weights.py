@@ -1,4 +1,4 @@
-"""Weights as inputs of the engine: it stays small, and whoever runs it binds them from the checkpoint's own files."""
+"""Weights as inputs of the engine: it stays small, and the caller binds them from the checkpoint's own files."""
 
 from dataclasses import dataclass
 from pathlib import Path

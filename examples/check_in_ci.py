@@ -1,4 +1,4 @@
-"""An ONNX file checked against TensorRT's parser, without a GPU: python examples/check_in_ci.py MODEL.onnx
+"""An ONNX file checked against TensorRT's parser, without a GPU: PYTHONPATH=. python examples/check_in_ci.py MODEL.onnx
 
 Exit status 0 only if TensorRT's network was compared with onnxruntime and computes the same.
 """

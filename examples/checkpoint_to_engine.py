@@ -1,4 +1,4 @@
-"""My checkpoint to an engine, from Python: python examples/checkpoint_to_engine.py CHECKPOINT OUT
+"""My checkpoint to an engine, from Python: PYTHONPATH=. python examples/checkpoint_to_engine.py CHECKPOINT OUT
 
 CHECKPOINT: a Hugging Face folder. The command `suture run` does the same, validates each step and writes a report.
 """

@@ -1,4 +1,4 @@
-"""My ONNX file, fused and proven: python examples/fuse_and_prove.py MODEL.onnx [CAPACITY]
+"""My ONNX file, fused and proven: PYTHONPATH=. python examples/fuse_and_prove.py MODEL.onnx [CAPACITY]
 
 Writes portable.onnx (for onnxruntime) and lowered.onnx (for TensorRT) beside the model, whose weights stay where they are.
 """

@@ -1,4 +1,4 @@
-"""Text from a pipeline's folder or from one of its graphs: python examples/generate_text.py OUT PROMPT
+"""Text from a pipeline's folder or from one of its graphs: PYTHONPATH=. python examples/generate_text.py OUT PROMPT
 
 Runs the engine where a GPU can, else the portable graph in onnxruntime.
 """

@@ -1,4 +1,4 @@
-"""What surgery puts right in a source that is not valid, and says; what it refuses, in one line."""
+"""What surgery repairs in a source that is not valid, and lists; what it refuses, in one line."""
 
 import numpy as np
 import onnx

@@ -16,7 +16,7 @@ import torch
 from engine import Engine, Session, read_description, to_numpy, why_not
 
 HERE = Path(__file__).resolve().parent
-SEED = 20  # of the noise that fills the caches: whoever attends to a slot that nothing was written to shows it
+SEED = 20  # of the noise that fills the caches: attention to a slot that nothing was written to shows in the output
 
 
 def main() -> int:

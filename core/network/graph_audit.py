@@ -1,6 +1,6 @@
 """What an ONNX graph alone shows that TensorRT would get wrong, before its parser reads it.
 
-The parser takes some nodes for something else than ONNX means, without a word, and some tensors: found by what they say. docs/node_tests.md
+The parser silently reads some nodes and tensors otherwise than ONNX means them. docs/node_tests.md
 has the cases that show them.
 """
 
@@ -52,7 +52,7 @@ def _dropped_lengths(model: onnx.ModelProto) -> Iterator[Finding]:
 
 
 def _mistaken(model: onnx.ModelProto) -> Iterator[Finding]:
-    """The parser goes by a node's name alone, and falls over one of onnxruntime's."""
+    """The parser looks up an operator without its domain, and crashes on one contrib operator."""
     for node in all_nodes(model.graph):
         where = f"node {node_name(node)}"
         if node.domain not in (*STANDARD, MICROSOFT) and onnx.defs.has(node.op_type):

@@ -57,7 +57,7 @@ def write(graph: Graph, path: Path) -> None:
 
 
 def without_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without the shapes inside it, which whoever reads it infers again."""
+    """The model without the shapes inside it, which the reader infers again."""
     del model.graph.value_info[:]
     return model
 

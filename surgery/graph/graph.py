@@ -57,7 +57,7 @@ class Graph:
         self.metadata = {entry.key: entry.value for entry in model.metadata_props}
         self.mask_covers_past = False  # whether the graph itself shows that the mask has a column for every slot
         self.near_misses: list[NearMiss] = []
-        self.notes: list[str] = []  # what passes have decided that whoever runs the graph must know
+        self.notes: list[str] = []  # what passes have decided that the user of the graph must know
         self.matched: list[str] = []  # names of the nodes that the current pass has matched, in that order
         self.match_limit: int | None = None  # of the current pass; how a bisection stops half-way
         self._module = ""  # the module path of the node being matched, which new nodes inherit
@@ -99,7 +99,7 @@ class Graph:
     def match(self, rewrite: Callable[["Graph", gs.Node], bool | None], candidates: Iterable[gs.Node]) -> int:
         """Calls `rewrite(graph, node)` for each candidate; returns how often it said True.
 
-        A rewrite returns something false where the node is none of its business and raises NoMatch for a near miss.
+        A rewrite returns something false where the node is not what it looks for and raises NoMatch for a near miss.
         """
         before = len(self.matched)
         self._output_ids = set()  # of the graph as it is now

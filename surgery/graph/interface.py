@@ -1,4 +1,4 @@
-"""A graph's inputs and outputs as whoever runs it knows them, beside what surgery calls their axes.
+"""A graph's inputs and outputs as the caller knows them, beside what surgery calls their axes.
 
 Two axes of the same name need not be of the same size: names are the exporter's, and say what it was given. So while a graph
 is worked on, every dynamic axis of its inputs has a symbol of its own, and nothing but the graph's own arithmetic makes two

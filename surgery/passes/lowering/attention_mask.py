@@ -5,7 +5,7 @@
     bias[b, 0, i, slot] = 0 where slot <= write_indices[b] + i, else a large negative number        [B, 1, S, L]
 
 That bias is the one over a static cache; attention_bias has the others: causal without a cache, other valid lengths, each
-with a mask or without. TensorRT's parser drops nonpad_kv_seqlen without a word and would attend over the whole cache; its
+with a mask or without. TensorRT's parser silently drops nonpad_kv_seqlen and would attend over the whole cache; its
 is_causal counts from the cache's first slot and goes with no mask, and TRT_Attention has none. Its importer multiplies query
 and keys by sqrt(scale), which reads and writes the whole key cache at each step; TRT_Attention adds no scale. The mask is
 additive, since a boolean one that two layers share does not build for a short sequence.

@@ -1,4 +1,4 @@
-"""Attention that keeps its cache itself hands it over, so that the cache can become static.
+"""Attention that keeps its cache itself gives it away, so that the cache can become static.
 
     y, present_key, present_value = Attention(query, key, value, mask, past_key, past_value)
         →  present = concat(past, new) of each;  y = Attention(query, present_key, present_value, mask)
