@@ -147,6 +147,7 @@ def test_a_unet(tmp_path):
     ops = [Counter(node.op_type for node in graph.graph.node) for graph in (once, times, rest)]
     assert (ops[0]["Gemm"], ops[1]["Gemm"], ops[2]["Gemm"]) == (8, 10, 32)
     assert (ops[1]["Cos"], ops[2]["Cos"], ops[2]["Attention"]) == (1, 0, 8)
+    assert (ops[0]["Transpose"], ops[2]["Transpose"]) == (0, 40)  # into heads, as TensorRT's attention wants it
     random = np.random.default_rng(3)
     shapes = [[dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in source.graph.input]
     given = {sample: random.standard_normal(shapes[0], np.float32), text: random.standard_normal(shapes[2], np.float32)}

@@ -2,9 +2,11 @@
 
 y = step(x, prompt)  →  results = once(prompt); y = step(x, results)
 
-The prompt's keys and values of every cross-attention, what a time step adds to every block, a picture's features. Views and
-repetitions of such results, and sizes that are read off their shapes, stay in the step: they cost nothing there, and what they
-give is larger, or no tensor that an engine wants as an input.
+The prompt's keys and values of every cross-attention, what a time step adds to every block, a picture's features. In the step
+stay views, repetitions and transposes of such results, and sizes that are read off their shapes. Repeated tensors would only be
+larger inputs, and an engine wants no sizes as inputs. Where the step itself splits keys into heads and turns them, TensorRT reads
+the queries as their product leaves them; given keys that are split, it copies these, too (measured: 24 kernels a transformer block
+of SD 1.5 in place of 23).
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -20,7 +22,7 @@ from suture.core.tensors import tensor_bytes
 from suture.surgery.graph import Graph, files
 from suture.surgery.graph.branches import reads
 
-VIEWS = ("Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Expand", "Tile", "Shape", "Size")
+LATE = ("Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Transpose", "Expand", "Tile", "Shape", "Size")
 INTEGERS = (TensorProto.INT64, TensorProto.INT32)
 LISTS = ("Range", "NonZero")  # as long as a tensor is, and no sizes themselves
 STEP = -1  # in the place of a group's number: what every step computes
@@ -113,7 +115,7 @@ class _Split:
         self.wanted = {name for name in outputs if name in inputs or self.owner.get(name) in (STEP, None)}
         for node in reversed(graph.node):
             results = [name for name in node.output if name in self.wanted]
-            late = node.op_type in VIEWS or all(name in sizes for name in results)
+            late = node.op_type in LATE or all(name in sizes for name in results)
             if results and (late or self.owner[results[0]] in (STEP, None)):
                 self.wanted |= reads(node)
             else:
