@@ -43,8 +43,8 @@ def load_graph(model: Path) -> onnx.ModelProto:
         proto = onnx.ModelProto.FromString(content)
     except Exception as error:  # protobuf's DecodeError has no public base across versions
         raise UserError(model, f"not an ONNX file ({type(error).__name__})", "export it again") from None
-    if not proto.graph.node:
-        raise UserError(model, "not an ONNX graph: it has no nodes", "export it again")
+    if not proto.graph.node and not proto.graph.output:
+        raise UserError(model, "not an ONNX graph: it has no nodes and no outputs", "export it again")
     check_model(proto, model)
     root, folder = weights_root(model), model.parent
     if hub_folder(folder.resolve()) == root:

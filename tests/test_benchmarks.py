@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import foreign
 from benchmarks.processes import measure
 from suture.models.architectures import open_checkpoint
 from suture.models.random_weights import write
@@ -346,6 +347,30 @@ def test_random_checkpoint_has_the_published_layout(tmp_path):
     assert ours["metadata"]["total_size"] == published["metadata"]["total_size"] == 15_442_649_088
     assert sum(file.stat().st_blocks for file in tmp_path.iterdir()) * 512 < 1_000_000  # holes
     assert {entry.dtype for entry in open_checkpoint(tmp_path).tensors.values()} == {"bfloat16"}
+
+
+def test_foreign(tmp_path):
+    """Of two graphs that fuse, and a file that is no graph."""
+    cases = ROOT / "tests" / "graphs" / "cases"
+    (tmp_path / "none.onnx").write_bytes(b"none")
+    line = python("-m", "benchmarks.foreign", cases / "one_token_llama31.onnx", cases / "softcap.onnx", tmp_path).splitlines()[
+        -1
+    ]
+    assert line == "3 files that others wrote: 2 fused, 1 refused in one line, 0 tracebacks, 0 silent differences"
+
+
+def test_foreign_sees_a_silent_difference(monkeypatch, capsys):
+    def changed(source):
+        operated = operate(source, no_verify=True)
+        scale = next(each for node in operated.portable.graph.node for each in node.attribute if each.name == "scale")
+        scale.f *= 1.01
+        return operated
+
+    operate = foreign.suture.operate
+    monkeypatch.setattr(foreign.suture, "operate", changed)
+    monkeypatch.setattr("sys.argv", ["foreign", str(ROOT / "tests" / "graphs" / "cases" / "one_token_llama31.onnx")])
+    assert foreign.main() == 1
+    assert capsys.readouterr().out.splitlines()[-1].endswith("0 tracebacks, 1 silent differences")
 
 
 def test_cuda_kernels_needs_a_gpu(tmp_path):

@@ -102,3 +102,7 @@ def test_what_is_newer_is_refused_in_one_line():
     training = model(9, "y, a, b, c, d = BatchNormalization(x, four, four, four, four)")
     with pytest.raises(UserError, match="the statistics of training"):
         upgrade(training, "here", infer_shapes)
+    scan = """<ir_version: 3, opset_import: ["" : 8]> g (float[1,2] a, float[1,3,2] x) => (float[1,2] y) { y = Scan("", a, x)
+        <num_scan_inputs = 1, body = b (float[2] s, float[2] n) => (float[2] t) { t = Add(s, n) }> }"""
+    with pytest.raises(UserError, match="of opset 8 goes over a batch"):
+        upgrade(onnx.parser.parse_model(scan), "here", infer_shapes)

@@ -211,6 +211,27 @@ def test_what_the_parser_refuses_is_written_and_is_no_success(tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "report.json").read_text())["proof"]["pairs"][0]["status"] == PASSED
 
 
+def test_an_input_that_the_parser_makes_up_is_no_success(tmp_path, capsys):
+    """Of a condition that a loop's body hands on, it makes an input of the network, named as in the body."""
+    text = """<ir_version: 10, opset_import: ["" : 18]> g (int64 n, bool c, float[1] x) => (float[1] y)
+        { y = Loop(n, c, x) <body = b (int64 i, bool inside, float[1] v) => (bool on, float[1] w)
+            { on = Identity(inside) w = Add(v, v) }> }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+    assert main([str(tmp_path / "model.onnx"), "--out", str(tmp_path / "out")]) == 1
+    assert "TensorRT's parser makes an input of inside, which is none" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["proof"]["pairs"][0]["status"] == PASSED
+
+
+def test_a_graph_of_an_output_alone_stays_one(tmp_path):
+    value, table = onnx.helper.make_tensor_value_info("y", 1, [2]), onnx.helper.make_tensor("y", 1, [2], [1.0, 2.0])
+    graph = onnx.helper.make_graph([], "g", [], [value], [table])
+    source = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(source, tmp_path / "model.onnx")
+    operated = suture.operate(tmp_path / "model.onnx")
+    assert not operated.portable.graph.node
+    assert [pair["status"] for pair in operated.report.proof["pairs"]] == [PASSED, PASSED]
+
+
 def test_random_numbers_are_not_compared():
     text = '<ir_version: 10, opset_import: ["" : 18]> g (float[N] x) => (float[N] y) { r = RandomNormalLike(x) y = Add(x, r) }'
     proof = suture.operate(onnx.parser.parse_model(text)).report.proof

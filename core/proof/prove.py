@@ -150,6 +150,10 @@ class _Session:
             return PairVerdict(3, FAILED, f"TensorRT's parser refuses {first}{behind}; suture check says what helps")
         except UserError as error:
             return PairVerdict(3, FAILED, error.parts[1])
+        own = {value.name for value in lowered.model.graph.input}
+        if others := [name for name in network.inputs if name not in own]:
+            what = f"TensorRT's parser makes an input of {', '.join(others)}, which is none; suture check says what helps"
+            return PairVerdict(3, FAILED, what)
         from suture.core.network.evaluate import EvaluationError, Evaluator, NotEvaluated  # only here: torch takes seconds
         from suture.core.proof.network_runner import NetworkRunner
 

@@ -57,6 +57,7 @@ def upgrade(model: ModelProto, where: object, infer: Callable[[ModelProto], Mode
     if version > OPSET:
         raise UserError(where, f"opset {version}", f"export at opset {OPSET} or below")
     if version < OLDEST:
+        _refuse_old_scans(model, where)
         try:
             model = version_converter.convert_version(model, OLDEST)
         except Exception as error:  # onnx raises classes of its own
@@ -118,6 +119,14 @@ def _refuse_unknown(node: NodeProto, version: int, where: object) -> None:
         return
     if since(op, version) != since(op, OPSET):
         raise UserError(where, f"{op} of opset {version} is not what it is at opset {OPSET}", f"export at opset {OPSET}")
+
+
+def _refuse_old_scans(model: ModelProto, where: object) -> None:
+    """Before opset 9 a Scan goes over the second axis, for each row of a batch; onnx's converter changes its number alone."""
+    for graph in all_graphs(model.graph):
+        for node in graph.node:
+            if node.op_type == "Scan" and node.domain in STANDARD:
+                raise UserError(where, f"Scan {node.name} of opset 8 goes over a batch", "export at opset 9 or later")
 
 
 def _names(graph: GraphProto) -> Iterator[str]:
