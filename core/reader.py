@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from suture.core.errors import UserError
 
+TEXT_LIMIT = 1 << 30  # bytes
 JSON_LIMIT = 100 << 20  # bytes; the tokenizer.json of a large vocabulary has 40 MB
 DEPTH = 100  # of lists and objects in one another
 REASONS = {errno.ENOENT: "no such file", errno.ENOTDIR: "no such file", errno.EISDIR: "is a folder"}
@@ -50,6 +51,14 @@ def read_bytes(path: Path, limit: int = JSON_LIMIT, remedy: str = "check the pat
     if len(content) > limit:
         raise UserError(path, f"has more than {limit:,} bytes", "check that it is the file you mean")
     return content
+
+
+def read_text(path: Path, remedy: str = "check the path", limit: int = TEXT_LIMIT) -> str:
+    """The text in a file. Raises UserError as read_bytes does, and where it is no UTF-8."""
+    try:
+        return read_bytes(path, limit, remedy).decode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(path, "is not UTF-8", "write it again as UTF-8") from None
 
 
 def read_json(path: Path, remedy: str = "check the path", limit: int = JSON_LIMIT) -> dict:
