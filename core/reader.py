@@ -44,11 +44,11 @@ def open_regular(path: Path, remedy: str = "check the path") -> BinaryIO:
 def read_bytes(path: Path, limit: int = JSON_LIMIT, remedy: str = "check the path") -> bytes:
     """All bytes of a regular file. Raises UserError where it cannot be read, or has more than `limit`."""
     with open_regular(path, remedy) as file:
-        try:
-            content = file.read(limit + 1)
+        try:  # a sparse file of a terabyte is refused at once, and one that grows meanwhile, too
+            content = file.read(limit + 1) if os.fstat(file.fileno()).st_size <= limit else None
         except OSError as error:
             raise _unreadable(path, error, remedy) from None
-    if len(content) > limit:
+    if content is None or len(content) > limit:
         raise UserError(path, f"has more than {limit:,} bytes", "check that it is the file you mean")
     return content
 

@@ -90,6 +90,23 @@ def read_feeds(path: Path) -> list[Feeds]:
     return [Feeds(path.name, read_npz(path, ".npz file of inputs", "write one with numpy.savez(path, name=array, ...)"))]
 
 
+NUMBERS = "biuf"  # kinds of numpy's own dtypes
+
+
+def check_feeds(path: Path, model: onnx.ModelProto, feeds: Feeds) -> None:
+    """Raises UserError where the inputs in the file `path` are not those of the graph."""
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    inputs = {value.name: value for value in model.graph.input if value.name not in initializers}
+    remedy = f"write one array for each of {', '.join(inputs)}"
+    if missing := inputs.keys() - feeds.values.keys():
+        raise UserError(path, f"has no array for the input {min(missing)}", remedy)
+    for name, value in inputs.items():
+        given, sizes, dtype = feeds.values[name], _sizes(value), _dtype(value)
+        fits = not value.type.tensor_type.HasField("shape") or _fits(sizes, given.shape)
+        if not fits or given.dtype.kind not in NUMBERS or (dtype.kind in NUMBERS and dtype != given.dtype):
+            raise UserError(path, f"{name} is {given.dtype} {list(given.shape)}, and the graph takes {dtype} {sizes}", remedy)
+
+
 def _step(model, signature: Signature, inputs, past: int, tokens: int, rng) -> dict[str, np.ndarray]:
     """One step of `tokens` tokens after `past`; in a static cache the rows stand at different places."""
     rows = _rows(signature, inputs)
