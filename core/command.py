@@ -65,7 +65,7 @@ class _Once(argparse._StoreAction):
     """Stores a value, and that it was given: where an option has no effect, its default is no reason to refuse it."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        if values == [] and self.nargs is None:  # argparse makes this of --option=--
+        if values == [] and self.nargs in (None, "+"):  # argparse makes this of --option=--
             parser.error(f"argument {option_string}: expected one argument")
         seen = namespace.__dict__.setdefault(GIVEN, set())
         if self.option_strings and self.dest in seen:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from suture.core.errors import UserError
 
+TEXT_LIMIT = 1 << 30  # bytes
 JSON_LIMIT = 100 << 20  # bytes; the tokenizer.json of a large vocabulary has 40 MB
 DEPTH = 100  # of lists and objects in one another
 REASONS = {errno.ENOENT: "no such file", errno.ENOTDIR: "no such file", errno.EISDIR: "is a folder"}
@@ -43,13 +44,21 @@ def open_regular(path: Path, remedy: str = "check the path") -> BinaryIO:
 def read_bytes(path: Path, limit: int = JSON_LIMIT, remedy: str = "check the path") -> bytes:
     """All bytes of a regular file. Raises UserError where it cannot be read, or has more than `limit`."""
     with open_regular(path, remedy) as file:
-        try:
-            content = file.read(limit + 1)
+        try:  # a sparse file of a terabyte is refused at once, and one that grows meanwhile, too
+            content = file.read(limit + 1) if os.fstat(file.fileno()).st_size <= limit else None
         except OSError as error:
             raise _unreadable(path, error, remedy) from None
-    if len(content) > limit:
+    if content is None or len(content) > limit:
         raise UserError(path, f"has more than {limit:,} bytes", "check that it is the file you mean")
     return content
+
+
+def read_text(path: Path, remedy: str = "check the path", limit: int = TEXT_LIMIT) -> str:
+    """The text in a file. Raises UserError as read_bytes does, and where it is no UTF-8."""
+    try:
+        return read_bytes(path, limit, remedy).decode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(path, "is not UTF-8", "write it again as UTF-8") from None
 
 
 def read_json(path: Path, remedy: str = "check the path", limit: int = JSON_LIMIT) -> dict:

@@ -21,7 +21,6 @@ from suture.core.manifest import MANIFEST, MOVING, PARTIAL, hashes, own_names, p
 from suture.core.reader import read_json
 
 LOCK = ".lock"  # in .partial, held by the run that writes there
-ELSEWHERE = "name another folder with --out"
 
 
 class Stage:
@@ -34,12 +33,13 @@ class Stage:
         stage.extra["weights_root"] = "."
 
     `name` begins with the package that runs: "validate", "suture.validate.bundle". `writes`: names of files that each run
-    writes, so that somebody else's in their places is refused before the work, not after it. Raises UserError where an input
-    cannot be read, lies in `out` itself, or where `out` has another stage's results or somebody else's files.
+    writes, so that somebody else's in their places is refused before the work, not after it. `to`: the option that names `out`. Raises
+    UserError where an input cannot be read, lies in `out` itself, or where `out` has another stage's results or somebody
+    else's files.
     """
 
-    def __init__(self, name: str, out: Path, inputs: list[Path], options: dict, writes: Iterable[str] = ()):
-        self.name, self.out = name, Path(out)
+    def __init__(self, name: str, out: Path, inputs: list[Path], options: dict, writes: Iterable[str] = (), to: str = "--out"):
+        self.name, self.out, self.elsewhere = name, Path(out), f"name another folder with {to}"
         self.inputs = {os.path.relpath(path, self.out): Path(path) for path in inputs}
         self.extra: dict = {}
         self._check_folder()
@@ -103,31 +103,32 @@ class Stage:
 
     def _check_folder(self) -> None:
         if self.out.exists() and not self.out.is_dir():
-            raise UserError(self.out, "is a file", "name a folder with --out")
+            raise UserError(self.out, "is a file", self.elsewhere)
         folder = self.out.resolve()
         for path in self.inputs.values():
             if folder in (path.parent.resolve(), path.resolve().parent):
-                raise UserError(self.out, f"holds {path.name}, which {self.name} reads", ELSEWHERE)
+                raise UserError(self.out, f"holds {path.name}, which {self.name} reads", self.elsewhere)
         if not os.path.lexists(self.out / MANIFEST):
             return
         manifest = read_manifest(self.out)
         if manifest is None:
-            raise UserError(self.out / MANIFEST, f"is no manifest of {self.name}", f"remove it, or {ELSEWHERE}")
+            raise UserError(self.out / MANIFEST, f"is no manifest of {self.name}", f"remove it, or {self.elsewhere}")
         if manifest.get("stage") != self.name:
-            raise UserError(self.out, f"holds the results of {manifest.get('stage') or 'something else'}", ELSEWHERE)
+            raise UserError(self.out, f"holds the results of {manifest.get('stage') or 'something else'}", self.elsewhere)
 
     def _own(self, partial: Path) -> set[str]:
         """What earlier runs of this stage wrote here, the last of them perhaps not all of it."""
-        own = own_names(read_manifest(self.out))
-        if (partial / MOVING).exists():
-            try:
-                moving = read_json(partial / MOVING)
-            except UserError:  # killed while this was written: nothing had been moved
-                return own
-            if moving.get("stage") != self.name:
-                raise UserError(self.out, f"holds results of {moving.get('stage')}, which was interrupted", ELSEWHERE)
-            own |= own_names(moving)
-        return own
+        moving = self._moving(partial)  # before and after the manifest, which another run may be about to replace
+        return moving | own_names(read_manifest(self.out)) | self._moving(partial)
+
+    def _moving(self, partial: Path) -> set[str]:
+        try:
+            moving = read_json(partial / MOVING)
+        except UserError:  # there is none; or a run was killed while it was written, and nothing had been moved
+            return set()
+        if moving.get("stage") != self.name:
+            raise UserError(self.out, f"holds results of {moving.get('stage')}, which was interrupted", self.elsewhere)
+        return own_names(moving)
 
     def _check_targets(self, names: list[str], own: set[str]) -> None:
         """Raises UserError unless each of the names can be written without replacing what is not this stage's own."""
@@ -136,17 +137,17 @@ class Stage:
         for name in sorted({*names, *own}):
             target = self.out / name
             if not target.parent.resolve().is_relative_to(folder):
-                raise UserError(target, f"lies outside {self.out}", ELSEWHERE)
+                raise UserError(target, f"lies outside {self.out}", self.elsewhere)
             if {os.path.abspath(target), str(target.parent.resolve() / target.name)} & inputs:
-                raise UserError(target, f"is an input of {self.name} and would be replaced", ELSEWHERE)
+                raise UserError(target, f"is an input of {self.name} and would be replaced", self.elsewhere)
         for name in names:
             target = self.out / name
             if target.is_dir() and not target.is_symlink():
-                raise UserError(target, "is a folder, where a file is to be written", ELSEWHERE)
+                raise UserError(target, "is a folder, where a file is to be written", self.elsewhere)
             above = [parent for parent in Path(name).parents if os.path.lexists(self.out / parent)]
             for place in [Path(name), *(each for each in above if not (self.out / each).is_dir())]:
                 if os.path.lexists(self.out / place) and place.as_posix() not in own | {MANIFEST}:
-                    raise UserError(self.out / place, f"was not written by {self.name} and would be replaced", ELSEWHERE)
+                    raise UserError(self.out / place, f"was not written by {self.name} and would be replaced", self.elsewhere)
 
     def _move(self, partial: Path, new: dict[str, str], own: set[str], seconds: float) -> None:
         listed = {"stage": self.name, "outputs": sorted({*own, *new})}

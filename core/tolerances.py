@@ -34,3 +34,8 @@ def rounding_step(values: np.ndarray) -> float:
         largest = float(np.abs(values).max(initial=0.0, where=np.isfinite(values)))
         return 2.0 ** (np.floor(np.log2(max(largest, 2.0**-6))) - FP8_MANTISSA)
     return 1.0 if values.dtype == np.int16 else 0.0
+
+
+def scale(recorded: float, found: float) -> float:
+    """What an error is a share of, where one side's largest value is only written down: the smaller, unless it is 0."""
+    return min(filter(None, (recorded, found)), default=1.0)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from suture.core.errors import UserError
+from suture.core.reader import read_text
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,7 @@ class Prompt:
 def read_prompts(path: Path, chat: bool, system: str | None) -> list[Prompt]:
     """A prompt a line: of a .jsonl file the objects {"prompt": text} or {"messages": [...]}, else the lines themselves.
     With `chat`, a text is what the user says."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(path, "no such file", "name a file of prompts, one a line") from None
-    except UnicodeDecodeError:
-        raise UserError(path, "is not UTF-8", "convert it") from None
+    lines = read_text(path, "name a file of prompts, one a line").splitlines()
     prompts = [
         _parsed(line, f"{path}, line {number}", chat, system) if path.suffix == ".jsonl"
         else said(line, f"{path}, line {number}", chat, system)

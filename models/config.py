@@ -4,14 +4,14 @@
 a key means is its family's business; keys that nothing here reads may hold anything.
 """
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, Field, create_model
 
 from suture.core.errors import UserError
 from suture.core.reader import read_json
+from suture.core.typed import Strict, check
 
 REMEDY = "use the {name} that came with the weights"
 
@@ -25,12 +25,6 @@ Token = Annotated[int, Field(ge=-1, le=10_000_000)]  # -1: none, as the first LL
 Small = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, le=1e12)]
 Share = Annotated[float, Field(ge=0, le=1)]
-
-STRICT = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
-
-
-class Strict(BaseModel):
-    model_config = STRICT
 
 
 def _table(name: str, kinds: dict[Any, str], **others: Any) -> type[BaseModel]:
@@ -100,14 +94,14 @@ def read_config(file: Path) -> dict:
 def read_generation(file: Path) -> dict:
     """generation_config.json as it stands. Raises UserError as read_config does."""
     config = read_json(file, "put the checkpoint's own there")
-    check(config, Generation, file)
+    check(config, Generation, file, REMEDY.format(name=file.name))
     return config
 
 
 def read_index(file: Path) -> dict[str, str]:
     """The shard that each tensor lies in, from model.safetensors.index.json. Raises UserError as read_config does."""
     content = read_json(file, "download the index again")
-    check(content, Index, file)
+    check(content, Index, file, REMEDY.format(name=file.name))
     if not content["weight_map"]:
         raise UserError(file, "has no tensors in its weight_map", "download the index again")
     return content["weight_map"]
@@ -115,7 +109,7 @@ def read_index(file: Path) -> dict[str, str]:
 
 def check_config(config: dict, where: object) -> None:
     """Raises UserError, naming the file `where`, the key, its value and what it can be."""
-    check(config, Config, where)
+    check(config, Config, where, REMEDY.format(name=Path(str(where)).name))
     for parts, whole, sizes in SHARES:
         count, width = config.get(parts), config.get(whole)
         if count and width and width % count and not any(config.get(size) for size in sizes):
@@ -127,29 +121,3 @@ def required(config: dict, key: str, where: object) -> Any:
     if config.get(key) is None:
         raise UserError(where, f"has no '{key}'", REMEDY.format(name=Path(str(where)).name))
     return config[key]
-
-
-def check(content: dict, kind: type[BaseModel], where: object) -> None:
-    """Raises UserError for the first value that is not what `kind` says."""
-    try:
-        kind.model_validate(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key, found = [], content
-        for part in first["loc"]:  # which names pydantic's types, too
-            if (isinstance(found, dict) and part in found) or (isinstance(found, list) and isinstance(part, int)):
-                key.append(str(part))
-                found = found[part]
-        allowed = re.sub(r"valid dictionary or .*", "valid object", first["msg"].removeprefix("Input "))
-        wrong = f"'{'.'.join(key)}' is {_short(first['input'])}, but {allowed}"
-        if first["type"] == "missing":
-            wrong = f"has no '{first['loc'][0]}'"
-        raise UserError(where, wrong, REMEDY.format(name=Path(str(where)).name)) from None
-
-
-def _short(value: object) -> str:
-    try:
-        written = repr(value)
-    except ValueError:  # an integer of thousands of digits
-        return "a very large number"
-    return written if len(written) <= 60 else f"{written[:60]}…"

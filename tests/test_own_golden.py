@@ -78,7 +78,7 @@ def test_saved_outputs_are_replaced_only_by_force(out, capsys):
     ("arguments", "said"),
     [
         (("--golden", "nowhere"), "no such file"),
-        (("--golden", "broken"), "has no golden outputs"),
+        (("--golden", "broken"), "has no 'format'"),
         (("--golden", "other"), "has the outputs of something else"),
         (("--save-golden", "out/surgery/model.onnx"), "is a file"),
         (("--golden", "saved", "--seed", "1"), "--seed says nothing with --golden"),

@@ -11,24 +11,29 @@ bundle/bundle.json            the scenarios, the tolerance, and what ties the bu
 import hashlib
 import json
 import shutil
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
+from suture.core.arrays import read_npz
 from suture.core.errors import UserError
 from suture.core.identity import Contents
+from suture.core.reader import parse_json, read_json
+from suture.core.refusals import Broken, refusals
 from suture.core.signature import Signature, find_signature
 from suture.core.stage import Stage
 from suture.core.step_inputs import Embed
 from suture.core.tensors import references
 from suture.core.tolerances import between_sessions
+from suture.core.typed import Strict, check
 from suture.core.weights import load_graph, weight_files, weights_root
 from suture.runtime import engine as runtime_engine
 from suture.runtime.decoders import Decoder, OfSignature, StaticDecoder
-from suture.runtime.engine import read_description, takes, to_numpy
+from suture.runtime.engine import takes, to_numpy
 from suture.runtime.engine_decoder import signature_of
 from suture.runtime.graphs import OnnxDecoder, open_graph
 from suture.validate.runners import valid_logits
@@ -36,7 +41,25 @@ from suture.validate.scenarios import Scenario
 
 SENT = {"run.py": Path(__file__).with_name("bundle_run.py"), "engine.py": Path(runtime_engine.__file__)}
 MOST_BYTES = 500_000_000  # of one scenario's logits and caches
+REMEDY = "name the results.npz that the bundle's run.py wrote"
 FEED = ("tokens", "counts", "alpha")
+
+
+class Described(Strict):
+    name: str
+    what: str
+    steps: Annotated[int, Field(ge=1, le=100_000)]
+
+
+class About(Strict):
+    """What results.npz says of itself: bundle.json, and where it ran."""
+
+    identity: str
+    gpu: str
+    tensorrt: str
+    decode_seconds: float | None
+    scenarios: Annotated[list[Described], Field(min_length=1)]
+    left_out: list[str]
 
 
 def write_bundle(
@@ -50,7 +73,7 @@ def write_bundle(
 ) -> dict:
     """Writes the bundle into `out` and returns what bundle.json holds. `scenarios` makes them for the opened graph;
     `embed`: the embeddings of a graph that takes such."""
-    description = read_description(engine.with_name("engine.json"))
+    description = read_json(engine.with_name("engine.json"))
     if description["signature"] is None or not signature_of(description).static:
         raise UserError(engine, "its caches grow, and a bundle binds caches in place", "run surgery with --cache static")
     graph = replace(open_graph(portable, "portable"), embed=embed)
@@ -127,16 +150,15 @@ class _Replay:
 
 def read_results(path: Path, portable: Path, lowered: Path) -> Results:
     """Raises UserError for a file that run.py did not write, or wrote for other graphs."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-            about = json.loads(str(arrays.pop("about")))
-    except FileNotFoundError:
-        raise UserError(path, "no such file", "name the results.npz that the bundle's run.py wrote") from None
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile):
-        raise UserError(path, "is not a result of a bundle", "name the results.npz that the bundle's run.py wrote") from None
+    arrays = read_npz(path, "result of a bundle", REMEDY)
+    about = parse_json(str(arrays.pop("about", "")).encode(), f"{path}, about")
+    check(about, About, path, REMEDY)
     if about["identity"] != identity(portable, lowered):
         raise UserError(path, "comes from other graphs than this folder's", "make the bundle again and run it")
+    signature = find_signature(load_graph(portable), portable)
+    with refusals(path, "is no result of a bundle", REMEDY):
+        for number, each in enumerate(about["scenarios"]):
+            _check_arrays(arrays, number, each["steps"], signature)
     scenarios = [
         Scenario(each["name"], each["what"], [_step(arrays, number, step, each["steps"]) for step in range(each["steps"])])
         for number, each in enumerate(about["scenarios"])
@@ -145,8 +167,31 @@ def read_results(path: Path, portable: Path, lowered: Path) -> Results:
     if about.get("decode_seconds"):
         notes.append(f"A decoding step took {1000 * about['decode_seconds']:.2f} ms (median, one sequence, copies included)")
     notes += [f"Left out of the bundle: {each}" for each in about["left_out"]]
-    signature = find_signature(load_graph(portable), portable)
     return Results("engine", signature, arrays["0/0/logits"].shape[-1], scenarios, notes, arrays)
+
+
+def _check_arrays(arrays: dict[str, np.ndarray], number: int, steps: int, signature: Signature) -> None:
+    """Raises where a scenario's arrays are not there, or not of the shapes and values that the graph takes and gives."""
+    written = 0
+    for step in range(steps):
+        tokens, counts, alpha, logits = (arrays[f"{number}/{step}/{name}"] for name in (*FEED, "logits"))
+        rows, width = tokens.shape
+        written = written + counts
+        if not (
+            tokens.dtype == counts.dtype == np.int64 and alpha.dtype == np.float32 and counts.shape == alpha.shape == (rows,)
+        ):
+            raise Broken(f"has tokens, counts or scales of other types or shapes in scenario {number}")
+        if tokens.min() < 0 or tokens.max() >= arrays["0/0/logits"].shape[-1] or counts.min() < 0 or counts.max() > width:
+            raise Broken(f"has tokens or counts that there are not in scenario {number}")
+        if logits.dtype.kind != "f" or logits.shape not in {
+            (rows, each, arrays["0/0/logits"].shape[-1]) for each in (1, width)
+        }:
+            raise Broken(f"has logits {list(logits.shape)} in scenario {number}")
+        if signature.capacity is not None and written.max() > signature.capacity:
+            raise Broken(f"has more tokens than slots in scenario {number}")
+    for cache in signature.caches:
+        if (found := arrays[f"{number}/{cache.past}"]).dtype.kind != "f" or found.ndim != 4 or found.shape[2] < written.max():
+            raise Broken(f"has a cache {list(found.shape)} in scenario {number}")
 
 
 def _step(arrays: dict, number: int, step: int, steps: int) -> dict[str, np.ndarray]:

@@ -5,8 +5,11 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from suture.core.command import DONE, FOUND_DIFFERENCE
@@ -14,12 +17,55 @@ from suture.core.errors import UserError
 from suture.core.junit import Case, write_junit
 from suture.core.proof.verdict import DIFFERENT, FAILED, NOT_RUN, PASSED
 from suture.core.reader import read_json
+from suture.core.typed import Strict, check
 from suture.validate.options import STDOUT, Options
 from suture.validate.results import check_targets
 
 ORDER = (FAILED, DIFFERENT, NOT_RUN, PASSED)  # from worst to best
 GROWN = 2.0  # by which an error has grown for more than another rounding
 HEAVIER = 1.01  # by which bytes have
+
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Worst(Strict):
+    error: Annotated[float, Field(ge=0)] | None
+
+
+class Compared(Strict):
+    worst: Worst | None = None
+
+
+class Level(Strict):
+    number: int | None
+    title: str
+    status: Annotated[str, Field(pattern=f"^({'|'.join(ORDER)})$")]
+    comparison: Compared | None = None
+
+
+class Profile(Strict):
+    name: str
+    kernels: Count | None = None
+    total_bytes: Count | None = None
+
+
+class Engine(Strict):
+    engine_bytes: Count | None = None
+    profiles: list[Profile] = Field(default_factory=list)
+
+
+class Part(Strict):
+    name: str
+    engine: Engine | None = None
+
+
+class Report(Strict):
+    """report.json, as far as it is read."""
+
+    levels: list[Level]
+    parts: list[Part] = Field(default_factory=list)
+    versions: dict[str, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,7 +124,7 @@ def changed(before: dict, after: dict) -> Iterator[Change]:
 def _level(title: str, old: dict | None, new: dict | None) -> Iterator[Change]:
     statuses = [level["status"] if level else None for level in (old, new)]
     if statuses[0] != statuses[1]:
-        ranks = [ORDER.index(status) if status in ORDER else ORDER.index(NOT_RUN) for status in statuses]
+        ranks = [ORDER.index(status or NOT_RUN) for status in statuses]
         yield Change(title, *statuses, ranks[1] < ranks[0])
     errors = [_errors(level or {}) for level in (old, new)]
     for what in (each for each in errors[0] if each in errors[1]):
@@ -126,13 +172,11 @@ def _path(path: Path) -> Path:
 
 
 def _read(path: Path) -> dict:
-    report = read_json(path)
-    try:
-        usable = all({"number", "title", "status"} <= set(level) for level in report["levels"]) and bool(report["levels"])
-    except (TypeError, LookupError, AttributeError):
-        usable = False
-    if not usable:
-        raise UserError(path, "is not a report of validate's", "name its report.json, or the folder that has it")
+    remedy = "name validate's report.json, or the folder that has it"
+    report = read_json(path, remedy)
+    if not report.get("levels"):
+        raise UserError(path, "is not a report of validate's", remedy)
+    check(report, Report, path, remedy)
     return report
 
 
@@ -142,5 +186,6 @@ def _show(changes: list[Change]) -> None:
         table.add_column(heading, overflow="fold")
     for each in sorted(changes, key=lambda each: not each.worse):
         style = "bold red" if each.worse else None
-        table.add_row(each.what, each.before or "-", each.after or "-", "worse" if each.worse else "", style=style)
+        shown = map(escape, (each.what, each.before or "-", each.after or "-", "worse" if each.worse else ""))
+        table.add_row(*shown, style=style)
     Console().print(table)

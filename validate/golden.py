@@ -7,66 +7,92 @@ The inputs follow from the seed: steps of a decoder, drawn values for other part
 """
 
 import json
+import math
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.logger import G_LOGGER
+from pydantic import Field
 
+from suture.core.arrays import from_base64
 from suture.core.errors import UserError
-from suture.core.identity import versions
-from suture.core.manifest import check_result
+from suture.core.manifest import recorded_file
 from suture.core.network.inputs import Feeds
 from suture.core.proof.cases import make_cases
 from suture.core.proof.prove import Subject
 from suture.core.proof.steps import LAST, Step, Steps, Unrunnable
 from suture.core.proof.verdict import DIFFERENT, FAILED, NOT_RUN, PASSED
-from suture.core.reader import read_json
+from suture.core.reader import parse_json, read_bytes
+from suture.core.refusals import Broken, refusals
 from suture.core.signature import LOGITS
-from suture.core.tolerances import REWRITTEN
+from suture.core.stage import Stage
+from suture.core.tolerances import REWRITTEN, scale
+from suture.core.typed import Strict, read_typed
 from suture.validate.compare import Comparison, OutputError, ScenarioResult
 from suture.validate.level import Level
 from suture.validate.pipeline import PartFiles, Pipeline
 from suture.validate.proven import float_type, subject_of
 
 GOLDEN, FORMAT, SAMPLES, RUNNER = "golden.json", 1, 4096, "golden"
+LIMIT = 1 << 30  # bytes of a part's samples
+REMEDY = "write them with --save-golden"
 Outputs = dict[str, np.ndarray]
+
+
+class Output(Strict):
+    shape: list[Annotated[int, Field(ge=0)]]
+    largest: Annotated[float, Field(ge=0)]
+
+
+class Saved(Strict):
+    name: str
+    outputs: Annotated[dict[str, Output], Field(min_length=1)]
+
+
+class Part(Strict):
+    tolerance: Annotated[float, Field(ge=1e-12, le=1)]
+    steps: Annotated[list[Saved], Field(min_length=1)]
+
+
+class Golden(Strict):
+    """golden.json, as far as it is read."""
+
+    format: Literal[1]
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)]
+    parts: dict[str, Part]
 
 
 def save(pipeline: Pipeline, folder: Path, tolerance: float | None, seed: int, force: bool) -> int:
     """Writes what each part's exported graph computes into `folder`; returns how many steps. Raises UserError where golden outputs
     lie there already, unless `force`, or where a graph takes none of the inputs."""
-    targets = [folder / GOLDEN, *(_file(folder, files) for files in pipeline.parts)]
-    for target in targets:
-        check_result(target, pipeline.files, "--save-golden")
-        if target.exists() and not force:
-            raise UserError(target, "is there already", "name another folder, or replace it with --force")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(folder, "is a file", "name a folder")
-    about = {"format": FORMAT, "versions": versions("validate"), "seed": seed, "parts": {}}
-    results, steps = [], 0
-    for files in pipeline.parts:
-        subject = subject_of(files.exported)
-        dtype = float_type(subject.model)
-        found = _computed(subject, subject, seed)
-        if not found:
-            raise UserError(files.exported, "takes none of the inputs that are drawn for it", "compare it by suture compare")
-        sampled = {step: {name: _sampled(value) for name, value in outputs.items()} for step, outputs in found.items()}
-        results.append(_run_results(sampled))
-        steps += len(found)
-        about["parts"][files.part.name] = {
-            "tolerance": tolerance or REWRITTEN[dtype],
-            "steps": [
-                {"name": step, "outputs": {name: _described(value) for name, value in outputs.items()}}
-                for step, outputs in found.items()
-            ],
-        }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / GOLDEN).unlink(missing_ok=True)  # killed here: nothing is taken for golden outputs
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
-        for target, result in zip(targets[1:], results):
-            result.save(str(target))
-    (folder / GOLDEN).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    names = [GOLDEN, *(_name(files) for files in pipeline.parts)]
+    options = {"seed": seed, "tolerance": tolerance}
+    stage = Stage("validate.golden", folder, [files.exported for files in pipeline.parts], options, names, "--save-golden")
+    if (folder / GOLDEN).exists() and not force:
+        raise UserError(folder / GOLDEN, "is there already", "name another folder, or replace it with --force")
+    about = {"format": FORMAT, "versions": stage.identity["versions"], "seed": seed, "parts": {}}
+    steps = 0
+    with stage.writing() as partial, G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        for files in pipeline.parts:
+            subject = subject_of(files.exported)
+            found = _computed(subject, subject, seed)
+            if not found:
+                raise UserError(
+                    files.exported, "takes none of the inputs that are drawn for it", "compare it by suture compare"
+                )
+            sampled = {step: {name: _sampled(value) for name, value in outputs.items()} for step, outputs in found.items()}
+            _run_results(sampled).save(str(partial / _name(files)))
+            steps += len(found)
+            about["parts"][files.part.name] = {
+                "tolerance": tolerance or REWRITTEN[float_type(subject.model)],
+                "steps": [
+                    {"name": step, "outputs": {name: _described(value) for name, value in outputs.items()}}
+                    for step, outputs in found.items()
+                ],
+            }
+        (partial / GOLDEN).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return steps
 
 
@@ -82,15 +108,15 @@ def check(pipeline: Pipeline, folder: Path, tolerance: float | None) -> list[Lev
     levels = []
     for files in pipeline.parts:
         part, several = about["parts"][files.part.name], f"{files.part.name}: " if len(names) > 1 else ""
-        golden = _load(_file(folder, files), part)
+        golden = _load(folder / _name(files), part)
         for name, path in (("exported", files.exported), ("portable", files.unquantised or files.portable)):
             title = f"{several}Golden ↔ {name} graph"
             levels.append(_level(title, files, path, part, golden, tolerance, about["seed"]))
     return levels
 
 
-def _file(folder: Path, files: PartFiles) -> Path:
-    return folder / f"{files.part.name}.polygraphy.json"
+def _name(files: PartFiles) -> str:
+    return f"{files.part.name}.polygraphy.json"
 
 
 def _level(
@@ -126,7 +152,7 @@ def _error(name: str, described: dict, expected: np.ndarray, found: np.ndarray |
     if list(found.shape) != described["shape"]:
         return OutputError(name, None, 0, f"shape {list(found.shape)} instead of {described['shape']}")
     distance = np.abs(_sampled(found).astype(np.float64) - expected)
-    error = float(distance.max(initial=0.0)) / (described["largest"] or 1.0)
+    error = float(distance.max(initial=0.0)) / scale(described["largest"], _described(found)["largest"])
     return OutputError(name, error, 0) if np.isfinite(error) else OutputError(name, None, 0, "not a number")
 
 
@@ -168,24 +194,20 @@ def _run_results(sampled: dict[str, Outputs]) -> RunResults:
 
 
 def _read(folder: Path) -> dict:
-    about = read_json(folder / GOLDEN)
-    try:
-        usable = about["format"] == FORMAT and all(part["tolerance"] > 0 and part["steps"] for part in about["parts"].values())
-    except (TypeError, LookupError, AttributeError):
-        usable = False
-    if not usable:
-        raise UserError(folder / GOLDEN, "has no golden outputs of this version", "write them with --save-golden")
-    return about
+    return read_typed(recorded_file(folder, GOLDEN) or folder / GOLDEN, Golden, REMEDY)
 
 
 def _load(path: Path, part: dict) -> dict[str, Outputs]:
-    try:
-        with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
-            (iterations,) = RunResults.load(str(path)).values()
-            values = [dict(iteration.items()) for iteration in iterations]
+    """By step. Raises UserError where the file has not what golden.json says of it."""
+    saved = parse_json(read_bytes(path, LIMIT, REMEDY), path)
+    with refusals(path, "has no golden outputs", REMEDY):
+        ((_, iterations),) = saved["lst"]
+        values = [
+            {name: from_base64(value["values"]["array"]) for name, value in each["outputs"].items()} for each in iterations
+        ]
         found = {step["name"]: outputs for step, outputs in zip(part["steps"], values, strict=True)}
-        if all(set(step["outputs"]) == set(found[step["name"]]) for step in part["steps"]):
-            return found
-    except Exception as error:  # Polygraphy's own have no public base
-        raise UserError(path, f"has no golden outputs ({type(error).__name__})", "write them with --save-golden") from None
-    raise UserError(path, "has the outputs of something else", "write them with --save-golden")
+        for step in part["steps"]:
+            sizes = {name: min(SAMPLES, math.prod(output["shape"])) for name, output in step["outputs"].items()}
+            if sizes != {name: value.size for name, value in found[step["name"]].items()} or len(found) < len(values):
+                raise Broken("has the outputs of something else")
+    return found

@@ -16,9 +16,10 @@ from suture.core.errors import UserError
 from suture.core.network.evaluate import NotEvaluated
 from suture.core.network.parse import NoTensorRT
 from suture.core.parts import DECODER
+from suture.core.reader import TEXT_LIMIT, read_bytes, read_json
 from suture.core.tolerances import REWRITTEN, ROUNDED
 from suture.models.tokenizer import Tokenizer, open_tokenizer
-from suture.runtime.engine import read_description, takes, why_not
+from suture.runtime.engine import takes, why_not
 from suture.runtime.engine_decoder import EngineModel, open_engine
 from suture.runtime.graphs import OnnxDecoder, open_embedding, open_graph
 from suture.runtime.network_decoder import NetworkModel, open_network
@@ -243,9 +244,9 @@ def _engine_level(
         level.notes += results.notes
         return level
     try:
-        description = read_description(files.engine.with_name("engine.json"))
+        description = read_json(files.engine.with_name("engine.json"))
         reason, expected, size = why_not(description), description["engine_bytes"], files.engine.stat().st_size
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (UserError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         return failed(4, f"{files.engine.parent}: what build wrote cannot be read ({type(error).__name__}: {error})")
     if size != expected:
         return failed(4, f"{files.engine}: has {size} bytes, and was built with {expected}")
@@ -296,7 +297,7 @@ def _read_text(pipeline: Pipeline) -> tuple[Tokenizer | None, list[int], str | N
         return None, [], f"the checkpoint's tokenizer cannot be read ({error})"
     if pipeline.text is None:
         return tokenizer, [], "no text to read: give one with --text"
-    ids = tokenizer.encode(pipeline.text.read_text(encoding="utf-8", errors="replace"))
+    ids = tokenizer.encode(read_bytes(pipeline.text, TEXT_LIMIT).decode("utf-8", "replace"))
     if len(ids) < 64:
         return tokenizer, [], f"the text is too short: {len(ids)} tokens"
     return tokenizer, ids, None

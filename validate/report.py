@@ -13,7 +13,7 @@ from suture.core.command import DONE, FOUND_DIFFERENCE
 from suture.core.errors import UserError
 from suture.core.manifest import peak_memory, read_manifest, result
 from suture.core.parts import PartFolder, find_parts
-from suture.core.reader import read_json
+from suture.core.reader import read_bytes, read_json
 from suture.validate import plots
 from suture.validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED
 from suture.validate.level import Level
@@ -93,7 +93,7 @@ def _pictures(surgery: Path) -> dict[str, str]:
     outputs = (read_manifest(surgery) or {}).get("outputs", {})
     if not all(name in outputs and (surgery / name).is_file() for name in drawn.values()):
         return {}
-    encoded = {when: base64.b64encode((surgery / name).read_bytes()).decode() for when, name in drawn.items()}
+    encoded = {when: base64.b64encode(read_bytes(surgery / name)).decode() for when, name in drawn.items()}
     return {when: f"data:image/svg+xml;base64,{data}" for when, data in encoded.items()}
 
 

@@ -178,7 +178,7 @@ def _show(levels: list[Level]) -> None:
     for level in levels:
         status = f"[{COLORS[level.status]}]{level.status}[/]"
         details = "".join(f"\n[dim]{escape(detail)}[/]" for detail in _details(level))
-        table.add_row(str(level.number or ""), level.title + details, status, escape(level.worst))
+        table.add_row(str(level.number or ""), escape(level.title) + details, status, escape(level.worst))
     console.print(table)
 
 

@@ -16,9 +16,10 @@ from suture.core.network.compare import Outcome, compare, default_tolerance
 from suture.core.network.description import Network
 from suture.core.network.evaluate import EvaluationError, Evaluator, NotEvaluated
 from suture.core.network.graph_audit import audit_graph
-from suture.core.network.inputs import Feeds, make_feeds, read_feeds
+from suture.core.network.inputs import Feeds, check_feeds, make_feeds, read_feeds
 from suture.core.network.parse import Parser
 from suture.core.network.refusals import RefusedNode, read_network
+from suture.core.reader import status
 from suture.core.shapes import ShapeRange, check_shapes
 from suture.core.signature import Signature, find_signature
 from suture.core.weights import load_graph, weights_root
@@ -90,6 +91,12 @@ def check(
     _refuse_unrunnable(path, graph, reference)
     check_shapes(path, graph.graph.input, shapes or {})
     given = read_feeds(inputs) if inputs else None
+    if inputs and given:
+        check_feeds(inputs, graph, given[0])
+    if reference is not None:
+        load_graph(reference)
+    for library in plugins:
+        status(library, "name a plugin library with --plugin")
     result = CheckResult(path, len(graph.graph.node))
     with Parser(plugins) as parser:
         result.network, result.refusals, result.all_read = read_network(parser, path, graph)

@@ -5,7 +5,6 @@ caches full of noise (so that a graph that looks at a slot which nobody wrote sh
 Other graphs get normal noise, indices and masks as far as the graph shows that an input is one, and else 0 or 1.
 """
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import onnx
 
 from suture.core.additive_mask import hiding
+from suture.core.arrays import read_npz
 from suture.core.cpm_inputs import made_up
 from suture.core.errors import UserError
 from suture.core.network.validity import Use, uses_of_inputs
@@ -88,13 +88,24 @@ def make_noise(model: onnx.ModelProto, seed: int, below: dict[str, int]) -> dict
 
 def read_feeds(path: Path) -> list[Feeds]:
     """Inputs from a file of numpy arrays by name (.npz)."""
-    if not zipfile.is_zipfile(path):
-        raise UserError(path, "is no .npz file of inputs", "write one with numpy.savez(path, name=array, ...)")
-    with np.load(path, allow_pickle=False) as arrays:
-        try:
-            return [Feeds(path.name, dict(arrays))]
-        except ValueError:  # an array of Python objects
-            raise UserError(path, "holds something else than plain arrays", "write numeric arrays") from None
+    return [Feeds(path.name, read_npz(path, ".npz file of inputs", "write one with numpy.savez(path, name=array, ...)"))]
+
+
+NUMBERS = "biuf"  # kinds of numpy's own dtypes
+
+
+def check_feeds(path: Path, model: onnx.ModelProto, feeds: Feeds) -> None:
+    """Raises UserError where the inputs in the file `path` are not those of the graph."""
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    inputs = {value.name: value for value in model.graph.input if value.name not in initializers}
+    remedy = f"write one array for each of {', '.join(inputs)}"
+    if missing := inputs.keys() - feeds.values.keys():
+        raise UserError(path, f"has no array for the input {min(missing)}", remedy)
+    for name, value in inputs.items():
+        given, sizes, dtype = feeds.values[name], _sizes(value), _dtype(value)
+        fits = not value.type.tensor_type.HasField("shape") or _fits(sizes, given.shape)
+        if not fits or given.dtype.kind not in NUMBERS or (dtype.kind in NUMBERS and dtype != given.dtype):
+            raise UserError(path, f"{name} is {given.dtype} {list(given.shape)}, and the graph takes {dtype} {sizes}", remedy)
 
 
 def _step(model, signature: Signature, inputs, past: int, tokens: int, rng) -> dict[str, np.ndarray]:

@@ -6,24 +6,56 @@ set of inputs its shape, its largest value and up to 1,024 values, evenly spaced
 
 import difflib
 import json
+import math
 import zlib
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from suture.core.errors import UserError
 from suture.core.network.check import CheckResult
 from suture.core.network.description import Layer, Network, Packed
+from suture.core.reader import read_json
+from suture.core.tolerances import scale
+from suture.core.typed import Strict, check
 
 FORMAT, SAMPLES, SHOWN = 1, 1024, 12
+REMEDY = "write one with --save"
+Shape = list[int]
+
+
+class Value(Strict):
+    shape: Shape
+    largest: Annotated[float, Field(ge=0)]
+    values: Annotated[list[float | Literal["nan", "inf", "-inf"]], Field(max_length=SAMPLES)]
+
+
+class RecordedLayer(Strict):
+    type: str
+    node: str | None
+    attributes: dict[str, Any]
+    outputs: list[list[str | Shape]]
+
+
+class Record(Strict):
+    """What the file says, as far as it is read."""
+
+    tensorrt: str
+    inputs: list[str]
+    outputs: list[str]
+    tensors: dict[str, Annotated[list[str | Shape], Field(min_length=2, max_length=2)]]
+    layers: Annotated[list[RecordedLayer], Field(min_length=1)]
+    values: dict[str, dict[str, Value]]
 
 
 def record(result: CheckResult) -> dict:
     network = result.network
     if network is None:
         raise UserError(result.model, "TensorRT's parser made no network of it", "correct what it refuses first")
-    return {
+    return _finite({
         "format": FORMAT,
         "tensorrt": network.tensorrt,
         "tolerance": result.tolerance,
@@ -33,7 +65,16 @@ def record(result: CheckResult) -> dict:
         "layers": [_layer(layer, network) for layer in network.layers],
         "values": {outcome.feeds: {name: _sampled(value) for name, value in outcome.values["network"].items()}
                    for outcome in result.outcomes},
-    }  # fmt: skip
+    })  # fmt: skip
+
+
+def _finite(value: Any) -> Any:
+    """What JSON has no numbers for, in words."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def save_record(result: CheckResult, path: Path) -> None:
@@ -41,13 +82,14 @@ def save_record(result: CheckResult, path: Path) -> None:
 
 
 def read_record(path: Path) -> dict:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["format"] == FORMAT and found["layers"] and found["tensors"]:
-            return found
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise UserError(path, "is not a network that check --save wrote", "write one with --save")
+    """Raises UserError for what `save_record` has not written."""
+    found = read_json(path, REMEDY)
+    if found.get("format") != FORMAT:
+        raise UserError(path, "is not a network that check --save wrote", REMEDY)
+    check(found, Record, path, REMEDY)
+    if unknown := {*found["inputs"], *found["outputs"]} - found["tensors"].keys():
+        raise UserError(path, f"says nothing of the tensor {min(unknown)}", REMEDY)
+    return found
 
 
 def differences(old: dict, result: CheckResult) -> list[str]:
@@ -133,8 +175,10 @@ def _value_difference(before: dict | None, after: dict | None, tolerance: float)
     if before["shape"] != after["shape"]:
         return f"has shape {after['shape']}, before {before['shape']}"
     a, b = np.array(before["values"], float), np.array(after["values"], float)
+    if a.shape != b.shape:
+        return "has another number of samples"
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     with np.errstate(invalid="ignore"):
         distance = np.where(same, 0.0, np.abs(a - b))
-    error = float(np.nan_to_num(distance, nan=np.inf).max(initial=0)) / (before["largest"] or 1.0)
+    error = float(np.nan_to_num(distance, nan=np.inf).max(initial=0)) / scale(before["largest"], after["largest"])
     return f"differs by {error:.1e} of its largest value" if error > tolerance else None

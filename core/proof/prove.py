@@ -140,6 +140,8 @@ class _Session:
 
     def level_3(self, parser: Parser | None) -> PairVerdict:
         pair, lowered = PairVerdict(3, reason=self.why_not), self.subjects["lowered"]
+        if missing := _missing(self.subjects["portable"], lowered):
+            return PairVerdict(3, FAILED, f"the lowered graph has no {missing!r}")
         try:
             network = (parser or shared_parser()).parse(Path("model.trt.onnx"), lowered.model, lowered.root)
         except NoTensorRT:
@@ -307,3 +309,10 @@ def _errors(expected: Outputs, found: Outputs) -> dict[str, float | None]:
 
 def _since(started: float) -> float:
     return round(time.monotonic() - started, 3)
+
+
+def _missing(portable: Subject, lowered: Subject) -> str | None:
+    """An output of the portable graph's, or a cache that it takes, that the lowered one has not."""
+    needed = [value.name for value in portable.model.graph.output] + [cache.past for cache in portable.signature.caches]
+    there = {value.name for value in (*lowered.model.graph.output, *lowered.model.graph.input)}
+    return next((name for name in needed if name not in there), None)

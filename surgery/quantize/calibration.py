@@ -6,6 +6,7 @@ import numpy as np
 
 from suture.core.errors import UserError
 from suture.core.manifest import recorded_folder
+from suture.core.reader import TEXT_LIMIT, read_bytes
 from suture.models.tokenizer import open_tokenizer, tokenizer_files
 from suture.surgery.quantize.options import Request
 
@@ -29,10 +30,7 @@ def read_windows(request: Request, model: Path, capacity: int | None) -> np.ndar
             "--quantize", f"needs a tokenizer, and {model} does not say its checkpoint", "name it with --tokenizer DIR"
         )
     path = request.calibration or DEFAULT
-    try:
-        content = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UserError(path, f"cannot be read ({error.strerror})", "name a text file with --calibration") from None
+    content = read_bytes(path, TEXT_LIMIT, "name a text file with --calibration").decode("utf-8", "replace")
     ids = open_tokenizer(folder).encode(content)
     window = min(WINDOW, capacity or WINDOW)
     if len(ids) < 2 * window:

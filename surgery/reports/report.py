@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
 import onnx_graphsurgeon as gs
+from rich.markup import escape
 from rich.table import Table
 
 from suture.core.signature import Signature
@@ -135,7 +136,7 @@ class Report:
         ops = {op for counts in self.ops.values() for op in counts}
         first, last = next(iter(self.ops.values())), list(self.ops.values())[-1]
         for op in sorted(ops, key=lambda op: (-abs(first.get(op, 0) - last.get(op, 0)), op)):
-            table.add_row(op, *(str(counts.get(op, "·")) for counts in self.ops.values()))
+            table.add_row(escape(op), *(str(counts.get(op, "·")) for counts in self.ops.values()))
         return table
 
 

@@ -33,7 +33,8 @@ def replaced(name: str) -> Callable[[Path], None]:
     def damage(work: Path) -> None:
         path = work / name
         content, times = path.read_bytes(), path.stat()
-        (work / "other").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        half = len(content) // 2
+        (work / "other").write_bytes(content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :])
         os.utime(work / "other", ns=(times.st_atime_ns, times.st_mtime_ns))
         os.replace(work / "other", path)
 

@@ -30,7 +30,12 @@ PLACES = {  # where a fault is planted, once the stage is at work
 
 def called(name: str, folder: str) -> Callable[[Path], None]:
     """The input's folder by another name."""
-    return lambda work: (work / folder).rename(work / "renamed" if not name else work / name)
+
+    def damage(work: Path) -> None:
+        (work / name).parent.mkdir(parents=True, exist_ok=True)  # a closing tag has a slash
+        (work / folder).rename(work / name)
+
+    return damage
 
 
 def renamed(stage: str, name: str) -> tuple[tuple[str, ...], str]:
