@@ -180,4 +180,4 @@ def _said(name: str, group: Iterable[str], once: Graph, results: list[str]) -> s
     size = sum(map(tensor_bytes, model.graph.initializer))
     amount = f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size:,} bytes"
     what = f"{len(model.graph.node)} nodes and {amount} of weights depend on {', '.join(group)} alone"
-    return f"{name}.onnx: {what}; of its results {len(results)} are inputs of model.onnx"
+    return f"{name}.onnx: {what}; model.onnx takes {len(results)} results of it"
