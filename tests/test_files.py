@@ -283,7 +283,11 @@ def test_json_that_is_no_object(content, said, tmp_path):
 
 def test_what_is_no_file_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "fifo")
-    for path, said in ((tmp_path / "fifo", "no regular file"), (Path("/dev/zero"), "no regular file"), (tmp_path, "a folder")):
+    for path, said in (
+        (tmp_path / "fifo", "not a regular file"),
+        (Path("/dev/zero"), "not a regular file"),
+        (tmp_path, "a folder"),
+    ):
         with pytest.raises(UserError, match=said):
             read_bytes(path)
     (tmp_path / "large").write_bytes(bytes(100))

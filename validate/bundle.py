@@ -156,7 +156,7 @@ def read_results(path: Path, portable: Path, lowered: Path) -> Results:
     if about["identity"] != identity(portable, lowered):
         raise UserError(path, "comes from other graphs than this folder's", "make the bundle again and run it")
     signature = find_signature(load_graph(portable), portable)
-    with refusals(path, "is no result of a bundle", REMEDY):
+    with refusals(path, "is not a result of a bundle", REMEDY):
         for number, each in enumerate(about["scenarios"]):
             _check_arrays(arrays, number, each["steps"], signature)
     scenarios = [
