@@ -91,25 +91,16 @@ def test_given_inputs_are_used(tmp_path, capsys):
 
 
 def test_a_parser_that_dies_gives_one_line(tmp_path):
-<<<<<<< HEAD
     model = parsed(
         "(float[2,3,16] x, int64[2,3] p, float[9,4] c) => (float[2,3,16] y) "
         "{ y = com.microsoft.RotaryEmbedding<num_heads = 0>(x, p, c, c) }"
     )
-=======
-    model = parsed("(float x, int64[R] sizes) => (float y) { a = Reshape(x, sizes) y = Attention(a, a, a) }")
->>>>>>> bbe80d2 (Abuse: check, compare, golden outputs and convert in the table; twenty cases of each kind are asserted)
     path = save(model, tmp_path, "deadly")
     command = [sys.executable, "-m", "suture.validate", "--network", str(path)]
     died = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"COLUMNS": "300"})
     assert died.returncode == 2
     assert died.stderr.count("\n") == 1
-<<<<<<< HEAD
     assert f"{path}: RotaryEmbedding node_of_y: TensorRT's parser died of SIGFPE" in died.stderr
-=======
-    assert f"{path}: Reshape" in died.stderr  # which it refuses before
-    assert "Attention node_of_y: TensorRT's parser died of SIGSEGV" in died.stdout
->>>>>>> bbe80d2 (Abuse: check, compare, golden outputs and convert in the table; twenty cases of each kind are asserted)
 
 
 @pytest.mark.parametrize("dtype", ["float", "float16"])
