@@ -1,6 +1,7 @@
 """Hostile and faulty input to every stage: the tables in tests/abuse, and damage drawn at random."""
 
 import shutil
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.abuse import good
 from tests.abuse.case import FINISHED, Case, broken_promises, contents
+from tests.abuse.coverage import LEAST, OF
 from tests.abuse.server import Server
 from tests.abuse.tables import cases, chosen
 
@@ -74,6 +76,11 @@ def check(case: Case, inputs, server, work) -> None:
 ])  # fmt: skip
 def test_abuse(case, inputs, server, finished, tmp_path):
     check(case, finished(case.stage) if case.finished else inputs, server, tmp_path / "work")
+
+
+def test_each_stage_has_twenty_cases_of_each_kind_that_it_meets():
+    counts = Counter((case.kind, case.stage) for case in ALL)
+    assert {pair: counts[pair] for pair in ((kind, stage) for kind in OF for stage in OF[kind]) if counts[pair] < LEAST} == {}
 
 
 @pytest.mark.parametrize("stage", ["surgery", "generate"])

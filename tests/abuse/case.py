@@ -52,6 +52,8 @@ ARGUMENTS = {
     "generate": ("{work}/graphs/model.onnx", "--checkpoint", "{work}/library", "--prompt", "ab", "--max-tokens", "2"),
     "convert": ("{work}/checkpoint/model.bin", "{work}/out"),
     "check": ("{work}/graphs/model.onnx",),
+    "compare": ("{work}/graphs/model.onnx", "{work}/graphs/model.onnx"),
+    "golden": ("{work}/pipeline", "--golden", "{work}/golden"),
     "surgery.capacity": ("{work}/static/model.onnx", "--capacity", "4", "--out", "{work}/out"),
     "pipeline": ("--checkpoint", "{work}/checkpoint", "--out", "{work}/out"),
 }
@@ -59,10 +61,13 @@ FINISHED = {"validate": ("--out", "{work}/out")}  # what makes it leave results
 MODULES = {
     "convert": "suture.models.convert",
     "check": "suture.validate.check_command",
+    "compare": "suture.validate.compare_command",
+    "golden": "suture.validate.__main__",
     "surgery.capacity": "suture.surgery.capacity",
     "pipeline": "suture.pipeline",
 }
-GRAPH_STAGES = ("surgery", "build", "validate", "generate")
+PROGRAMS = {"golden": "validate"}  # what a stage calls itself, where its module has several
+GRAPH_STAGES = ("surgery", "build", "validate", "generate", "check", "compare")
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,8 @@ def broken_promises(case: Case, result: Result, before: dict[str, str], after: d
     if "Traceback" in result.err + result.out:
         found.append("a traceback")
     if result.status in (*UNUSABLE, *FAULT) and not case.ended:
-        if not lines or not lines[-1].startswith((f"{case.stage}: ", f"python -m {case.stage}: ", f"suture {case.stage}: ")):
+        program = PROGRAMS.get(case.stage, case.stage)
+        if not lines or not lines[-1].startswith((f"{program}: ", f"python -m {program}: ", f"suture {program}: ")):
             found.append("the last line of standard error does not say what is wrong")
         elif case.says not in lines[-1]:
             found.append(f"its line does not say {case.says!r}")

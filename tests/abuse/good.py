@@ -11,6 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from suture.models.named import checkpoint_folder
 from suture.models.random_weights import write
+from suture.validate import golden
+from suture.validate.pipeline import find_pipeline
 from tests.graphs import weightless
 
 CONFIG = {
@@ -29,6 +31,7 @@ def make(folder: Path) -> None:
     (folder / "static").mkdir()
     onnx.save(decoder_graph(static=True), folder / "static" / "model.onnx")
     pipeline(folder / "pipeline")
+    golden.save(find_pipeline(folder / "pipeline", None), folder / "golden", None, seed=0, force=False)
     (folder / "secret").write_bytes(b"a secret of somebody else's" * 10)
     (folder / "prompts.txt").write_text("ab\n")
     library = folder / "library"

@@ -122,6 +122,22 @@ def links(name: str) -> Callable[[Path], None]:
     return make
 
 
+THERE = {
+    "another's file": lambda path: path.write_text("mine"), "another's empty file": lambda path: path.write_text(""),
+    "a link to another's": links_to("../secret"), "a link to nothing": links_to("../nowhere"), "a link to itself": links_to("itself"),
+    "a FIFO": os.mkfifo, "a folder": os.mkdir, "a second name": hard_link,
+}  # fmt: skip
+SAVE = ("{work}/pipeline", "--save-golden", "{work}/out")
+
+
+def there(name: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
+    def damage(work: Path) -> None:
+        (work / "out").mkdir()
+        make(work / "out" / name)
+
+    return damage
+
+
 PROMPTS = ("{work}/graphs/model.onnx", "--checkpoint", "{work}/library", "--prompts", "{work}/prompts.txt", "--max-tokens", "2")
 CASES = [
     *(Case(2, stage, name, PROMISE, damage(stage, name), arguments=to(stage, "{work}/out"), quick=stage != "export")
@@ -134,6 +150,10 @@ CASES = [
            arguments=("{work}/graphs/model.onnx", option, write(name)))
       for option in ("--json", "--junit", "--save") for what, name in RESULTS.items() if name.startswith("graphs")
       for form, write in FORMS.items()),
-    *(Case(2, "convert", f"{name} there", PROMISE, lambda work, name=name: (work / "out").mkdir() or (work / "out" / name).write_text("mine"))
-      for name in ("model.safetensors", "model.safetensors.index.json", "model-00001-of-00002.safetensors")),
+    *(Case(2, "convert", f"{what} for {name}", PROMISE, there(name, make))
+      for name in ("model.safetensors", "model.safetensors.index.json", "model-00001-of-00002.safetensors")
+      for what, make in THERE.items()),
+    *(Case(2, "golden", f"{what} for {name}{' by force' * bool(force)}", PROMISE, there(name, make), arguments=(*SAVE, *force))
+      for name in ("golden.json", "decoder.polygraphy.json", "manifest.json") for what, make in THERE.items()
+      for force in ((), ("--force",))),
 ]  # fmt: skip

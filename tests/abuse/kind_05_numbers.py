@@ -10,6 +10,7 @@ OPTIONS = {
     "build": {"--max-batch": (*NO_COUNTS, str(10**12)), "--max-prompt": NO_COUNTS, "--compute-capability": (*NO_NUMBERS, "89", "-8.9")},
     "validate": {"--tolerance": (*NO_NUMBERS, "0", "-1", "2", "1e30", "1e-300"), "--seed": (*NO_NUMBERS, "-1", "1.5", str(2**64))},
     "check": {"--tolerance": (*NO_NUMBERS, "0", "-1", "2"), "--seed": (*NO_NUMBERS, "-1", str(2**64))},
+    "compare": {"--tolerance": (*NO_NUMBERS, "0", "-1", "2"), "--seed": (*NO_NUMBERS, "-1", str(2**64))},
     "generate": {"--temperature": (*NO_NUMBERS, "-1", "1e-300", "1e300"), "--top-p": (*NO_NUMBERS, "0", "1.1", "-0.1"),
                  "--top-k": NO_COUNTS, "--seed": (*NO_NUMBERS, "-1"), "--repetition-penalty": (*NO_NUMBERS, "0", "-1")},
     "surgery.capacity": {"--capacity": (*NO_COUNTS, "-9", "1e9", str(10**18), "many", "4x", "[4]")},

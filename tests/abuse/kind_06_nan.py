@@ -42,7 +42,8 @@ def reported(work: Path) -> str | None:
 
 
 CASES = [
-    Case(6, "validate", f"{name} in {where} of {side}", PROMISE, poisoned(value, sides, whole), expected=(1,), arguments=GRAPHS,
+    Case(6, stage, f"{name} in {where} of {side}", PROMISE, poisoned(value, sides, whole), expected=(1,), arguments=GRAPHS,
          prints_not="validate: passed", after=reported)
-    for name, value in VALUES.items() for side, sides in SIDES.items() for where, whole in (("all", True), ("a column", False))
+    for stage in ("validate", "compare") for name, value in VALUES.items() for side, sides in SIDES.items()
+    for where, whole in (("all", True), ("a column", False))
 ]  # fmt: skip

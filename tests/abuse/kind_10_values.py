@@ -1,5 +1,6 @@
 """Kind 10: values and contents that a file cannot have: one line that says which file, what is wrong, what to do."""
 
+import json
 import struct
 
 from tests.abuse.case import GRAPH_STAGES, Case
@@ -116,7 +117,47 @@ LIBRARY = {
     "eos is a string": ("library/generation_config.json", keys(eos_token_id="127")),
     "eos is a float": ("library/generation_config.json", keys(eos_token_id=[1.5])),
 }  # fmt: skip
+PICKLES = {  # what a .bin may begin with, and is no weights
+    "zip": b"PK\x05\x06" + bytes(18), "a call": b"\x80\x02cos\nsystem\n(S'true'\ntR.", "cut call": b"\x80\x02cos\nsystem\n(",
+    "numbers": b"\x80\x02]q\x00(K\x01K\x02e.", "memo": b"\x80\x02h\xff.", "long string": b"\x80\x02X\xff\xff\xff\x7f",
+    "frame": b"\x80\x04\x95" + b"\xff" * 8,
+}  # fmt: skip
+
+
+def golden(*where: str | int, **values: object) -> at:
+    """These keys of the object that lies there in golden.json; None leaves one out."""
+
+    def damage(path) -> None:
+        content = json.loads(path.read_text())
+        found = content
+        for key in where:
+            found = found[key]
+        found.update(values)
+        for key in [key for key, value in values.items() if value is None]:
+            del found[key]
+        path.write_text(json.dumps(content))
+
+    return at("golden/golden.json", damage)
+
+
+PART = ("parts", "decoder")
+STEP = (*PART, "steps", 0)
+OUTPUT = (*STEP, "outputs", "logits")
+GOLDEN = {
+    "no seed": golden(seed=None), "seed text": golden(seed="0"), "seed negative": golden(seed=-1), "parts list": golden(parts=[]),
+    "no parts": golden(parts={}), "format": golden(format=2), "tolerance huge": golden(*PART, tolerance=1e308),
+    "tolerance text": golden(*PART, tolerance="1"), "tolerance 0": golden(*PART, tolerance=0), "steps object": golden(*PART, steps={"a": 1}),
+    "steps text": golden(*PART, steps="abc"), "no steps": golden(*PART, steps=[]), "step's name": golden(*STEP, name=[1]),
+    "no outputs": golden(*STEP, outputs={}), "outputs list": golden(*STEP, outputs=[]), "output number": golden(*STEP, "outputs", logits=1),
+    "shape text": golden(*OUTPUT, shape="x"), "shape negative": golden(*OUTPUT, shape=[-1]), "shape smaller": golden(*OUTPUT, shape=[1]),
+    "no largest": golden(*OUTPUT, largest=None), "largest negative": golden(*OUTPUT, largest=-1), "largest text": golden(*OUTPUT, largest="1"),
+}  # fmt: skip
 CASES = [
+    *(Case(10, "golden", name, PROMISE, damage, "golden") for name, damage in GOLDEN.items()),
+    *(Case(10, "golden", f"{file} {name}", PROMISE, at(f"golden/{file}", written(content)), file)
+      for file in ("golden.json", "decoder.polygraphy.json") for name, content in JSONS.items()),
+    *(Case(10, "convert", f"pickle {name}", PROMISE, at("checkpoint/model.bin", written(content)), "model.bin")
+      for name, content in PICKLES.items()),
     *(Case(10, "export", name, PROMISE, at("checkpoint/config.json", damage)) for name, damage in CONFIGS.items()),
     *(Case(10, "export", f"config {name}", PROMISE, at("checkpoint/config.json", written(content)), "config.json")
       for name, content in JSONS.items()),

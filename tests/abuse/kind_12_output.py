@@ -8,7 +8,7 @@ from tests.abuse.case import ARGUMENTS, FINISHED, Case
 from tests.abuse.kind_04_faults import passed
 
 PROMISE = "the work is done and has its status wherever its output goes; names are shown, never obeyed; 130 when interrupted"
-STAGES = ("surgery", "build", "validate", "generate", "check", "surgery.capacity")
+STAGES = ("surgery", "build", "validate", "generate", "check", "compare", "surgery.capacity")
 RESULT = ("generate", "check")  # what they print is their result
 LOCALES = {
     "the C locale": (("LC_ALL", "C"), ("PYTHONUTF8", "0")), "Latin-1": (("PYTHONIOENCODING", "latin-1"),),
@@ -24,6 +24,7 @@ NO_UTF8 = (b"\xff", b"a\xfe\xffb", b"\xc3", b"caf\xe9")
 PLACES = {  # where a fault is planted, once the stage is at work
     "surgery": "suture.surgery.stage:operate", "build": "suture.build.stage:audit_graph", "validate": "suture.validate.stage:open_graph",
     "generate": "suture.generate.command:open_model", "check": "suture.validate.check:check",
+    "compare": "suture.validate.stage:subject_of",
     "surgery.capacity": "suture.core.weights:load_graph", "export": "suture.core.stage:Stage.up_to_date",
 }  # fmt: skip
 

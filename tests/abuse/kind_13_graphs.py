@@ -12,9 +12,14 @@ def broken(name: str):
     def damage(folder: Path) -> None:
         model = small()
         BROKEN[name][0](model)
-        (folder / "graphs" / "model.onnx").write_bytes(model.SerializeToString())
+        for place in ("graphs", "static"):
+            (folder / place / "model.onnx").write_bytes(model.SerializeToString())
 
     return damage
 
 
-CASES = [Case(13, stage, name, PROMISE, broken(name), BROKEN[name][1]) for stage in GRAPH_STAGES for name in BROKEN]
+CASES = [
+    Case(13, stage, name, PROMISE, broken(name), BROKEN[name][1])
+    for stage in (*GRAPH_STAGES, "surgery.capacity")
+    for name in BROKEN
+]
