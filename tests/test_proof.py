@@ -13,6 +13,7 @@ from onnx import numpy_helper
 import suture
 from suture.core.network import parse
 from suture.core.network.parse import NO_TENSORRT
+from suture.core.proof import excerpt as excerpts
 from suture.core.proof import prove as proving
 from suture.core.proof.nudged import with_numbers_nudged
 from suture.core.proof.prove import Subject, prove
@@ -260,6 +261,15 @@ def test_a_large_graph_is_proven_by_its_first_layers(monkeypatch):
     outputs = set(proof["pairs"][1]["comparisons"][0]["steps"][0]["errors"])
     assert outputs == {f"{role} cache of layer {layer}" for role in ("key", "value") for layer in (0, 1)}
     assert "the last norm and the logits" in proof["pairs"][0]["left_out"][0]
+
+
+def test_tokens_are_those_whose_rows_a_large_graph_keeps(tmp_path, monkeypatch):
+    """Of a table in a file the first rows alone are looked up."""
+    path = tmp_path / "model.onnx"
+    onnx.save(decoder_graph(False), path, save_as_external_data=True, location="weights", size_threshold=0)
+    monkeypatch.setattr(proving, "is_large", lambda graph: True)
+    monkeypatch.setattr(excerpts, "ROWS", 4)
+    assert suture.operate(path, capacity=64).report.proof["status"] == PASSED
 
 
 # --- validate ---------------------------------------------------------------------------------------------------------------

@@ -107,7 +107,8 @@ def _first_layers(model: onnx.ModelProto, signature: Signature, count: int) -> t
     for value in (*graph.input, *graph.output):
         if capacity is not None and value.name in names:
             value.type.tensor_type.shape.dim[2].dim_value = capacity
-    return part, replace(signature, caches=caches, capacity=capacity, logits=None)
+    tokens = min(signature.vocabulary or ROWS, ROWS)  # whose rows are left
+    return part, replace(signature, caches=caches, capacity=capacity, logits=None, vocabulary=tokens)
 
 
 def _looks_up(node: onnx.NodeProto, table: str) -> bool:
