@@ -15,7 +15,7 @@ LIMIT = 8 << 30  # bytes of all arrays of a file; what is compressed in it may b
 
 def read_npz(path: Path, what: str, remedy: str) -> dict[str, np.ndarray]:
     """The arrays of a .npz file by name. Raises UserError, which says that it is no `what`, for anything else."""
-    with open_regular(path, remedy) as file, refusals(path, f"is no {what}", remedy):
+    with open_regular(path, remedy) as file, refusals(path, f"is not a {what}", remedy):
         with zipfile.ZipFile(file) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
         if size > LIMIT:
@@ -24,7 +24,7 @@ def read_npz(path: Path, what: str, remedy: str) -> dict[str, np.ndarray]:
         with np.load(file, allow_pickle=False) as arrays:
             found = dict(arrays)
         if odd := next((name for name, value in found.items() if not isinstance(value, np.ndarray)), None):
-            raise Broken(f"is no {what} ({odd[:60]!r} in it is no array)")
+            raise Broken(f"is not a {what} ({odd[:60]!r} in it is no array)")
         return found
 
 
