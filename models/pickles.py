@@ -25,7 +25,8 @@ from suture.core.errors import UserError
 from suture.core.refusals import Broken, refusals
 
 SHARD_BYTES = 5_000_000_000
-LOADING, WRITING = 300, 6 * 3600  # seconds
+LOADING, WRITING = 60, 6 * 3600  # seconds
+READ = 20_000_000  # bytes a second, beside LOADING: slow disks have more
 MEMORY = 3 << 30  # bytes beside the file, which is mapped
 MOST_COPIES = 4  # of the file's bytes: several names may share them, and safetensors holds each on its own
 PIECE = 1 << 26  # bytes
@@ -58,7 +59,7 @@ def convert(file: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> tuple[list
         child.start()
         theirs.close()
         try:
-            _answer(file, ours, child, LOADING)
+            _answer(file, ours, child, LOADING + size // READ)
             names, left_out = _answer(file, ours, child, WRITING)
         finally:
             child.kill()

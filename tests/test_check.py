@@ -298,7 +298,7 @@ def test_a_saved_network_is_compared(tmp_path, capsys):
     assert "output y differs by" in shown
     assert "input x: HALF" in shown
     net.write_text("{}")
-    with pytest.raises(UserError, match="no network that check --save wrote"):
+    with pytest.raises(UserError, match="not a network that check --save wrote"):
         main([str(path), "--against", str(net)])
 
 

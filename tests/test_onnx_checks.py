@@ -27,7 +27,7 @@ def test_broken_graphs_are_refused_in_one_line(name):
 
 def test_a_name_that_is_no_utf8_is_refused():
     content = small().SerializeToString().replace(b"weight", b"w\xff\xfeght")
-    with pytest.raises(UserError, match="no UTF-8"):
+    with pytest.raises(UserError, match="not UTF-8"):
         check_model(onnx.ModelProto.FromString(content), "small.onnx")
 
 

@@ -212,8 +212,8 @@ def test_memory_does_not_grow_with_the_weights(tmp_path):
 
 
 def test_the_documented_pass_works(tmp_path):
-    """docs/surgery.md's own pass, on a graph with a Clip that does nothing, one that does something, and a near miss."""
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "surgery.md").read_text(), re.DOTALL)
+    """docs/own_pass.md's own pass, on a graph with a Clip that does nothing, one that does something, and a near miss."""
+    code, _ = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_pass.md").read_text(), re.DOTALL)
     model = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["" : 18]> g (float[2] x, float most) => (float[2] y) '
         "{ a = Clip(x, low, high) b = Clip(a, low, one) y = Clip(b, low, most) }"
