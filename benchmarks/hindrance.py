@@ -36,7 +36,6 @@ from tests.graphs import weightless
 
 ROOT = Path(__file__).parents[1]
 CAPACITY, SEQUENCE = 64, 16  # slots of a cache; every other dynamic size but the batch
-NO_CACHE = "fixed"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ import torch
 
 MODULES = {"standard": "tensorrt", "rtx": "tensorrt_rtx"}
 RUNTIME_CACHE = "runtime.cache"  # kernels that TensorRT-RTX compiled for this GPU
-FEEDS = ("tokens", "positions", "write_indices", "sequence_lengths", "ntk_alpha")  # roles of what a step is given
 
 
 def why_not(description: dict) -> str | None:

@@ -262,7 +262,10 @@ class _Session:
         return found
 
     def _read(self, name: str, case: Case, wide: bool) -> Outputs:
-        runner = self._runner(self.subjects[name], wide)
+        return self._read_with(self._runner(self.subjects[name], wide), name, case)
+
+    def _read_with(self, runner: Runner, name: str, case: Case) -> Outputs:
+        """Of a step, or of its rows one by one, which the source may need."""
         if name != "source" or not alone(case, runner, self.steps):
             return runner.read(case)
         rows = [runner.read(row) for row in case.rows]
@@ -285,14 +288,10 @@ class _Session:
         nudged = replace(subject, model=with_numbers_nudged(subject.model))
         runner = nudged.runner(True)
         try:
-            rows = case.rows if name == "source" and alone(case, runner, self.steps) else [case]
-            found = [runner.read(row) for row in rows]
+            found = self._read_with(runner, name, case)
         except Unrunnable:
             return 0.0
-        joined = (
-            {output: np.concatenate([each[output] for each in found]) for output in found[0]} if len(found) > 1 else found[0]
-        )
-        changes = [relative_error(expected[output], values) for output, values in joined.items()]
+        changes = [relative_error(expected[output], values) for output, values in found.items()]
         return max((change for change in changes if np.isfinite(change)), default=0.0)
 
     def _again(self, name: str, case: Case, extra: tuple[str, ...], wide: bool) -> Outputs:
