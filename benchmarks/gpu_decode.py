@@ -27,10 +27,10 @@ from torch import Tensor
 
 from benchmarks import gpu_limits
 from benchmarks.gpu_kernels import profile, table
-from benchmarks.gpu_limits import Limits, median_seconds
+from benchmarks.gpu_limits import GpuLimits, median_seconds
 from benchmarks.gpu_onnx import OnnxRun
 from benchmarks.gpu_torch import Caches, TorchRun, load, prompt
-from suture.core.command import FOUND_DIFFERENCE, Parser, run
+from suture.core.command import FOUND_DIFFERENCE, CommandParser, run
 from suture.models.architectures import open_checkpoint
 from suture.models.checkpoint import Checkpoint
 from suture.models.families.qwen import QwenConfig
@@ -80,7 +80,7 @@ class Cell:
 
 
 @dataclass
-class Result:
+class CellResult:
     run: str
     cell: str
     ms: float | None = None
@@ -93,7 +93,7 @@ class Result:
 
 
 @dataclass
-class Case:
+class CellInputs:
     """What a cell reads, and what comes out in float32 where it was computed."""
 
     tokens: Tensor
@@ -109,12 +109,12 @@ class Benchmark:
         self.config = QwenConfig.read(self.checkpoint.config, options.checkpoint)
         self.dtype = getattr(torch, self.checkpoint.dtype)
         self.started = time.monotonic()
-        self.results: list[Result] = []
+        self.results: list[CellResult] = []
         self.kernels: list[dict] = []
-        self.cases: dict[Cell, Case] = {}
+        self.cases: dict[Cell, CellInputs] = {}
         self.seconds: dict[str, float] = {}
         size, width = (8_000_000_000, 8192) if self.device == "cuda" else (40_000_000, 256)
-        self.limits: Limits = gpu_limits.measure(self.device, self.dtype, size, width)
+        self.limits: GpuLimits = gpu_limits.measure(self.device, self.dtype, size, width)
         print(self.limits, flush=True)
         self.eager = load(self.checkpoint, self.dtype, self.device)
         self._log("weights loaded")
@@ -141,11 +141,11 @@ class Benchmark:
                 steps = 1 if cell.kind == "decode" else cell.length
                 tokens = torch.randint(self.config.vocab, (cell.batch, cell.length + 1), generator=generator).to(self.device)
                 if cell.kind == "prompt":
-                    case = Case(tokens[:, :steps], 0)
+                    case = CellInputs(tokens[:, :steps], 0)
                 elif cell.batch * cell.length <= self.options.checked:
-                    case = Case(tokens[:, -1:], prompt(self.eager, tokens[:, :-1])[1])
+                    case = CellInputs(tokens[:, -1:], prompt(self.eager, tokens[:, :-1])[1])
                 else:
-                    case = Case(tokens[:, -1:], cell.length)
+                    case = CellInputs(tokens[:, -1:], cell.length)
                 self.cases[cell] = case
                 if cell.batch * cell.length > self.options.checked:
                     continue
@@ -166,12 +166,12 @@ class Benchmark:
         runner = self._runner(name)
         for cell in cells:
             if time.monotonic() - self.started > self.options.budget:
-                self._add(Result(name, str(cell), note="not run: out of time"))
+                self._add(CellResult(name, str(cell), note="not run: out of time"))
                 continue
             try:
                 self._add(self._measure(name, runner, cell))
             except Exception as error:  # one form failing must not cost the others their figures
-                self._add(Result(name, str(cell), note=f"failed: {type(error).__name__}: {str(error)[:300]}"))
+                self._add(CellResult(name, str(cell), note=f"failed: {type(error).__name__}: {str(error)[:300]}"))
                 if self.options.strict:
                     raise
                 traceback.print_exc()
@@ -191,11 +191,11 @@ class Benchmark:
         own = self.options.own_weights or name in QUANTISED
         return OnnxRun(model, self.device, name.endswith("cuda-graph"), None if own else self.options.checkpoint.resolve())
 
-    def _measure(self, name: str, runner: TorchRun | OnnxRun, cell: Cell) -> Result:
+    def _measure(self, name: str, runner: TorchRun | OnnxRun, cell: Cell) -> CellResult:
         case = self.cases[cell]
         started = time.monotonic()
         step = runner.prompt(case.tokens) if cell.kind == "prompt" else runner.decode(case.tokens, case.caches)
-        result = Result(name, str(cell), eager_error=case.eager_error)
+        result = CellResult(name, str(cell), eager_error=case.eager_error)
         logits = step()
         if case.exact is not None:
             result.error = _error(logits[:, -case.exact.shape[1] :], case.exact)
@@ -229,7 +229,7 @@ class Benchmark:
         arithmetic = 2 * tokens * body + 2 * read_out * head + 4 * tokens * seen * width * config.layers
         return max(moved / self.limits.read_bytes_per_s, arithmetic / self.limits.matmul_flop_per_s), moved
 
-    def _add(self, result: Result) -> None:
+    def _add(self, result: CellResult) -> None:
         self.results.append(result)
         print(_line(result), flush=True)
         if self.options.out:
@@ -265,7 +265,7 @@ def _error(logits: Tensor, exact: Tensor) -> float:
     return ((logits.float() - exact).norm() / exact.norm()).item()
 
 
-def _line(result: Result) -> str:
+def _line(result: CellResult) -> str:
     if result.ms is None:
         return f"{result.run:26} {result.cell:14} {result.note}"
     error = "not checked" if result.error is None else f"error {result.error:.1e} (eager {result.eager_error:.1e})"
@@ -276,7 +276,7 @@ def _line(result: Result) -> str:
 
 
 def main() -> int:
-    parser = Parser(prog="gpu_decode", description="Time decoding: transformers and our graphs, side by side.")
+    parser = CommandParser(prog="gpu_decode", description="Time decoding: transformers and our graphs, side by side.")
     parser.add_argument("--checkpoint", metavar="DIR", type=Path, required=True)
     parser.add_argument("--graphs", metavar="DIR", type=Path, required=True, help="with export/ and surgery/ in it")
     parser.add_argument("--own-weights", action="store_true", help="the graphs have copies of the weights beside them")

@@ -11,7 +11,7 @@ WARMUP, REPEATS = 5, 30
 
 
 @dataclass(frozen=True)
-class Limits:
+class GpuLimits:
     device: str
     copy_bytes_per_s: float  # read plus written
     read_bytes_per_s: float
@@ -26,7 +26,7 @@ class Limits:
     as_json = asdict
 
 
-def measure(device: str, dtype: torch.dtype, size: int, width: int) -> Limits:
+def measure(device: str, dtype: torch.dtype, size: int, width: int) -> GpuLimits:
     """Copies and sums `size` bytes, multiplies random matrices [width, width]."""
     source = torch.randn(size // 4, device=device)
     target = torch.empty_like(source)
@@ -35,7 +35,7 @@ def measure(device: str, dtype: torch.dtype, size: int, width: int) -> Limits:
     left, right = (torch.randn(width, width, device=device, dtype=dtype) for _ in range(2))
     product = median_seconds(lambda: left @ right, device)
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
-    return Limits(name, 2 * size / copy, size / read, 2 * width**3 / product)
+    return GpuLimits(name, 2 * size / copy, size / read, 2 * width**3 / product)
 
 
 def median_seconds(step: Callable[[], object], device: str, warmup: int = WARMUP, repeats: int = REPEATS) -> float:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from benchmarks.gpu_decode import ROUNDING, TOLERANCE
 from benchmarks.gpu_torch import load
-from suture.core.command import FOUND_DIFFERENCE, Parser, run
+from suture.core.command import FOUND_DIFFERENCE, CommandParser, run
 from suture.core.errors import UserError
 from suture.core.weights import load_graph, streamed_bytes, weights_root
 from suture.generate import batch
@@ -59,7 +59,7 @@ class TimedStep:
 
 
 @dataclass(frozen=True)
-class Compared:
+class RowAccuracy:
     """A row's logits in a step with float32's, and its likeliest tokens: as many the same, and more tied with them."""
 
     error: float
@@ -188,11 +188,11 @@ class Check:
         self._judge(speed.reused > 0, f"generate: {speed.reused} tokens were in the cache already")
         return speed
 
-    def _compare(self, tokens: list[int], found: Tensor) -> "Compared":
+    def _compare(self, tokens: list[int], found: Tensor) -> "RowAccuracy":
         """The logits of the last of these tokens with transformers', which reads all of them at once."""
         exact, eager = (_logits(model, tokens, len(found)) for model in (self.exact, self.eager))
         allowed = max(TOLERANCE * _error(eager, exact), ROUNDING)
-        return Compared(_error(found, exact), allowed, *_agreement(found.argmax(-1), exact), len(found))
+        return RowAccuracy(_error(found, exact), allowed, *_agreement(found.argmax(-1), exact), len(found))
 
     def _judge(self, right: bool, what: str) -> None:
         self.differences += not right
@@ -207,7 +207,7 @@ class Check:
         print(f"{time.monotonic() - self.started:6.1f} s  {what}", flush=True)
 
 
-def _told(rows: list[Compared]) -> str:
+def _told(rows: list[RowAccuracy]) -> str:
     worst = max(rows, key=lambda row: (not row.right, row.error / row.allowed))
     same, tied, tokens = (sum(counted) for counted in zip(*((row.same, row.tied, row.tokens) for row in rows)))
     return f"error {worst.error:.1e} (at most {worst.allowed:.1e}), {same} tokens the same, {tied} tied, of {tokens}"
@@ -235,7 +235,9 @@ def _agreement(chosen: Tensor, exact: Tensor) -> tuple[int, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="gpu_steps", description="Compare steps and generated tokens with transformers' on the same weights.")
+    parser = CommandParser(
+        prog="gpu_steps", description="Compare steps and generated tokens with transformers' on the same weights."
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--preset", choices=presets(), metavar="NAME", help="an original Qwen's dimensions, such as qwen-7b")
     source.add_argument("--config", metavar="FILE", type=Path, help="another original Qwen's config.json")
