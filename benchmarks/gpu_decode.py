@@ -13,7 +13,6 @@ cannot say.
 """
 
 import argparse
-import gc
 import json
 import time
 import traceback
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from benchmarks import gpu_limits
 from benchmarks.gpu_kernels import profile, table
-from benchmarks.gpu_limits import GpuLimits, median_seconds
+from benchmarks.gpu_limits import Clock, GpuLimits, free_memory, median_seconds, relative_norm
 from benchmarks.gpu_onnx import OnnxRun
 from benchmarks.gpu_torch import Caches, TorchRun, load, prompt
 from suture.core.command import FOUND_DIFFERENCE, CommandParser, run
@@ -108,7 +107,7 @@ class Benchmark:
         self.checkpoint: Checkpoint = open_checkpoint(options.checkpoint)
         self.config = QwenConfig.read(self.checkpoint.config, options.checkpoint)
         self.dtype = getattr(torch, self.checkpoint.dtype)
-        self.started = time.monotonic()
+        self.clock = Clock()
         self.results: list[CellResult] = []
         self.kernels: list[dict] = []
         self.cases: dict[Cell, CellInputs] = {}
@@ -117,7 +116,7 @@ class Benchmark:
         self.limits: GpuLimits = gpu_limits.measure(self.device, self.dtype, size, width)
         print(self.limits, flush=True)
         self.eager = load(self.checkpoint, self.dtype, self.device)
-        self._log("weights loaded")
+        self.clock.say("weights loaded")
 
     def main(self) -> int:
         plan = {name: [Cell.parse(text) for text in self._cells(name)] for name in self.options.runs}
@@ -156,16 +155,16 @@ class Benchmark:
                 case.exact = step.decode(case.tokens, wide)() if wide else step.prompt(case.tokens)()
                 half = TorchRun(self.eager, None, self.last)
                 ours = half.decode(case.tokens, case.caches)() if wide else half.prompt(case.tokens)()
-                case.eager_error = _error(ours, case.exact)
+                case.eager_error = relative_norm(ours, case.exact)
                 del wide
         del exact
-        self._free()
-        self._log("references computed")
+        free_memory(self.device)
+        self.clock.say("references computed")
 
     def _run(self, name: str, cells: list[Cell]) -> None:
         runner = self._runner(name)
         for cell in cells:
-            if time.monotonic() - self.started > self.options.budget:
+            if self.clock.seconds > self.options.budget:
                 self._add(CellResult(name, str(cell), note="not run: out of time"))
                 continue
             try:
@@ -175,10 +174,10 @@ class Benchmark:
                 if self.options.strict:
                     raise
                 traceback.print_exc()
-            self._free()
+            free_memory(self.device)
         runner.close()
         del runner
-        self._free()
+        free_memory(self.device)
 
     def _runner(self, name: str) -> TorchRun | OnnxRun:
         if name == "eager":
@@ -198,7 +197,7 @@ class Benchmark:
         result = CellResult(name, str(cell), eager_error=case.eager_error)
         logits = step()
         if case.exact is not None:
-            result.error = _error(logits[:, -case.exact.shape[1] :], case.exact)
+            result.error = relative_norm(logits[:, -case.exact.shape[1] :], case.exact)
             _, rounding = QUANTISED.get(name, (None, ROUNDING))
             if not result.error <= max(TOLERANCE * case.eager_error, rounding):
                 result.note = f"wrong: {result.error:.2e} from float32, eager {case.eager_error:.2e}"
@@ -250,19 +249,6 @@ class Benchmark:
     def _summary(self) -> str:
         lines = ["", f"{self.limits}", *map(_line, self.results)]
         return "\n".join(lines + (["", table(self.kernels)] if self.kernels else []))
-
-    def _free(self) -> None:
-        gc.collect()
-        if self.device == "cuda":
-            torch.cuda.empty_cache()
-
-    def _log(self, what: str) -> None:
-        print(f"{time.monotonic() - self.started:6.1f} s  {what}", flush=True)
-
-
-def _error(logits: Tensor, exact: Tensor) -> float:
-    """‖logits − exact‖ / ‖exact‖; NaN where one of them is."""
-    return ((logits.float() - exact).norm() / exact.norm()).item()
 
 
 def _line(result: CellResult) -> str:

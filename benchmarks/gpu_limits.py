@@ -1,5 +1,6 @@
 """What the device can do at most, measured: bytes copied and read a second, matrix arithmetic; and clocks for the rest."""
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -54,3 +55,29 @@ def median_seconds(step: Callable[[], object], device: str, warmup: int = WARMUP
 def synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
+
+
+def free_memory(device: str) -> None:
+    """What nothing refers to any more goes back to the device."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def relative_norm(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """‖found − exact‖ / ‖exact‖, both in float32; NaN, which nothing allows, where one of them is."""
+    return ((found.float() - exact).norm() / exact.norm()).item()
+
+
+class Clock:
+    """Says what is done, with the seconds since it was made."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def say(self, what: str) -> None:
+        print(f"{self.seconds:6.1f} s  {what}", flush=True)

@@ -5,6 +5,7 @@ a padded position computes is never looked at, and its slot in the cache is give
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -25,9 +26,11 @@ ENCODER_SEED = 21
 NOISE_PERIOD = 65537  # a prime, so that no two heads or slots have the same noise
 
 
+@dataclass(frozen=True)
 class OfSignature:
-    """What a signature says of a model."""
+    """A model's name, its signature, and what that says of it."""
 
+    name: str
     signature: Signature
 
     @property

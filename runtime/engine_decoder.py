@@ -15,8 +15,6 @@ from suture.runtime.engine import Engine, EngineSession, read_description
 class EngineModel(OfSignature):
     """An engine as a suture.validate.runners.SteppedModel."""
 
-    name: str
-    signature: Signature
     engine: Engine = field(repr=False)
     embed: Embed | None = field(repr=False, default=None)  # the model's own, where it takes embeddings
 

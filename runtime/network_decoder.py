@@ -23,8 +23,6 @@ from suture.runtime.graphs import refuse_unknown_inputs
 class NetworkModel(OfSignature):
     """What TensorRT's parser made of an ONNX file, as a suture.validate.runners.SteppedModel. bfloat16 is computed as bfloat16."""
 
-    name: str
-    signature: Signature
     evaluate: Evaluator = field(repr=False)
     embed: Embed | None = field(repr=False, default=None)  # the model's own, where it takes embeddings
 

@@ -114,8 +114,6 @@ def identity(portable: Path, lowered: Path) -> str:
 class Results(OfSignature):
     """What run.py brought back, as a suture.validate.runners.SteppedModel: it replays the logits and caches of known steps."""
 
-    name: str
-    signature: Signature
     vocab: int
     scenarios: list[Scenario]
     notes: list[str]

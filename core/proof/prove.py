@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -250,15 +251,7 @@ class _Session:
     def _in_onnxruntime(self, name: str, case: Case, wide: bool) -> Outputs:
         subject = self.subjects[name]
         wide = wide or TensorProto.FLOAT16 not in self.halves  # bfloat16 is computed in float32 in any case
-        key = (id(subject.model), id(case), wide)
-        if key not in self.outputs:
-            try:
-                self.outputs[key] = self._read(name, case, wide)
-            except Unrunnable as reason:
-                self.outputs[key] = reason
-        if isinstance(found := self.outputs[key], Unrunnable):
-            raise found
-        return found
+        return _once(self.outputs, (id(subject.model), id(case), wide), lambda: self._read(name, case, wide))
 
     def _read(self, name: str, case: Case, wide: bool) -> Outputs:
         return self._read_with(self._runner(self.subjects[name], wide), name, case)
@@ -271,15 +264,7 @@ class _Session:
         return {output: np.concatenate([row[output] for row in rows]) for output in rows[0]}
 
     def _runner(self, subject: Subject, wide: bool) -> Runner:
-        key = (id(subject.model), wide)
-        if key not in self.runners:
-            try:
-                self.runners[key] = subject.runner(wide)
-            except Unrunnable as reason:
-                self.runners[key] = reason
-        if isinstance(found := self.runners[key], Unrunnable):
-            raise found
-        return found
+        return _once(self.runners, (id(subject.model), wide), lambda: subject.runner(wide))
 
     def _of_constants(self, name: str, case: Case, expected: Outputs) -> float:
         """How much an output may change because one number of the graph is rounded to 16 bits, as a fused operator's is not."""
@@ -297,6 +282,18 @@ class _Session:
         subject = self.subjects[name]
         ends = {value.name for value in subject.model.graph.output}
         return subject.runner(wide, tuple(each for each in extra if each not in ends)).run(case)
+
+
+def _once(known: dict[tuple, Any], key: tuple, make: Callable[[], Any]) -> Any:
+    """What `known` has under the key, made the first time; raises Unrunnable each time if it could not be."""
+    if key not in known:
+        try:
+            known[key] = make()
+        except Unrunnable as reason:
+            known[key] = reason
+    if isinstance(found := known[key], Unrunnable):
+        raise found
+    return found
 
 
 def _errors(expected: Outputs, found: Outputs) -> dict[str, float | None]:
