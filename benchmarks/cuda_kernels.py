@@ -25,7 +25,7 @@ from onnx import TensorProto, defs, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from benchmarks.node_tests import node_tests
-from suture.core.command import Parser, run
+from suture.core.command import CommandParser, run
 from suture.core.errors import UserError
 from suture.core.progress import counted
 
@@ -53,7 +53,7 @@ TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 6e-2}  # of the large
 
 def main() -> int:
     description, prog = __doc__.split("\n", 2)[2].strip(), "python -m benchmarks.cuda_kernels"
-    parser = Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=OUT, metavar="FILE", help="where the table is written (default: core/)")
     out = parser.parse_args().out
     if not torch.cuda.is_available():

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from suture.core.command import Parser, run
+from suture.core.command import CommandParser, run
 from suture.core.errors import UserError
 from suture.models.named import PRESETS
 
@@ -27,7 +27,7 @@ EXPORT = (
 
 
 def main() -> None:
-    parser = Parser(prog="export_depth", description="Time and memory of export over a model's depth.")
+    parser = CommandParser(prog="export_depth", description="Time and memory of export over a model's depth.")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--preset", choices=sorted(path.stem for path in PRESETS.glob("*.json")))
     source.add_argument("--config", metavar="FILE", type=Path)

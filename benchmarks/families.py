@@ -37,7 +37,7 @@ HEADINGS = ("graph (family, exporter, opset, type)", "nodes", "fused", "left dec
 
 
 @dataclass
-class Measured:
+class FamilyRow:
     """One graph in one type. Errors are of the largest value; None where there is nothing to compare."""
 
     nodes: str
@@ -77,7 +77,7 @@ def row(name: str) -> str:
     first = next(iter(found.values()))
     assert all((each.fused, each.left) == (first.fused, first.left) for each in found.values()), name
 
-    def cells(read: Callable[[Measured], str]) -> list[str]:
+    def cells(read: Callable[[FamilyRow], str]) -> list[str]:
         return [read(found[dtype]) if dtype in found else "" for dtype in ("float32", "float16")]
 
     columns = [name, first.nodes, first.fused, first.left, *cells(lambda each: f"{each.surgery:.1e}")]
@@ -91,7 +91,7 @@ def source_of(name: str) -> tuple[onnx.ModelProto, Path]:
     return at_full_accuracy(weightless.load(name)), Path()
 
 
-def measure(name: str, model: onnx.ModelProto, root: Path) -> Measured:
+def measure(name: str, model: onnx.ModelProto, root: Path) -> FamilyRow:
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "source" / "model.onnx", Path(folder) / "out"
         source.parent.mkdir()
@@ -105,7 +105,7 @@ def measure(name: str, model: onnx.ModelProto, root: Path) -> Measured:
             if built.stderr
             else ""
         )
-        return Measured(
+        return FamilyRow(
             nodes=f"{len(model.graph.node)} → {len(after.graph.node)}",
             fused=", ".join(f"{count} {op}" for op, count in counts(after, FUSED).items()),
             left=", ".join(f"{count} {op}" for op, count in counts(after, DECOMPOSED).items()) or "nothing",

@@ -14,10 +14,11 @@ from pathlib import Path
 import onnx
 
 import suture
-from suture.core.command import FOUND_DIFFERENCE, Parser, run
+from suture.core.command import FOUND_DIFFERENCE, CommandParser, run
 from suture.core.errors import UserError
 from suture.core.progress import counted
-from suture.core.proof.prove import Subject, compare_two
+from suture.core.proof.prove import compare_two
+from suture.core.proof.subject import Subject
 from suture.core.proof.verdict import DIFFERENT, FAILED, NOT_RUN, DifferenceFound, PairVerdict
 from suture.core.traits import STANDARD
 from suture.surgery.operate import Operated
@@ -38,7 +39,7 @@ OTHER_SEED = 1
 
 
 def main() -> int:
-    parser = Parser(prog="python -m benchmarks.foreign", description=__doc__.split("\n", 2)[2].strip())
+    parser = CommandParser(prog="python -m benchmarks.foreign", description=__doc__.split("\n", 2)[2].strip())
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="files, or folders of files")
     parser.add_argument("--each", action="store_true", help="print what became of each file")
     options = parser.parse_args()

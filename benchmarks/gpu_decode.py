@@ -13,7 +13,6 @@ cannot say.
 """
 
 import argparse
-import gc
 import json
 import time
 import traceback
@@ -27,10 +26,10 @@ from torch import Tensor
 
 from benchmarks import gpu_limits
 from benchmarks.gpu_kernels import profile, table
-from benchmarks.gpu_limits import Limits, median_seconds
+from benchmarks.gpu_limits import Clock, GpuLimits, free_memory, median_seconds, relative_norm
 from benchmarks.gpu_onnx import OnnxRun
 from benchmarks.gpu_torch import Caches, TorchRun, load, prompt
-from suture.core.command import FOUND_DIFFERENCE, Parser, run
+from suture.core.command import FOUND_DIFFERENCE, CommandParser, run
 from suture.models.architectures import open_checkpoint
 from suture.models.checkpoint import Checkpoint
 from suture.models.families.qwen import QwenConfig
@@ -80,7 +79,7 @@ class Cell:
 
 
 @dataclass
-class Result:
+class CellResult:
     run: str
     cell: str
     ms: float | None = None
@@ -93,7 +92,7 @@ class Result:
 
 
 @dataclass
-class Case:
+class CellInputs:
     """What a cell reads, and what comes out in float32 where it was computed."""
 
     tokens: Tensor
@@ -108,16 +107,16 @@ class Benchmark:
         self.checkpoint: Checkpoint = open_checkpoint(options.checkpoint)
         self.config = QwenConfig.read(self.checkpoint.config, options.checkpoint)
         self.dtype = getattr(torch, self.checkpoint.dtype)
-        self.started = time.monotonic()
-        self.results: list[Result] = []
+        self.clock = Clock()
+        self.results: list[CellResult] = []
         self.kernels: list[dict] = []
-        self.cases: dict[Cell, Case] = {}
+        self.cases: dict[Cell, CellInputs] = {}
         self.seconds: dict[str, float] = {}
         size, width = (8_000_000_000, 8192) if self.device == "cuda" else (40_000_000, 256)
-        self.limits: Limits = gpu_limits.measure(self.device, self.dtype, size, width)
+        self.limits: GpuLimits = gpu_limits.measure(self.device, self.dtype, size, width)
         print(self.limits, flush=True)
         self.eager = load(self.checkpoint, self.dtype, self.device)
-        self._log("weights loaded")
+        self.clock.say("weights loaded")
 
     def main(self) -> int:
         plan = {name: [Cell.parse(text) for text in self._cells(name)] for name in self.options.runs}
@@ -141,11 +140,11 @@ class Benchmark:
                 steps = 1 if cell.kind == "decode" else cell.length
                 tokens = torch.randint(self.config.vocab, (cell.batch, cell.length + 1), generator=generator).to(self.device)
                 if cell.kind == "prompt":
-                    case = Case(tokens[:, :steps], 0)
+                    case = CellInputs(tokens[:, :steps], 0)
                 elif cell.batch * cell.length <= self.options.checked:
-                    case = Case(tokens[:, -1:], prompt(self.eager, tokens[:, :-1])[1])
+                    case = CellInputs(tokens[:, -1:], prompt(self.eager, tokens[:, :-1])[1])
                 else:
-                    case = Case(tokens[:, -1:], cell.length)
+                    case = CellInputs(tokens[:, -1:], cell.length)
                 self.cases[cell] = case
                 if cell.batch * cell.length > self.options.checked:
                     continue
@@ -156,29 +155,29 @@ class Benchmark:
                 case.exact = step.decode(case.tokens, wide)() if wide else step.prompt(case.tokens)()
                 half = TorchRun(self.eager, None, self.last)
                 ours = half.decode(case.tokens, case.caches)() if wide else half.prompt(case.tokens)()
-                case.eager_error = _error(ours, case.exact)
+                case.eager_error = relative_norm(ours, case.exact)
                 del wide
         del exact
-        self._free()
-        self._log("references computed")
+        free_memory(self.device)
+        self.clock.say("references computed")
 
     def _run(self, name: str, cells: list[Cell]) -> None:
         runner = self._runner(name)
         for cell in cells:
-            if time.monotonic() - self.started > self.options.budget:
-                self._add(Result(name, str(cell), note="not run: out of time"))
+            if self.clock.seconds > self.options.budget:
+                self._add(CellResult(name, str(cell), note="not run: out of time"))
                 continue
             try:
                 self._add(self._measure(name, runner, cell))
             except Exception as error:  # one form failing must not cost the others their figures
-                self._add(Result(name, str(cell), note=f"failed: {type(error).__name__}: {str(error)[:300]}"))
+                self._add(CellResult(name, str(cell), note=f"failed: {type(error).__name__}: {str(error)[:300]}"))
                 if self.options.strict:
                     raise
                 traceback.print_exc()
-            self._free()
+            free_memory(self.device)
         runner.close()
         del runner
-        self._free()
+        free_memory(self.device)
 
     def _runner(self, name: str) -> TorchRun | OnnxRun:
         if name == "eager":
@@ -191,14 +190,14 @@ class Benchmark:
         own = self.options.own_weights or name in QUANTISED
         return OnnxRun(model, self.device, name.endswith("cuda-graph"), None if own else self.options.checkpoint.resolve())
 
-    def _measure(self, name: str, runner: TorchRun | OnnxRun, cell: Cell) -> Result:
+    def _measure(self, name: str, runner: TorchRun | OnnxRun, cell: Cell) -> CellResult:
         case = self.cases[cell]
         started = time.monotonic()
         step = runner.prompt(case.tokens) if cell.kind == "prompt" else runner.decode(case.tokens, case.caches)
-        result = Result(name, str(cell), eager_error=case.eager_error)
+        result = CellResult(name, str(cell), eager_error=case.eager_error)
         logits = step()
         if case.exact is not None:
-            result.error = _error(logits[:, -case.exact.shape[1] :], case.exact)
+            result.error = relative_norm(logits[:, -case.exact.shape[1] :], case.exact)
             _, rounding = QUANTISED.get(name, (None, ROUNDING))
             if not result.error <= max(TOLERANCE * case.eager_error, rounding):
                 result.note = f"wrong: {result.error:.2e} from float32, eager {case.eager_error:.2e}"
@@ -229,7 +228,7 @@ class Benchmark:
         arithmetic = 2 * tokens * body + 2 * read_out * head + 4 * tokens * seen * width * config.layers
         return max(moved / self.limits.read_bytes_per_s, arithmetic / self.limits.matmul_flop_per_s), moved
 
-    def _add(self, result: Result) -> None:
+    def _add(self, result: CellResult) -> None:
         self.results.append(result)
         print(_line(result), flush=True)
         if self.options.out:
@@ -251,21 +250,8 @@ class Benchmark:
         lines = ["", f"{self.limits}", *map(_line, self.results)]
         return "\n".join(lines + (["", table(self.kernels)] if self.kernels else []))
 
-    def _free(self) -> None:
-        gc.collect()
-        if self.device == "cuda":
-            torch.cuda.empty_cache()
 
-    def _log(self, what: str) -> None:
-        print(f"{time.monotonic() - self.started:6.1f} s  {what}", flush=True)
-
-
-def _error(logits: Tensor, exact: Tensor) -> float:
-    """‖logits − exact‖ / ‖exact‖; NaN where one of them is."""
-    return ((logits.float() - exact).norm() / exact.norm()).item()
-
-
-def _line(result: Result) -> str:
+def _line(result: CellResult) -> str:
     if result.ms is None:
         return f"{result.run:26} {result.cell:14} {result.note}"
     error = "not checked" if result.error is None else f"error {result.error:.1e} (eager {result.eager_error:.1e})"
@@ -276,7 +262,7 @@ def _line(result: Result) -> str:
 
 
 def main() -> int:
-    parser = Parser(prog="gpu_decode", description="Time decoding: transformers and our graphs, side by side.")
+    parser = CommandParser(prog="gpu_decode", description="Time decoding: transformers and our graphs, side by side.")
     parser.add_argument("--checkpoint", metavar="DIR", type=Path, required=True)
     parser.add_argument("--graphs", metavar="DIR", type=Path, required=True, help="with export/ and surgery/ in it")
     parser.add_argument("--own-weights", action="store_true", help="the graphs have copies of the weights beside them")

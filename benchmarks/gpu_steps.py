@@ -13,10 +13,8 @@ differs.
 """
 
 import argparse
-import gc
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,8 +26,9 @@ import transformers
 from torch import Tensor
 
 from benchmarks.gpu_decode import ROUNDING, TOLERANCE
+from benchmarks.gpu_limits import Clock, free_memory, relative_norm
 from benchmarks.gpu_torch import load
-from suture.core.command import FOUND_DIFFERENCE, Parser, run
+from suture.core.command import FOUND_DIFFERENCE, CommandParser, run
 from suture.core.errors import UserError
 from suture.core.weights import load_graph, streamed_bytes, weights_root
 from suture.generate import batch
@@ -59,7 +58,7 @@ class TimedStep:
 
 
 @dataclass(frozen=True)
-class Compared:
+class RowAccuracy:
     """A row's logits in a step with float32's, and its likeliest tokens: as many the same, and more tied with them."""
 
     error: float
@@ -103,13 +102,13 @@ def script(chunk: int) -> list[TimedStep]:
 class Check:
     def __init__(self, options: argparse.Namespace):
         self.options, self.device = options, options.device
-        self.started, self.differences = time.monotonic(), 0
+        self.clock, self.differences = Clock(), 0
         self._make()
         checkpoint = open_checkpoint(options.work / "checkpoint")
         self.exact = load(checkpoint, torch.float32, self.device)
         self.eager = load(checkpoint, getattr(torch, options.dtype), self.device)
         self.model = options.work / "surgery" / "model.onnx"
-        self._log("weights loaded")
+        self.clock.say("weights loaded")
 
     def main(self) -> int:
         print(f"torch {torch.__version__}, transformers {transformers.__version__}, onnxruntime {onnxruntime.__version__}")
@@ -117,11 +116,11 @@ class Check:
         if self.device == "cpu":  # nothing is captured, but the same graph decodes
             own, root = load_graph(self.model.with_name(OWN_OPERATORS)), weights_root(self.model)
             graph = replace(graph, decoding=lambda rows: fast_session(own, root, OWN_OPERATORS, "cpu"))
-        self._log("session opened")
+        self.clock.say("session opened")
         self._steps(graph, "two sessions")
         self._steps(replace(graph, decoding=lambda rows: None), "one session")
         speed = self._generate(graph)
-        self._log(f"{self.differences} differences")
+        self.clock.say(f"{self.differences} differences")
         if self.differences:
             return FOUND_DIFFERENCE
         print("\n".join(speed.lines()))
@@ -140,7 +139,7 @@ class Check:
         command = [sys.executable, "-m", module, *map(str, arguments), "--out", str(self.options.work / folder)]
         if status := subprocess.run(command, cwd=ROOT, check=False).returncode:
             raise UserError(f"python -m {module}", f"ended with {status}", "see what it says above")
-        self._log(module)
+        self.clock.say(module)
 
     def _steps(self, graph: OnnxDecoder, how: str) -> None:
         decoder, random = graph.decoder(ROWS), np.random.default_rng(0)
@@ -163,7 +162,7 @@ class Check:
                 all(each.right for each in compared), f"{how}: {step.what} {lengths[0]} (now {lengths[1]}): {_told(compared)}"
             )
         del decoder
-        self._free()
+        free_memory(self.device)
 
     def _generate(self, graph: OnnxDecoder) -> Speed:
         """Prompts that take the rows in turn, the longest in chunks; then a next turn, for which the cache holds most."""
@@ -188,26 +187,18 @@ class Check:
         self._judge(speed.reused > 0, f"generate: {speed.reused} tokens were in the cache already")
         return speed
 
-    def _compare(self, tokens: list[int], found: Tensor) -> "Compared":
+    def _compare(self, tokens: list[int], found: Tensor) -> "RowAccuracy":
         """The logits of the last of these tokens with transformers', which reads all of them at once."""
         exact, eager = (_logits(model, tokens, len(found)) for model in (self.exact, self.eager))
-        allowed = max(TOLERANCE * _error(eager, exact), ROUNDING)
-        return Compared(_error(found, exact), allowed, *_agreement(found.argmax(-1), exact), len(found))
+        allowed = max(TOLERANCE * relative_norm(eager, exact), ROUNDING)
+        return RowAccuracy(relative_norm(found, exact), allowed, *_agreement(found.argmax(-1), exact), len(found))
 
     def _judge(self, right: bool, what: str) -> None:
         self.differences += not right
         print(f"{'right' if right else 'WRONG'}  {what}", flush=True)
 
-    def _free(self) -> None:
-        gc.collect()
-        if self.device == "cuda":
-            torch.cuda.empty_cache()
 
-    def _log(self, what: str) -> None:
-        print(f"{time.monotonic() - self.started:6.1f} s  {what}", flush=True)
-
-
-def _told(rows: list[Compared]) -> str:
+def _told(rows: list[RowAccuracy]) -> str:
     worst = max(rows, key=lambda row: (not row.right, row.error / row.allowed))
     same, tied, tokens = (sum(counted) for counted in zip(*((row.same, row.tied, row.tokens) for row in rows)))
     return f"error {worst.error:.1e} (at most {worst.allowed:.1e}), {same} tokens the same, {tied} tied, of {tokens}"
@@ -220,11 +211,6 @@ def _logits(model: torch.nn.Module, tokens: list[int], last: int) -> Tensor:
     return model(input_ids=ids, use_cache=False, logits_to_keep=last).logits[0].float()
 
 
-def _error(found: Tensor, exact: Tensor) -> float:
-    """‖found − exact‖ / ‖exact‖; NaN, which nothing allows, where one of them is."""
-    return ((found - exact).norm() / exact.norm()).item()
-
-
 def _agreement(chosen: Tensor, exact: Tensor) -> tuple[int, int]:
     """How many of the chosen tokens [n] are the likeliest by `exact` [n,vocab], and how many more are within a tie."""
     largest, likeliest = exact.max(-1)
@@ -235,7 +221,9 @@ def _agreement(chosen: Tensor, exact: Tensor) -> tuple[int, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="gpu_steps", description="Compare steps and generated tokens with transformers' on the same weights.")
+    parser = CommandParser(
+        prog="gpu_steps", description="Compare steps and generated tokens with transformers' on the same weights."
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--preset", choices=presets(), metavar="NAME", help="an original Qwen's dimensions, such as qwen-7b")
     source.add_argument("--config", metavar="FILE", type=Path, help="another original Qwen's config.json")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from suture.core.command import Parser, run
+from suture.core.command import CommandParser, run
 
 NAMES = {
     "surgered-cuda-graph": "portable graph, CUDA graph",
@@ -27,7 +27,7 @@ NAMES = {
 
 
 def main() -> None:
-    parser = Parser(prog="gpu_tables", description="Print what gpu_decode measured as tables.")
+    parser = CommandParser(prog="gpu_tables", description="Print what gpu_decode measured as tables.")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.json")
     parser.add_argument("--picture", metavar="FILE", type=Path, help="of the files' kernels, SVG or PNG")
     options: argparse.Namespace = parser.parse_args()

@@ -39,7 +39,7 @@ CAPACITY, SEQUENCE = 64, 16  # slots of a cache; every other dynamic size but th
 
 
 @dataclass(frozen=True)
-class Cost:
+class EngineCost:
     """Of one engine."""
 
     kernels: int
@@ -48,12 +48,12 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Compared:
+class EnginePair:
     """A graph's engines; `refused` says in one line why there are not two."""
 
     graph: str
-    source: Cost | None = None
-    lowered: Cost | None = None
+    source: EngineCost | None = None
+    lowered: EngineCost | None = None
     refused: str = ""
 
     @property
@@ -69,7 +69,7 @@ class Compared:
         return ", ".join(worse)
 
 
-def compare(graph: str, proto: onnx.ModelProto, work: Path, capability: str = "8.9") -> Compared:
+def compare(graph: str, proto: onnx.ModelProto, work: Path, capability: str = "8.9") -> EnginePair:
     """Builds both engines of `proto` in the folder `work`. What cannot be built on either side is said, not raised."""
     source = work / "source.onnx"
     onnx.save(proto, source)
@@ -77,17 +77,17 @@ def compare(graph: str, proto: onnx.ModelProto, work: Path, capability: str = "8
     command = [sys.executable, "-m", "suture.surgery", str(source), "--out", str(out), "--capacity", str(CAPACITY), "--force"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        return Compared(graph, refused=f"surgery: {_last_line(done.stderr or done.stdout)}")
+        return EnginePair(graph, refused=f"surgery: {_last_line(done.stderr or done.stdout)}")
     costs = []
     for name, model in (("source", source), ("lowered", out / "model.trt.onnx")):
         try:
             costs.append(cost(model, work, capability))
         except (UserError, RuntimeError) as error:
-            return Compared(graph, *costs, refused=f"{name}: {_last_line(str(error))}")
-    return Compared(graph, *costs)
+            return EnginePair(graph, *costs, refused=f"{name}: {_last_line(str(error))}")
+    return EnginePair(graph, *costs)
 
 
-def cost(model: Path, work: Path, capability: str) -> Cost:
+def cost(model: Path, work: Path, capability: str) -> EngineCost:
     """What the engine of the graph in file `model` costs at fixed shapes. Raises UserError where it cannot be built."""
     proto = load_graph(model)
     signature = _signature(proto)
@@ -112,7 +112,7 @@ def cost(model: Path, work: Path, capability: str) -> Cost:
     add_cost(listed, describe_graph(proto, signature))
     moved = listed["decode_bytes"]
     layers = signature.layers if signature else max(result["layers"].get("ATTENTION_INPUT", 0), len(listed["kernels_by_layer"]))
-    return Cost(listed["kernels"], sum(moved.values()) if moved else None, layers)
+    return EngineCost(listed["kernels"], sum(moved.values()) if moved else None, layers)
 
 
 def fix_shapes(proto: onnx.ModelProto, signature: Signature | None) -> None:
@@ -142,7 +142,7 @@ def graphs() -> Iterator[tuple[str, onnx.ModelProto]]:
         yield f"{path.parent.name}/{path.stem}", weightless.filled(onnx.load(path, load_external_data=False))
 
 
-def table(compared: list[Compared]) -> Table:
+def table(compared: list[EnginePair]) -> Table:
     found = Table("graph", "layers", "kernels", "lowered", "MB", "lowered", "")
     for each in compared:
         row = [each.graph, str(max(c.layers for c in (each.source, each.lowered) if c) if each.source else "")]

@@ -18,7 +18,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from benchmarks.tables import FAMILIES, put
-from suture.core.command import Parser, run
+from suture.core.command import CommandParser, run
 from suture.core.errors import UserError
 from suture.models.named import presets
 from tests.families import CAPABILITIES, TYPES
@@ -62,7 +62,7 @@ WIDTH = "tests/test_real_width.py::test_two_layers_at_real_width[{}]"
 
 
 def main() -> None:
-    parser = Parser(prog="models", description="Make the tables of models from what their tests found.")
+    parser = CommandParser(prog="models", description="Make the tables of models from what their tests found.")
     parser.add_argument("--only", metavar="EXPRESSION", help="run only these tests, as pytest's -k has it")
     parser.add_argument("--from", dest="xml", metavar="RESULTS.xml", type=Path, help="run none: take this run of pytest")
     options = parser.parse_args()

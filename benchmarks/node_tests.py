@@ -25,7 +25,7 @@ from suture.core.command import FOUND_DIFFERENCE
 from suture.core.errors import UserError
 from suture.core.network.description import Network
 from suture.core.network.evaluate import Evaluator, NotEvaluated
-from suture.core.network.parse import Parser, ParserDied, ParserRefused
+from suture.core.network.parse import ParserDied, ParserProcess, ParserRefused
 from suture.core.network.runner import to_numpy
 from suture.core.progress import counted
 
@@ -52,7 +52,7 @@ KNOWN = {
 
 
 @dataclass(frozen=True)
-class Result:
+class NodeTestResult:
     case: str
     operator: str
     result: str
@@ -68,16 +68,16 @@ def node_tests(modules: Iterable[str] = (), only: str = "") -> list:
     return [case for case in onnx_cases._NodeTestCases if re.search(only, case.name)]
 
 
-def run_cases(cases: Iterable) -> Iterator[Result]:
+def run_cases(cases: Iterable) -> Iterator[NodeTestResult]:
     """One after another, in one parser process that is started again when a case ends it."""
-    with Parser() as parser, tempfile.TemporaryDirectory() as folder:
+    with ParserProcess() as parser, tempfile.TemporaryDirectory() as folder:
         for case in cases:
             path = Path(folder) / f"{case.name}.onnx"
             result, why = _run(case, case.model, path, parser)
             if result == REFUSED and (held := _with_constants(case)) is not None:
                 again, reason = _run(case, held, path, parser)
                 result, why = (result, why) if again == REFUSED else (CONSTANT if again == AGREES else again, reason)
-            yield Result(case.name, _operator(case), result, why)
+            yield NodeTestResult(case.name, _operator(case), result, why)
 
 
 def _with_constants(case) -> onnx.ModelProto | None:
@@ -97,7 +97,7 @@ def _with_constants(case) -> onnx.ModelProto | None:
     return model
 
 
-def _run(case, model: onnx.ModelProto, path: Path, parser: Parser) -> tuple[str, str]:
+def _run(case, model: onnx.ModelProto, path: Path, parser: ParserProcess) -> tuple[str, str]:
     """One of RESULTS, and why."""
     onnx.save(model, path)
     try:
@@ -149,12 +149,12 @@ def _operator(case) -> str:
     return nodes[0] if len(nodes) == 1 else "several nodes (functions written out)"
 
 
-def known(result: Result) -> str | None:
+def known(result: NodeTestResult) -> str | None:
     """Why TensorRT's parser differs in this case, None if nobody has looked."""
     return next((why for pattern, why in KNOWN.items() if re.search(pattern, result.case)), None)
 
 
-def table(results: list[Result], version: str) -> str:
+def table(results: list[NodeTestResult], version: str) -> str:
     """The page in docs."""
     counts = Counter(result.result for result in results)
     lines = [
@@ -210,7 +210,7 @@ def main() -> int:
 
 
 def _version() -> str:
-    with Parser() as parser, tempfile.TemporaryDirectory() as folder:
+    with ParserProcess() as parser, tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "version.onnx"
         onnx.save(onnx.parser.parse_model('<ir_version: 8, opset_import: ["": 17]> g (float[1] x) => (float[1] y) { y = Relu(x) }'),
                   path)  # fmt: skip

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.processes import Run, empty, gigabytes, measure
-from suture.core.command import Parser, run
+from suture.core.command import CommandParser, run
 from suture.core.errors import UserError
 
 MODELS = ("qwen2.5-0.5b", "qwen2.5-7b:2")
@@ -40,7 +40,7 @@ OPTIMUM = (
 
 
 @dataclass
-class Measured:
+class ExporterRun:
     """One tool on one checkpoint; `written`: bytes in its folder, also where it was stopped."""
 
     model: str
@@ -54,7 +54,7 @@ class Measured:
 
 
 def main() -> None:
-    parser = Parser(prog="peers", description="Time, memory and disk of exporters on the same checkpoint.")
+    parser = CommandParser(prog="peers", description="Time, memory and disk of exporters on the same checkpoint.")
     parser.add_argument("--optimum", metavar="PYTHON", type=Path, help="of the environment with requirements-optimum.txt")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--models", nargs="+", metavar="MODEL[:LAYERS]", default=MODELS, help=f"({' '.join(MODELS)})")
@@ -75,16 +75,16 @@ def main() -> None:
     Console(width=128).print(table(found))
 
 
-def compare(model: str, options: argparse.Namespace) -> list[Measured]:
+def compare(model: str, options: argparse.Namespace) -> list[ExporterRun]:
     work = options.work.resolve() / named(model).replace(":", "-")
     checkpoint = write_checkpoint(model, work, options.empty)
     size = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
 
-    def measured(tool: str, command: list[object], out: Path) -> Measured:
+    def measured(tool: str, command: list[object], out: Path) -> ExporterRun:
         most = int(options.memory * 1e9) if options.memory else None
         found = measure([str(each) for each in command], most, options.seconds)
         written = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-        row = Measured(model, size, tool, found.seconds, found.cpu_seconds, found.peak, written, found.failure)
+        row = ExporterRun(model, size, tool, found.seconds, found.cpu_seconds, found.peak, written, found.failure)
         print(f"{tool}: {found}", file=sys.stderr, flush=True)
         return row
 
@@ -129,16 +129,16 @@ def check(done: Run) -> None:
         raise UserError("the checkpoint", f"cannot be written ({done.failure})", "run suture.models.random_checkpoint alone")
 
 
-def together(stages: list[Measured]) -> Measured:
+def together(stages: list[ExporterRun]) -> ExporterRun:
     """One after the other: times and bytes add up, the largest peak counts."""
     first = stages[0]
     sums = (sum(getattr(stage, key) for stage in stages) for key in ("seconds", "cpu_seconds"))
     peak, written = max(stage.peak for stage in stages), sum(stage.written for stage in stages)
     failure = next((stage.failure for stage in stages if stage.failure), None)
-    return Measured(first.model, first.checkpoint_bytes, "Suture", *sums, peak, written, failure)
+    return ExporterRun(first.model, first.checkpoint_bytes, "Suture", *sums, peak, written, failure)
 
 
-def table(rows: list[Measured]) -> Table:
+def table(rows: list[ExporterRun]) -> Table:
     shown = Table("checkpoint", "tool", "seconds", "of all cores", "×", "peak memory", "×", "written", "")
     for row in rows:
         ours = next(each for each in rows if (each.model, each.tool) == (row.model, "Suture"))

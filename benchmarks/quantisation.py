@@ -18,12 +18,12 @@ import onnx
 from onnx.external_data_helper import ExternalDataInfo
 
 from benchmarks.processes import stage
-from suture.core.command import Parser, run
+from suture.core.command import CommandParser, run
 from suture.models.named import checkpoint_folder
 from suture.models.tokenizer import Tokenizer, open_tokenizer
 from suture.runtime.graphs import open_graph
 from suture.validate.reference import open_reference
-from suture.validate.runners import Model
+from suture.validate.runners import SteppedModel
 from suture.validate.tokens import greedy, read
 
 MODEL, DTYPE = "tiny-qwen", "float16"
@@ -53,7 +53,7 @@ class Row:
 
 
 def main() -> None:
-    parser = Parser(prog="quantisation", description="Table of quantised formats by what they do to text.")
+    parser = CommandParser(prog="quantisation", description="Table of quantised formats by what they do to text.")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=f"of {', '.join(ROWS)}")
     parser.add_argument("--windows", type=int, default=48, help=f"of {WINDOW} tokens (%(default)s)")
     parser.add_argument("--new-tokens", type=int, default=256, help="chosen after each of 8 prompts (%(default)s)")
@@ -87,14 +87,14 @@ def measure(options: argparse.Namespace, work: Path) -> list[Row]:
     return rows
 
 
-def continue_prompts(model: Model, ids: list[int], trained_length: int, new_tokens: int) -> np.ndarray:
+def continue_prompts(model: SteppedModel, ids: list[int], trained_length: int, new_tokens: int) -> np.ndarray:
     """int64 [prompts, new_tokens]: the likeliest tokens after prompts from all over the text."""
     places = np.linspace(0, len(ids) - PROMPT, PROMPTS).astype(int)
     return greedy(model, [ids[place : place + PROMPT] for place in places], new_tokens, trained_length)
 
 
 def measure_row(
-    name: str, path: Path, reference: Model, tokenizer: Tokenizer, ids: list[int], windows: int, continued: np.ndarray
+    name: str, path: Path, reference: SteppedModel, tokenizer: Tokenizer, ids: list[int], windows: int, continued: np.ndarray
 ) -> Row:
     candidate = open_graph(path, name)
     reading = read(name, reference, candidate, tokenizer, ids, WINDOW, windows)

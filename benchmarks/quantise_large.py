@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.processes import stage
-from suture.core.command import Parser, run
+from suture.core.command import CommandParser, run
 from suture.core.manifest import read_manifest
 from suture.models.named import PRESETS, checkpoint_folder, read_config
 from suture.models.random_weights import write
@@ -24,7 +24,7 @@ CAPACITY = 512
 
 
 def main() -> None:
-    parser = Parser(prog="quantise_large", description="Time and memory that quantising a large model takes.")
+    parser = CommandParser(prog="quantise_large", description="Time and memory that quantising a large model takes.")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), metavar="FORMAT",
                         help=f"of {', '.join(FORMATS)}")  # fmt: skip
     parser.add_argument("--layers", type=int, default=4, help="(%(default)s)")

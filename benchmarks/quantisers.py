@@ -20,7 +20,7 @@ from onnx import numpy_helper
 
 from benchmarks.processes import stage
 from benchmarks.quantisation import WINDOW, continue_prompts, measure_row
-from suture.core.command import Parser, run
+from suture.core.command import CommandParser, run
 from suture.core.errors import UserError
 from suture.core.network.parse import parse
 from suture.core.signature import find_signature, ntk_alpha
@@ -55,7 +55,7 @@ onnx.save(model, out)
 
 
 def main() -> None:
-    parser = Parser(prog="quantisers", description="4-bit weights by several quantisers, measured alike.")
+    parser = CommandParser(prog="quantisers", description="4-bit weights by several quantisers, measured alike.")
     parser.add_argument("--modelopt", metavar="PYTHON", type=Path, help="an interpreter that has nvidia-modelopt[onnx]")
     parser.add_argument("--block", type=int, choices=BLOCKS, default=64, help="weights to a scale (%(default)s)")
     parser.add_argument("--windows", type=int, default=24, help=f"of {WINDOW} tokens (%(default)s)")

@@ -12,7 +12,7 @@ MAX_PAST = 2048  # tokens in a growing cache
 
 
 @dataclass(frozen=True)
-class Options:
+class BuildOptions:
     """What build is asked for; each is the option of its name (docs/building.md).
 
     tensorrt             "auto", "standard" or "rtx"
@@ -37,9 +37,9 @@ class Options:
     plugin: tuple[Path, ...] = ()
 
 
-def from_arguments(given: argparse.Namespace) -> Options:
+def from_arguments(given: argparse.Namespace) -> BuildOptions:
     capabilities = given.compute_capability
-    return Options(
+    return BuildOptions(
         given.tensorrt, capabilities and tuple(capabilities), given.weights, given.profiles, given.max_batch, given.max_prompt,
         given.max_past, tuple(given.shape), tuple(given.plugin),
     )  # fmt: skip

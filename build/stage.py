@@ -12,7 +12,7 @@ from suture.build.advice import advised
 from suture.build.audit import audit_bound_weights, stop_on_errors
 from suture.build.cost import add_cost, describe_graph, kernels_a_layer, over_floor
 from suture.build.memory import Estimate, estimate, refuse_what_cannot_fit
-from suture.build.options import MAX_PAST, Options
+from suture.build.options import MAX_PAST, BuildOptions
 from suture.build.precisions import supported
 from suture.build.profiles import Profile, make_profiles
 from suture.build.weights import bindable, constant_bytes
@@ -33,7 +33,7 @@ WRITTEN = (ENGINE, "engine.json", "kernels.json", TRTEXEC)
 COST = ("kernels", "kernels_by_layer", "kernels_outside_layers", "decode_bytes", "copied_bytes", "floor_bytes")
 
 
-def build(model: Path, out: Path, options: Options, force: bool = False) -> None:
+def build(model: Path, out: Path, options: BuildOptions, force: bool = False) -> None:
     """Builds the engine of the lowered graph in file `model` into `out`, unless it is there. Raises UserError where the graph
     cannot be built, or would compute something else, or this machine has too little."""
     proto = load_graph(model)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from suture.core.reader import open_regular
-from suture.core.refusals import Broken, refusals
+from suture.core.refusals import BrokenFile, refusals
 
 LIMIT = 8 << 30  # bytes of all arrays of a file; what is compressed in it may be a thousand times its size
 
@@ -19,12 +19,12 @@ def read_npz(path: Path, what: str, remedy: str) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(file) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
         if size > LIMIT:
-            raise Broken(f"holds {size:,} bytes of arrays; at most {LIMIT:,} are read")
+            raise BrokenFile(f"holds {size:,} bytes of arrays; at most {LIMIT:,} are read")
         file.seek(0)
         with np.load(file, allow_pickle=False) as arrays:
             found = dict(arrays)
         if odd := next((name for name, value in found.items() if not isinstance(value, np.ndarray)), None):
-            raise Broken(f"is not a {what} ({odd[:60]!r} in it is no array)")
+            raise BrokenFile(f"is not a {what} ({odd[:60]!r} in it is no array)")
         return found
 
 

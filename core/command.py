@@ -48,7 +48,7 @@ REMEDIES = {  # by what an OSError says
 }
 
 
-class Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """argparse, but a wrong argument gets one line instead of the usage, and so does a value that another one replaces:
     what is given counts, or is refused."""
 

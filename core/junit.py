@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Case:
+class JUnitCase:
     """One check. `failures`: what is wrong, none where it passed. `skipped`: why it was not run."""
 
     group: str
@@ -15,7 +15,7 @@ class Case:
     skipped: str | None = None
 
 
-def write_junit(name: str, cases: list[Case], path: Path) -> None:
+def write_junit(name: str, cases: list[JUnitCase], path: Path) -> None:
     suite = xml.Element("testsuite", name=_legal(name))
     for each in cases:
         case = xml.SubElement(suite, "testcase", classname=_legal(each.group), name=_legal(each.name))

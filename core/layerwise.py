@@ -26,7 +26,7 @@ SLOTS = 64  # of each static cache: the rest of its capacity is never reached he
 
 
 @dataclass(frozen=True)
-class Value:
+class GraphValue:
     """An input or output of the whole graph: sizes are numbers, or names where they are open."""
 
     name: str
@@ -34,7 +34,7 @@ class Value:
 
 
 @dataclass
-class Part:
+class LayerwisePart:
     nodes: list[onnx.NodeProto]
     inputs: list[str]
     outputs: list[str]
@@ -48,11 +48,13 @@ class LayerwiseSession:
         self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self.parts = split(model)
 
-    def get_inputs(self) -> list[Value]:
-        return [Value(value.name, _sizes(value)) for value in self.model.graph.input if value.name not in self.initializers]
+    def get_inputs(self) -> list[GraphValue]:
+        return [
+            GraphValue(value.name, _sizes(value)) for value in self.model.graph.input if value.name not in self.initializers
+        ]
 
-    def get_outputs(self) -> list[Value]:
-        return [Value(value.name, _sizes(value)) for value in self.model.graph.output]
+    def get_outputs(self) -> list[GraphValue]:
+        return [GraphValue(value.name, _sizes(value)) for value in self.model.graph.output]
 
     def run(self, names: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         values = dict(feeds)
@@ -66,7 +68,7 @@ class LayerwiseSession:
             values = {name: value for name, value in values.items() if name in still}
         return [results[name] for name in names]
 
-    def _open(self, part: Part, values: dict[str, np.ndarray]) -> ort.InferenceSession:
+    def _open(self, part: LayerwisePart, values: dict[str, np.ndarray]) -> ort.InferenceSession:
         inputs = [
             helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(values[name].dtype), [None] * values[name].ndim)
             for name in part.inputs
@@ -88,7 +90,7 @@ def is_large(model: onnx.ModelProto) -> bool:
     return sum(tensor_bytes(tensor) for tensor, _ in references(model)) >= LARGE
 
 
-def split(model: onnx.ModelProto) -> list[Part]:
+def split(model: onnx.ModelProto) -> list[LayerwisePart]:
     """The graph's nodes by layer, in order, and again where a layer's weights are many; with what each part takes from
     those before it and gives to those behind."""
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -132,12 +134,12 @@ def _made_of_weights(node: onnx.NodeProto, weighed: dict[str, onnx.NodeProto]) -
     return found
 
 
-def _joined(parts: list[list[onnx.NodeProto]], initializers: set[str], outputs: list[str]) -> list[Part]:
+def _joined(parts: list[list[onnx.NodeProto]], initializers: set[str], outputs: list[str]) -> list[LayerwisePart]:
     made = [{name for node in nodes for name in node.output if name} for nodes in parts]
     read = [dict.fromkeys(name for node in nodes for name in _reads(node)) for nodes in parts]
     wanted = [{*outputs, *(name for later in read[index + 1 :] for name in later)} for index in range(len(parts))]
     return [
-        Part(
+        LayerwisePart(
             nodes,
             [name for name in read[index] if name not in made[index] and name not in initializers],
             sorted(made[index] & wanted[index]),

@@ -13,7 +13,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto, helper
 
 from suture.core.onnx_types import check_types
-from suture.core.refusals import Broken, refusals
+from suture.core.refusals import BrokenFile, refusals
 
 LATEST = {"": onnx.defs.onnx_opset_version(), "com.microsoft": 1}  # opset versions, and of any other domain:
 LATEST_OF_OTHERS = 1000
@@ -39,7 +39,7 @@ def check_model(model: onnx.ModelProto, where: object) -> None:
     with onnx_refusals(where):
         nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
         if next(itertools.islice(_every_node(nodes, 0), MOST_NODES, None), None) is not None:
-            raise Broken(f"has more than {MOST_NODES:,} nodes")
+            raise BrokenFile(f"has more than {MOST_NODES:,} nodes")
         versions = _check_imports(model)
         _check_functions(model)
         slim = onnx.ModelProto(ir_version=max(model.ir_version, 4))  # before, initializers had to be inputs
@@ -69,7 +69,7 @@ def _check_imports(model: onnx.ModelProto) -> dict[str, int]:
     versions = IMPLIED | _versions(model.opset_import)
     functions = {function.domain for function in model.functions}
     for domain in {_domain(node.domain) for node in model.graph.node} - set(versions) - functions:
-        raise Broken(f"uses operators of {domain or 'ai.onnx'!r}, whose version its opset_import does not say")
+        raise BrokenFile(f"uses operators of {domain or 'ai.onnx'!r}, whose version its opset_import does not say")
     return versions
 
 
@@ -78,9 +78,9 @@ def _versions(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
     for entry in imports:
         domain, latest = _domain(entry.domain), LATEST.get(_domain(entry.domain), LATEST_OF_OTHERS)
         if versions.setdefault(domain, entry.version) != entry.version:
-            raise Broken(f"imports two versions of the operators of {domain or 'ai.onnx'!r}")
+            raise BrokenFile(f"imports two versions of the operators of {domain or 'ai.onnx'!r}")
         if not 1 <= entry.version <= latest:
-            raise Broken(f"imports version {entry.version} of {domain or 'ai.onnx'!r}; known are 1 to {latest}")
+            raise BrokenFile(f"imports version {entry.version} of {domain or 'ai.onnx'!r}; known are 1 to {latest}")
     return versions
 
 
@@ -92,21 +92,21 @@ def _check_functions(model: onnx.ModelProto) -> None:
     for function in model.functions:
         key = _domain(function.domain), function.name
         if key in calls:
-            raise Broken(f"has the function {function.name} twice")
+            raise BrokenFile(f"has the function {function.name} twice")
         calls[key] = [(_domain(node.domain), node.op_type) for node in _every_node(function.node, 0)]
     while waiting := calls.keys() - nodes.keys():
         done = {key for key in waiting if not waiting.intersection(calls[key])}
         if not done:
-            raise Broken(f"has functions that call one another in a circle, {min(waiting)[1]} among them")
+            raise BrokenFile(f"has functions that call one another in a circle, {min(waiting)[1]} among them")
         nodes |= {key: sum(nodes.get(called, 1) for called in calls[key]) for key in done}
     if sum(nodes.get((_domain(node.domain), node.op_type), 1) for node in _every_node(model.graph.node, 0)) > MOST_NODES:
-        raise Broken(f"has more than {MOST_NODES:,} nodes, with those of its functions")
+        raise BrokenFile(f"has more than {MOST_NODES:,} nodes, with those of its functions")
 
 
 def _check_graph(graph: GraphProto, outer: set[str], slim: GraphProto, versions: dict[str, int], depth: int) -> None:
     """Checks the graph, and writes what onnx.checker shall see of it into `slim`. `outer`: names that it sees around it."""
     if depth > DEEPEST:
-        raise Broken(f"has subgraphs more than {DEEPEST} deep")
+        raise BrokenFile(f"has subgraphs more than {DEEPEST} deep")
     slim.name = graph.name or "graph"
     for value in (*graph.input, *graph.output, *graph.value_info):
         _check_sizes(value)
@@ -129,13 +129,13 @@ def _check_nodes(
     for node in nodes:
         for name in filter(None, node.output):
             if name in seen:
-                raise Broken(f"{_label(node)} writes {name!r}, which is there already")
+                raise BrokenFile(f"{_label(node)} writes {name!r}, which is there already")
             seen.add(name)
             producers[name] = node
     reads = {id(node): _read(node, depth) for node in nodes}
     for node in nodes:
         if missing := reads[id(node)] - seen:
-            raise Broken(f"{_label(node)} reads {min(missing)!r}, which nothing produces")
+            raise BrokenFile(f"{_label(node)} reads {min(missing)!r}, which nothing produces")
         for attribute in node.attribute:
             for tensor in _tensors(attribute):
                 _check_tensor(tensor, f"{attribute.name} of {_label(node)}")
@@ -144,7 +144,7 @@ def _check_nodes(
 
 
 def _sorted(nodes: Iterable[NodeProto], reads: dict[int, set[str]], producers: dict[str, NodeProto]) -> Iterator[NodeProto]:
-    """The nodes, each after those that it reads from. Raises Broken for a cycle."""
+    """The nodes, each after those that it reads from. Raises BrokenFile for a cycle."""
     above = {id(node): {id(producers[name]) for name in reads[id(node)] if name in producers} for node in nodes}
     readers: dict[int, list[NodeProto]] = {id(node): [] for node in nodes}
     for node in nodes:
@@ -160,13 +160,13 @@ def _sorted(nodes: Iterable[NodeProto], reads: dict[int, set[str]], producers: d
                 ready.append(reader)
     left = next((node for node in nodes if waiting[id(node)]), None)
     if left is not None:
-        raise Broken(f"{_label(left)} needs its own result: the graph has a cycle")
+        raise BrokenFile(f"{_label(left)} needs its own result: the graph has a cycle")
 
 
 def _read(node: NodeProto, depth: int) -> set[str]:
     """The names that a node reads, its subgraphs' from around them among them."""
     if depth > DEEPEST:
-        raise Broken(f"has subgraphs more than {DEEPEST} deep")
+        raise BrokenFile(f"has subgraphs more than {DEEPEST} deep")
     names = set(filter(None, node.input))
     for graph in _graphs(node):
         inner = set().union(*(_read(each, depth + 1) for each in graph.node))
@@ -221,9 +221,9 @@ def _slim_tensor(tensor: TensorProto) -> TensorProto:
 def _check_tensor(tensor: TensorProto, name: str) -> None:
     """Its type is one, its sizes are, and the data inside the file are as many as these say."""
     if tensor.data_type not in DTYPES:
-        raise Broken(f"{name!r} has the type {tensor.data_type}, which there is not")
+        raise BrokenFile(f"{name!r} has the type {tensor.data_type}, which there is not")
     if any(not 0 <= size <= LARGEST for size in tensor.dims):
-        raise Broken(f"{name!r} has the shape {list(tensor.dims)}")
+        raise BrokenFile(f"{name!r} has the shape {list(tensor.dims)}")
     if tensor.data_location == TensorProto.EXTERNAL:
         return
     count, bits = math.prod(tensor.dims), BITS.get(tensor.data_type)
@@ -234,17 +234,17 @@ def _check_tensor(tensor: TensorProto, name: str) -> None:
     else:
         field = helper.tensor_dtype_to_field(tensor.data_type)
         if held not in ([], [field]):
-            raise Broken(f"{name!r} holds its values as {' and '.join(held)}")
+            raise BrokenFile(f"{name!r} holds its values as {' and '.join(held)}")
         pair = tensor.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128)
         found, needed = len(getattr(tensor, field)), math.ceil(count * bits / 8) if bits else count * (1 + pair)
     if found != needed:
-        raise Broken(f"{name!r} holds {found:,} of the {needed:,} that its shape {list(tensor.dims)} needs")
+        raise BrokenFile(f"{name!r} holds {found:,} of the {needed:,} that its shape {list(tensor.dims)} needs")
 
 
 def _check_sizes(value: onnx.ValueInfoProto) -> None:
     for size in value.type.tensor_type.shape.dim:
         if not UNKNOWN <= size.dim_value <= LARGEST:
-            raise Broken(f"{value.name!r} has a dimension of {size.dim_value:,}")
+            raise BrokenFile(f"{value.name!r} has a dimension of {size.dim_value:,}")
         size.dim_param.encode()
 
 
@@ -255,9 +255,9 @@ def _check_type(name: str, given: TypeProto, dtypes: frozenset[int]) -> None:
     elif kind == "optional_type":
         _check_type(name, given.optional_type.elem_type, dtypes)
     elif kind is None:
-        raise Broken(f"{name!r} has no type")
+        raise BrokenFile(f"{name!r} has no type")
     elif kind != "map_type" and (dtype := getattr(given, kind).elem_type) not in dtypes:
-        raise Broken(f"{name!r} has the type {dtype}, which there is not")
+        raise BrokenFile(f"{name!r} has the type {dtype}, which there is not")
 
 
 def _tensors(attribute: AttributeProto) -> Iterator[TensorProto]:
@@ -277,7 +277,7 @@ def _graphs(node: NodeProto) -> Iterator[GraphProto]:
 
 def _every_node(nodes: Iterable[NodeProto], depth: int) -> Iterator[NodeProto]:
     if depth > DEEPEST:
-        raise Broken(f"has subgraphs more than {DEEPEST} deep")
+        raise BrokenFile(f"has subgraphs more than {DEEPEST} deep")
     for node in nodes:
         yield node
         for graph in _graphs(node):

@@ -17,7 +17,7 @@ from onnx.checker import ValidationError
 from onnx.defs import OpSchema, SchemaError
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
-from suture.core.refusals import Broken
+from suture.core.refusals import BrokenFile
 
 SMALL = 1024  # elements of a constant whose values decide shapes
 AS_FLOAT = frozenset({"tensor(bfloat16)"})  # where float32 is: operators take it in later versions, and it runs as float32
@@ -51,7 +51,7 @@ class Known:
 
 
 def check_types(model: onnx.ModelProto, slim: onnx.ModelProto, versions: Mapping[str, int]) -> None:
-    """Raises Broken. `slim`: the same graphs, their nodes in topological order, those without a schema in no known domain."""
+    """Raises BrokenFile. `slim`: the same graphs, their nodes in topological order, those without a schema in no known domain."""
     lowered = any(node.op_type.startswith("TRT_") for node in model.graph.node)
     functions = {(_domain(each.domain), each.name): (each, copy) for each, copy in zip(model.functions, slim.functions)}
     known = Known(versions, functions, AS_FLOAT | IN_TENSORRT if lowered else AS_FLOAT)
@@ -69,7 +69,7 @@ def _graph(graph: GraphProto, slim: GraphProto, outer: Types, known: Known) -> l
         default_of = types.get(tensor.name)  # an input that has it as its default
         _constant(tensor.name, tensor, types, data)
         if default_of is not None and not _fits(types[tensor.name], default_of):
-            raise Broken(f"{tensor.name!r} has another type or shape as a weight than as an input")
+            raise BrokenFile(f"{tensor.name!r} has another type or shape as a weight than as an input")
     for sparse in graph.sparse_initializer:
         types[sparse.values.name] = helper.make_tensor_type_proto(sparse.values.data_type, list(sparse.dims))
     declared = {value.name: value.type for value in (*graph.value_info, *graph.output) if value.type.WhichOneof("value")}
@@ -94,7 +94,7 @@ def _nodes(nodes: Iterable[NodeProto], originals: Mapping[tuple, NodeProto], typ
             if name and given is None:
                 given = _sized(declared[name], shape=False) if name in declared else None
             elif name and "" not in (texts := (_text(given), _text(declared.get(name)))) and texts[0] != texts[1]:
-                raise Broken(f"{_label(node)} gives {name!r} the type {texts[0]}, and the graph says {texts[1]}")
+                raise BrokenFile(f"{_label(node)} gives {name!r} the type {texts[0]}, and the graph says {texts[1]}")
             if name and given is not None:
                 types[name] = given
 
@@ -140,13 +140,13 @@ def _of_graphs(node: NodeProto, graphs: list[tuple[GraphProto, list[TypeProto | 
     found: Types = {}
     for graph, given in graphs:
         if len(given) - first != len(node.output):
-            raise Broken(f"{_label(node)} has {len(node.output)} outputs, and its graph {len(given) - first} for them")
+            raise BrokenFile(f"{_label(node)} has {len(node.output)} outputs, and its graph {len(given) - first} for them")
         if node.op_type in WITH_INPUTS:
             inner, outside = [(value.name, value.type) for value in graph.input], [types.get(name) for name in node.input]
             if len(inner) != len(outside) - (
                 node.op_type == "Scan" and known.versions[""] < 9
             ):  # which had its sequences' lengths
-                raise Broken(f"{_label(node)} has {len(outside)} inputs, and its graph {len(inner)}")
+                raise BrokenFile(f"{_label(node)} has {len(outside)} inputs, and its graph {len(inner)}")
             _agree(node, inner, outside[-len(inner) :])
     carried = [types.get(name) for name in node.input[CARRIED_FROM[node.op_type] :]] if node.op_type in CARRIED_FROM else []
     for given in [*(given[first:] for _, given in graphs), carried]:
@@ -158,11 +158,11 @@ def _of_graphs(node: NodeProto, graphs: list[tuple[GraphProto, list[TypeProto | 
 
 
 def _agree(node: NodeProto, named: list[tuple[str, TypeProto | None]], given: list[TypeProto | None]) -> None:
-    """Raises Broken where a name is given another type than it has; an optional may be what it holds."""
+    """Raises BrokenFile where a name is given another type than it has; an optional may be what it holds."""
     for (name, before), after in zip(named, given):
         texts = _text(before), _text(after)
         if "" not in texts and texts[0] != texts[1] and not any(text.startswith("optional") for text in texts):
-            raise Broken(f"{_label(node)} gives {name!r} the type {texts[1]} and {texts[0]}")
+            raise BrokenFile(f"{_label(node)} gives {name!r} the type {texts[1]} and {texts[0]}")
 
 
 def _call(function: FunctionProto, slim: FunctionProto, node: NodeProto, types: Types, known: Known) -> list[TypeProto | None]:
@@ -187,9 +187,11 @@ def _bound(node: NodeProto, schema: "Schema", types: Types, known: Known) -> dic
             continue
         formal = _formal(schema.inputs, i)
         if text not in formal.types and not (text in known.as_float and FLOAT in formal.types):
-            raise Broken(f"{_label(node)} has {name!r} of the type {text} as input {i}, which takes {_listed(formal.types)}")
+            raise BrokenFile(
+                f"{_label(node)} has {name!r} of the type {text} as input {i}, which takes {_listed(formal.types)}"
+            )
         if formal.alike and bound.setdefault(formal.variable, text) != text:
-            raise Broken(f"{_label(node)} has inputs of the types {bound[formal.variable]} and {text}, which must be one")
+            raise BrokenFile(f"{_label(node)} has inputs of the types {bound[formal.variable]} and {text}, which must be one")
     return bound
 
 
@@ -204,7 +206,7 @@ def _inferred(node: NodeProto, schema: "Schema", types: Types, data: dict[str, T
             schema.whole, node, given, {name: data[name] for name in given if name in data}, None, imports
         )
     except InferenceError as error:
-        raise Broken(f"{_label(node)}: {_first_line(error)}") from None
+        raise BrokenFile(f"{_label(node)}: {_first_line(error)}") from None
     except ValidationError:  # of types, which are checked here
         return {}
 

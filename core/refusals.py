@@ -9,7 +9,7 @@ OURS = (UserError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)
 LONGEST = 300  # characters of what a library says
 
 
-class Broken(ValueError):
+class BrokenFile(ValueError):
     """What is wrong with a file, in words for its one line."""
 
 
@@ -21,7 +21,7 @@ def refusals(where: object, what: str, remedy: str) -> Iterator[None]:
         yield
     except OURS:
         raise
-    except Broken as error:
+    except BrokenFile as error:
         raise UserError(where, str(error), remedy) from None
     except UnicodeDecodeError:
         raise UserError(where, f"{what} (it holds a name that is not UTF-8)", remedy) from None

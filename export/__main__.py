@@ -3,12 +3,12 @@
 import argparse
 from pathlib import Path
 
-from suture.core.command import DONE, Parser, run
+from suture.core.command import DONE, CommandParser, run
 from suture.export.options import add_options, from_arguments
 
 
 def main(arguments: list[str] | None = None, prog: str = "export") -> int:
-    parser = Parser(prog=prog, description="Write a checkpoint as ONNX with its KV cache as inputs and outputs.")
+    parser = CommandParser(prog=prog, description="Write a checkpoint as ONNX with its KV cache as inputs and outputs.")
     add_options(parser)
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="of a model of several parts each goes to "
                         "DIR/PART/export")  # fmt: skip

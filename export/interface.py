@@ -22,7 +22,7 @@ Shape = list[int | str]
 
 
 @dataclass(frozen=True)
-class Interface:
+class ExportInterface:
     """`examples` and `dynamic`: arguments of the module's forward, and which of their axes vary. `inputs` and `outputs`:
     the shape of each tensor by its name in the graph, in the forward's order."""
 
@@ -32,7 +32,7 @@ class Interface:
     outputs: dict[str, Shape]
 
 
-def decoder_interface(dimensions: Dimensions, dtype: torch.dtype) -> Interface:
+def decoder_interface(dimensions: Dimensions, dtype: torch.dtype) -> ExportInterface:
     """Of a decoder's step with a growing cache (see suture.models.families.qwen.Qwen.forward)."""
     heads, size, encoder = dimensions.kv_heads, dimensions.head_dim, dimensions.encoder_slots
     side = "" if encoder is None else "decoder."
@@ -60,10 +60,10 @@ def decoder_interface(dimensions: Dimensions, dtype: torch.dtype) -> Interface:
         made = made_up(LAYOUT, BATCH, LONGER)
         examples = (*examples, *(torch.from_numpy(made[name]) for name in LAYOUT))
         dynamic = (*dynamic, *({0: Dim.AUTO} if name == RELATIONS else rows for name in LAYOUT))
-    return Interface(examples, dynamic, inputs, outputs)
+    return ExportInterface(examples, dynamic, inputs, outputs)
 
 
-def graph_interface(part: Part, dtype: torch.dtype) -> Interface:
+def graph_interface(part: Part, dtype: torch.dtype) -> ExportInterface:
     """Of a part that has neither cache nor steps. An axis of one name has one length in all inputs."""
     lengths: dict[str, int] = {}
     examples, dynamic = [], []
@@ -73,7 +73,7 @@ def graph_interface(part: Part, dtype: torch.dtype) -> Interface:
         examples.append(torch.zeros(shape, dtype=dtype if port.below is None else torch.int64))
         dynamic.append(dict.fromkeys(names, Dim.AUTO))
     inputs, outputs = ({name: list(port.shape) for name, port in ports.items()} for ports in (part.inputs, part.outputs))
-    return Interface(tuple(examples), tuple(dynamic), inputs, outputs)
+    return ExportInterface(tuple(examples), tuple(dynamic), inputs, outputs)
 
 
 def _unlike(lengths: dict[str, int]) -> Iterator[int]:

@@ -11,7 +11,7 @@ DTYPES = ("float32", "float16", "bfloat16")  # core.dtypes.FLOAT_NAMES, which ta
 
 
 @dataclass(frozen=True)
-class Options:
+class ExportOptions:
     """One of `checkpoint`, a folder with config.json and safetensors, and `model`, the name of one that comes along.
 
     dtype     of weights and arithmetic, one of DTYPES (default: the checkpoint's own)
@@ -26,8 +26,8 @@ class Options:
     part: str | None = None
 
 
-def from_arguments(given: argparse.Namespace) -> Options:
-    return Options(given.model, given.checkpoint, given.dtype, given.weights, given.part)
+def from_arguments(given: argparse.Namespace) -> ExportOptions:
+    return ExportOptions(given.model, given.checkpoint, given.dtype, given.weights, given.part)
 
 
 def add_options(parser: arguments.Container) -> None:

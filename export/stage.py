@@ -14,7 +14,7 @@ from suture.core.parts import DECODER, PARTS, STAGE
 from suture.core.stage import Stage, alone
 from suture.export.description import description
 from suture.export.embeddings import take_embeddings
-from suture.export.options import Options
+from suture.export.options import ExportOptions
 from suture.export.packed import write_packed
 from suture.export.trace import trace, trace_graph
 from suture.export.weights import attach
@@ -27,7 +27,7 @@ from suture.models.random_weights import of_preset
 GRAPH = "model.onnx"
 
 
-def export(out: Path, options: Options, force: bool = False, pipeline: bool = False) -> None:
+def export(out: Path, options: ExportOptions, force: bool = False, pipeline: bool = False) -> None:
     """Writes the checkpoint's graph into `out`, or, of a model of several parts, each part's into `out`/PART/export and
     parts.json into `out`, unless they are there. `pipeline`: a single part goes to `out`/export. Raises UserError where
     something cannot be read or written."""
@@ -45,7 +45,7 @@ def export(out: Path, options: Options, force: bool = False, pipeline: bool = Fa
         remove_results(out.parent, STAGE)  # of an earlier model of several parts
 
 
-def _export_all(out: Path, parts: tuple[Part, ...], checkpoint: Checkpoint, options: Options, force: bool) -> None:
+def _export_all(out: Path, parts: tuple[Part, ...], checkpoint: Checkpoint, options: ExportOptions, force: bool) -> None:
     """Each part, and last of all parts.json: while parts are written there is none, so that nobody takes some of one model
     and some of another."""
     names = [part.name for part in parts]
@@ -65,7 +65,7 @@ def _export_all(out: Path, parts: tuple[Part, ...], checkpoint: Checkpoint, opti
         remove_results(out / name / "export", "export")
 
 
-def _export(part: Part, stage: Stage, checkpoint: Checkpoint, options: Options, force: bool) -> None:
+def _export(part: Part, stage: Stage, checkpoint: Checkpoint, options: ExportOptions, force: bool) -> None:
     out, dtype = stage.out, stage.identity["options"]["dtype"]
     if stage.up_to_date() and not force:
         print(f"export: up to date ({out})")
@@ -90,11 +90,11 @@ def _export(part: Part, stage: Stage, checkpoint: Checkpoint, options: Options, 
     )
 
 
-def _stage(part: Part, checkpoint: Checkpoint, out: Path, options: Options) -> Stage:
+def _stage(part: Part, checkpoint: Checkpoint, out: Path, options: ExportOptions) -> Stage:
     return Stage("export", out, checkpoint.files, {**_asked(checkpoint, options), "part": part.name}, [GRAPH])
 
 
-def _asked(checkpoint: Checkpoint, options: Options) -> dict:
+def _asked(checkpoint: Checkpoint, options: ExportOptions) -> dict:
     dtype = options.dtype or checkpoint.dtype
     return {"checkpoint": str(checkpoint.folder.resolve()), "dtype": dtype, "weights": options.weights}
 

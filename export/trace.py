@@ -14,7 +14,7 @@ import torch
 from onnxscript import optimizer
 
 from suture.core.signature import BIDIRECTIONAL, LEARNED_POSITIONS, NTK_TRAINED_LENGTH, POSITIONS, PREFIX, TOKENS
-from suture.export.interface import Interface, decoder_interface, graph_interface
+from suture.export.interface import ExportInterface, decoder_interface, graph_interface
 from suture.export.repeat import LayersDiffer, repeat
 from suture.export.shallow import KEPT, without_middle
 from suture.export.translations import TABLE
@@ -54,7 +54,7 @@ def trace_graph(part: Part, dtype: torch.dtype) -> ir.Model:
     return _finished(_trace(part.module, interface, dtype), interface)
 
 
-def _trace(model: torch.nn.Module, interface: Interface, dtype: torch.dtype) -> ir.Model:
+def _trace(model: torch.nn.Module, interface: ExportInterface, dtype: torch.dtype) -> ir.Model:
     _give_memory(model, dtype)
     parameters = set(model.state_dict())
     with warnings.catch_warnings():
@@ -91,7 +91,7 @@ def _give_memory(model: torch.nn.Module, dtype: torch.dtype) -> None:
 
 
 def _finished(
-    graph: ir.Model, interface: Interface, traced_layers: int | None = None, dimensions: Dimensions | None = None
+    graph: ir.Model, interface: ExportInterface, traced_layers: int | None = None, dimensions: Dimensions | None = None
 ) -> ir.Model:
     inputs = graph.graph.inputs
     inputs[:] = [value for value in inputs if value.name != POSITIONS or value.uses()]  # a model may not look at them
@@ -126,7 +126,7 @@ def _measure_first_inputs(graph: ir.Graph) -> None:
                 node.replace_input_with(0, inputs[TOKENS] if axis == 0 else cache)
 
 
-def _name_axes(graph: ir.Graph, interface: Interface) -> None:
+def _name_axes(graph: ir.Graph, interface: ExportInterface) -> None:
     """Gives inputs and outputs the interface's axes, and forgets the tracer's names for them inside the graph."""
     for node in graph:
         for value in node.outputs:

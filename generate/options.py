@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 
 from suture.core.arguments import count, real, rows, seed
-from suture.core.command import Parser, given
+from suture.core.command import CommandParser, given
 
 
 def parse(arguments: list[str] | None = None, prog: str = "generate") -> argparse.Namespace:
-    parser = Parser(prog=prog, description="Continue text, answer, or converse, with what a pipeline has made.")
+    parser = CommandParser(prog=prog, description="Continue text, answer, or converse, with what a pipeline has made.")
     parser.add_argument("out", metavar="OUT", type=Path, help="a pipeline's folder, or one of its graphs")
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument("--prompt", metavar="TEXT", help="text to continue")

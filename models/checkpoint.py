@@ -18,7 +18,7 @@ from safetensors import safe_open
 from suture.core.dtypes import BY_SAFETENSORS
 from suture.core.errors import UserError
 from suture.core.reader import open_regular, parse_json
-from suture.core.refusals import Broken, refusals
+from suture.core.refusals import BrokenFile, refusals
 from suture.core.tensors import hub_folder
 from suture.models.config import read_config, read_index
 from suture.models.packed import PACKED, WEIGHT, is_packed, load_packed, packed_shape
@@ -172,11 +172,11 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
         end = 8 + header_size
         for entry in sorted(entries.values(), key=lambda entry: (entry.offset, entry.length)):
             if entry.offset < end:
-                raise Broken(f"the bytes of {entry.name} belong to another tensor, too")
+                raise BrokenFile(f"the bytes of {entry.name} belong to another tensor, too")
             end = entry.offset + entry.length
     except UserError as error:
         raise _corrupt(file, error.parts[1]) from None
-    except Broken as error:
+    except BrokenFile as error:
         raise _corrupt(file, str(error)) from None
     if end > size:
         raise _truncated(file, size, end)
@@ -200,17 +200,17 @@ def _read_shards(folder: Path) -> dict[str, TensorEntry]:
 
 
 def _entry(name: str, file: Path, data: int, place: object) -> TensorEntry:
-    """Raises Broken for what the format does not allow."""
+    """Raises BrokenFile for what the format does not allow."""
     if not isinstance(place, dict) or not {"dtype", "shape", "data_offsets"} <= place.keys():
-        raise Broken(f"{name} lacks a type, shape or place")
+        raise BrokenFile(f"{name} lacks a type, shape or place")
     code, shape, offsets = place["dtype"], place["shape"], place["data_offsets"]
     if not isinstance(code, str) or code not in BITS:
-        raise Broken(f"{name} has the type {code!r}, which there is not")
+        raise BrokenFile(f"{name} has the type {code!r}, which there is not")
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2 or len(shape) > MOST_DIMENSIONS:
-        raise Broken(f"{name} has a shape or place that is none")
+        raise BrokenFile(f"{name} has a shape or place that is none")
     begin, end = offsets
     if 8 * (end - begin) != BITS[code] * math.prod(shape):
-        raise Broken(f"{name} has {end - begin:,} bytes, which is not what its shape {shape} of {code} needs")
+        raise BrokenFile(f"{name} has {end - begin:,} bytes, which is not what its shape {shape} of {code} needs")
     return TensorEntry(name, file, FLOATS.get(code, code), tuple(shape), data + begin, end - begin)
 
 

@@ -42,7 +42,7 @@ Quantization = _table("Quantization", {
     str: "quant_method version checkpoint_format", bool: "desc_act sym zero_point true_sequential", Annotated[int, Field(ge=1, le=16)]: "bits",
     Annotated[int, Field(ge=-1, le=1_000_000)]: "group_size q_group_size",
 })  # fmt: skip
-MptAttention = _table("MptAttention", {
+MptAttentionConfig = _table("MptAttentionConfig", {
     str: "attn_type attn_impl", bool: "alibi qk_ln prefix_lm", Positive: "softmax_scale clip_qkv",
     Annotated[float, Field(gt=0, le=1000)]: "alibi_bias_max",
 })  # fmt: skip
@@ -68,7 +68,7 @@ Config = _table("Config", {
     list[str]: "architectures layer_types",
     list[Token]: "suppress_tokens begin_suppress_tokens",
 }, max_window_layers=Annotated[int, Field(ge=0, le=1000)], rope_scaling=Rope, rope_parameters=Rope,
-    quantization_config=Quantization, attn_config=MptAttention)  # fmt: skip
+    quantization_config=Quantization, attn_config=MptAttentionConfig)  # fmt: skip
 Generation = _table("Generation", {
     Token: "bos_token_id pad_token_id decoder_start_token_id no_timestamps_token_id",
     Token | list[Token]: "eos_token_id",

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
-from suture.core.command import DONE, Parser, run
+from suture.core.command import DONE, CommandParser, run
 
 
 def main(arguments: list[str] | None = None, prog: str = "convert") -> int:
-    parser = Parser(prog=prog, description="Convert a published .pth, .bin or .ckpt file to safetensors; no code of it runs.")
+    parser = CommandParser(
+        prog=prog, description="Convert a published .pth, .bin or .ckpt file to safetensors; no code of it runs."
+    )
     parser.add_argument("file", metavar="FILE", type=Path)
     parser.add_argument(
         "out", metavar="OUT", type=Path, help="a folder, for model.safetensors, or the name of a .safetensors file"

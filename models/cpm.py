@@ -94,7 +94,7 @@ def linear(config: CpmConfig, width: int, out: int) -> nn.Linear:
     return (ScaledLinear if config.scaled else nn.Linear)(width, out, bias=False)
 
 
-class Attention(nn.Module):
+class CpmAttention(nn.Module):
     def __init__(self, config: CpmConfig):
         super().__init__()
         self.heads = config.heads
@@ -120,7 +120,7 @@ class AttentionBlock(nn.Module):
     def __init__(self, config: CpmConfig):
         super().__init__()
         self.layernorm_before_attention = RMSNorm(config.hidden, config.epsilon)
-        self.self_attention = Attention(config)
+        self.self_attention = CpmAttention(config)
 
 
 class Gate(nn.Module):
@@ -154,7 +154,7 @@ class FeedForwardBlock(nn.Module):
         self.ffn = FeedForward(config)
 
 
-class Block(nn.Module):
+class CpmBlock(nn.Module):
     def __init__(self, config: CpmConfig):
         super().__init__()
         self.damping = config.damping
@@ -173,7 +173,7 @@ class Block(nn.Module):
 class CpmEncoder(nn.Module):
     def __init__(self, config: CpmConfig):
         super().__init__()
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(CpmBlock(config) for _ in range(config.layers))
         self.output_layernorm = RMSNorm(config.hidden, config.epsilon)
 
     def forward(self, x: Tensor, attention_mask: Tensor, bias: Tensor, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -22,7 +22,7 @@ import torch
 
 from suture.core import reader
 from suture.core.errors import UserError
-from suture.core.refusals import Broken, refusals
+from suture.core.refusals import BrokenFile, refusals
 
 SHARD_BYTES = 5_000_000_000
 LOADING, WRITING = 60, 6 * 3600  # seconds
@@ -148,14 +148,14 @@ def write(weights: dict[str, torch.Tensor], file: Path, size: int, folder: Path,
 
 
 def _check(name: object, tensor: torch.Tensor) -> None:
-    """Raises Broken for what safetensors cannot hold, or what would be more than the file has: a view that repeats."""
+    """Raises BrokenFile for what safetensors cannot hold, or what would be more than the file has: a view that repeats."""
     if not isinstance(name, str) or name == "__metadata__":
-        raise Broken(f"{str(name)[:100]!r} is not the name of a weight")
+        raise BrokenFile(f"{str(name)[:100]!r} is not the name of a weight")
     name.encode()
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in CODES:
-        raise Broken(f"{name} is {tensor.layout} {tensor.dtype} on {tensor.device}, which safetensors cannot hold")
+        raise BrokenFile(f"{name} is {tensor.layout} {tensor.dtype} on {tensor.device}, which safetensors cannot hold")
     if _bytes(tensor) > tensor.untyped_storage().nbytes():
-        raise Broken(f"{name} repeats its values: {list(tensor.shape)} in {tensor.untyped_storage().nbytes():,} bytes")
+        raise BrokenFile(f"{name} repeats its values: {list(tensor.shape)} in {tensor.untyped_storage().nbytes():,} bytes")
 
 
 def _bytes(tensor: torch.Tensor) -> int:

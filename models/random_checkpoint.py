@@ -7,12 +7,14 @@ import time
 from pathlib import Path
 
 from suture.core import arguments
-from suture.core.command import Parser, given, run
+from suture.core.command import CommandParser, given, run
 from suture.models.named import preset_path, presets, read_config
 
 
 def main() -> None:
-    parser = Parser(prog="random_checkpoint", description="Write a checkpoint of a real model's size with random weights.")
+    parser = CommandParser(
+        prog="random_checkpoint", description="Write a checkpoint of a real model's size with random weights."
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--preset", choices=presets(), metavar="NAME", help=f"a model's dimensions: {', '.join(presets())}")
     source.add_argument("--config", metavar="FILE", type=Path, help="another model's config.json")

@@ -5,6 +5,7 @@ a padded position computes is never looked at, and its slot in the cache is give
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -25,9 +26,11 @@ ENCODER_SEED = 21
 NOISE_PERIOD = 65537  # a prime, so that no two heads or slots have the same noise
 
 
+@dataclass(frozen=True)
 class OfSignature:
-    """What a signature says of a model."""
+    """A model's name, its signature, and what that says of it."""
 
+    name: str
     signature: Signature
 
     @property
@@ -100,8 +103,8 @@ class RowDecoder(Decoder, Protocol):
         """What a row's caches of cross-attention take, all of which every step reads."""
 
 
-class Session(Protocol):
-    """A batch in a runtime that computes in memory bound to it: suture.runtime.io_binding.BoundSession, suture.runtime.engine.Session."""
+class DecoderSession(Protocol):
+    """A batch in a runtime that computes in memory bound to it: suture.runtime.io_binding.BoundSession, suture.runtime.engine.EngineSession."""
 
     caches: dict[str, torch.Tensor]  # by input [B,kv_heads,L,head_dim]; a step writes its tokens' keys and values
     crossed: dict[str, torch.Tensor]  # the same for those that no step changes
@@ -159,7 +162,7 @@ class StaticDecoder:
     `noise` as of step_values: without noise positions are a text's.
     """
 
-    def __init__(self, session: Session, signature: Signature, noise: bool = True, embed: Embed | None = None):
+    def __init__(self, session: DecoderSession, signature: Signature, noise: bool = True, embed: Embed | None = None):
         self.session, self.signature, self.embed, self.text = session, signature, embed, not noise
         first = session.caches[signature.caches[0].past]
         self.lengths = np.zeros(len(first), np.int64)

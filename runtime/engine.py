@@ -82,7 +82,7 @@ class Engine:
         return self.engine.create_execution_context(config)
 
 
-class Session:
+class EngineSession:
     """A batch of `batch` sequences with caches of their own, bound in place."""
 
     def __init__(self, engine: Engine, batch: int, graphs: bool = True):
@@ -131,7 +131,7 @@ class Session:
 class EngineStep:
     """Buffers for the inputs and logits of steps of one width and some rows, which keep their addresses from step to step."""
 
-    def __init__(self, session: Session, shapes: dict[str, tuple[int, ...]], width: int, rows: slice = slice(None)):
+    def __init__(self, session: EngineSession, shapes: dict[str, tuple[int, ...]], width: int, rows: slice = slice(None)):
         description, device = session.engine.description, session.engine.device
         self.session, self.width = session, width
         self.caches = {name: cache[rows] for name, cache in (session.caches | session.crossed).items()}

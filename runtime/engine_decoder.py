@@ -8,15 +8,13 @@ import numpy as np
 from suture.core.signature import Cache, Signature
 from suture.core.step_inputs import Embed
 from suture.runtime.decoders import OfSignature, StaticDecoder, made_up_constants
-from suture.runtime.engine import Engine, Session, read_description
+from suture.runtime.engine import Engine, EngineSession, read_description
 
 
 @dataclass(frozen=True)
 class EngineModel(OfSignature):
-    """An engine as a suture.validate.runners.Model."""
+    """An engine as a suture.validate.runners.SteppedModel."""
 
-    name: str
-    signature: Signature
     engine: Engine = field(repr=False)
     embed: Embed | None = field(repr=False, default=None)  # the model's own, where it takes embeddings
 
@@ -37,7 +35,7 @@ class EngineModel(OfSignature):
 
     def decoder(self, batch: int, noise: bool = True) -> StaticDecoder:
         """With `noise`, as suture.runtime.graphs.OnnxDecoder.decoder."""
-        session = Session(self.engine, batch)
+        session = EngineSession(self.engine, batch)
         made = StaticDecoder(session, self.signature, noise, self.embed)
         if noise:
             shapes = [tuple(session.crossed[cache.past].shape[1:]) for cache in self.signature.encoder_caches]

@@ -45,8 +45,6 @@ HEADROOM = 1.2  # of the weights, for what a session needs beside them
 class OnnxDecoder(OfSignature):
     """A decoder graph in onnxruntime. A bfloat16 graph runs as its float32 shadow copy."""
 
-    name: str
-    signature: Signature
     session: ort.InferenceSession | LayerwiseSession = field(repr=False)
     cache_shapes: tuple[tuple[int, int, int], ...]  # of each past input: kv_heads, slots (0 where it grows), head_dim
     encoder_shapes: tuple[tuple[int, int, int], ...]  # of each cache of cross-attention

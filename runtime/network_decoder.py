@@ -21,10 +21,8 @@ from suture.runtime.graphs import refuse_unknown_inputs
 
 @dataclass(frozen=True)
 class NetworkModel(OfSignature):
-    """What TensorRT's parser made of an ONNX file, as a suture.validate.runners.Model. bfloat16 is computed as bfloat16."""
+    """What TensorRT's parser made of an ONNX file, as a suture.validate.runners.SteppedModel. bfloat16 is computed as bfloat16."""
 
-    name: str
-    signature: Signature
     evaluate: Evaluator = field(repr=False)
     embed: Embed | None = field(repr=False, default=None)  # the model's own, where it takes embeddings
 
@@ -49,7 +47,7 @@ class NetworkModel(OfSignature):
 
 
 class NetworkSession:
-    """A batch over static caches, all rows of it at a time; as suture.runtime.decoders.Session, for the evaluator."""
+    """A batch over static caches, all rows of it at a time; as suture.runtime.decoders.DecoderSession, for the evaluator."""
 
     def __init__(self, evaluate: Evaluator, signature: Signature, batch: int):
         self.evaluate, self.signature = evaluate, signature

@@ -6,7 +6,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from suture.core.command import Parser, run
+from suture.core.command import CommandParser, run
 from suture.surgery.options import add_cutting, add_options, from_arguments, refuse_without_effect
 
 TOOLS = ("join", "capacity")  # suture.surgery.join, suture.surgery.capacity
@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None, prog: str = "surgery") -> int:
     tool, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
     if tool in TOOLS:
         return importlib.import_module(f"suture.surgery.{tool}").main(rest, f"{prog} {tool}")
-    parser = Parser(prog=prog, description="Fuse a language model's graph and make its KV cache static.")
+    parser = CommandParser(prog=prog, description="Fuse a language model's graph and make its KV cache static.")
     parser.add_argument("model", metavar="MODEL.onnx", type=Path)
     add_options(parser)
     add_cutting(parser)

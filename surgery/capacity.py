@@ -6,11 +6,11 @@ Imports nothing heavy before that is read; suture.surgery.resize does it.
 from pathlib import Path
 
 from suture.core import arguments
-from suture.core.command import DONE, Parser, run
+from suture.core.command import DONE, CommandParser, run
 
 
 def main(line: list[str] | None = None, prog: str = "surgery.capacity") -> int:
-    parser = Parser(prog=prog, description="Change how many slots a finished graph's KV cache has.")
+    parser = CommandParser(prog=prog, description="Change how many slots a finished graph's KV cache has.")
     parser.add_argument("model", metavar="DIR|MODEL.onnx", type=Path, help="what surgery wrote, or its portable graph")
     parser.add_argument("--capacity", type=arguments.slots, required=True, help="slots of the static cache")
     parser.add_argument("--pass", metavar="FILE.py[@PASS]", dest="own", action="append", default=[],

@@ -11,7 +11,7 @@ from suture.core.errors import UserError
 from suture.core.joined import join
 from suture.core.manifest import read_manifest
 from suture.core.onnx_checks import check_model, onnx_refusals
-from suture.core.proof.prove import Subject
+from suture.core.proof.subject import Subject
 from suture.core.proof.verdict import DIFFERENT
 from suture.core.signature import find_signature
 from suture.core.stage import Stage
@@ -37,7 +37,7 @@ class Connection:
 
 
 @dataclass
-class Part:
+class ConnectedGraph:
     """One of the graphs; its external weights lie under `root`."""
 
     path: Path
@@ -63,7 +63,7 @@ def connect(first: Path, second: Path, out: Path, connection: Connection, force:
     status, that of a difference where the result does not compute what both do one after the other. Raises UserError where
     they cannot be joined."""
     pairs = _pairs(connection.connect, "--connect", key=1), _pairs(connection.rename, "--rename", key=0)
-    parts = [Part(path, load_graph(path), weights_root(path)) for path in (first, second)]
+    parts = [ConnectedGraph(path, load_graph(path), weights_root(path)) for path in (first, second)]
     read = [path for part in parts for path in (part.path, *weight_files(part.model, part.root))]
     stage = Stage("surgery.join", out, list(dict.fromkeys(read)), asdict(connection), [WRITTEN])
     if stage.up_to_date() and not force:
@@ -106,7 +106,7 @@ def _pairs(given: tuple[str, ...], option: str, key: int) -> dict[str, str]:
     return pairs
 
 
-def _at_one_opset(parts: list[Part]) -> None:
+def _at_one_opset(parts: list[ConnectedGraph]) -> None:
     """Brings both to the newest opset that surgery knows, unless they are of one."""
     if len({part.version for part in parts} - {None}) < 2:
         return
@@ -118,7 +118,7 @@ def _at_one_opset(parts: list[Part]) -> None:
             part.model = upgrade(part.model, part.path, files.with_declared)
 
 
-def _under_one_root(parts: list[Part]) -> Path:
+def _under_one_root(parts: list[ConnectedGraph]) -> Path:
     """The folder above all weights, to which the graphs' references become relative."""
     roots = {part.root for part in parts if part.external} or {parts[0].root}
     common = Path(os.path.commonpath([os.path.abspath(root) for root in roots])) if len(roots) > 1 else roots.pop()

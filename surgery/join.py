@@ -6,11 +6,11 @@ Imports nothing heavy before that is read; suture.surgery.connect does it.
 from pathlib import Path
 
 from suture.core import arguments
-from suture.core.command import Parser, run
+from suture.core.command import CommandParser, run
 
 
 def main(line: list[str] | None = None, prog: str = "surgery.join") -> int:
-    parser = Parser(prog=prog, description="Make one graph of two: outputs of A are inputs of B.")
+    parser = CommandParser(prog=prog, description="Make one graph of two: outputs of A are inputs of B.")
     parser.add_argument("first", metavar="A.onnx", type=Path)
     parser.add_argument("second", metavar="B.onnx", type=Path)
     parser.add_argument("--connect", metavar="OUTPUT=INPUT", type=arguments.pair, action="append", default=[],

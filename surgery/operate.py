@@ -9,8 +9,9 @@ from pathlib import Path
 import onnx
 
 from suture.core.joined import join
-from suture.core.proof.prove import Subject, prove
+from suture.core.proof.prove import prove
 from suture.core.proof.steps import ALPHAS, NO_ALPHAS
+from suture.core.proof.subject import Subject
 from suture.core.proof.verdict import DIFFERENT, DifferenceFound, Proof
 from suture.core.signature import Signature
 from suture.core.tensors import check_places, references
@@ -20,12 +21,12 @@ from suture.surgery.graph.branches import take
 from suture.surgery.graph.cut import cut, once_name
 from suture.surgery.graph.repairs import repair
 from suture.surgery.graph.weights import new_file
-from suture.surgery.options import Options
+from suture.surgery.options import SurgeryOptions
 from suture.surgery.passes import Pass
 from suture.surgery.plan import make_plan
 from suture.surgery.quantize.options import Request, read_request
 from suture.surgery.reports import picture
-from suture.surgery.reports.report import Report
+from suture.surgery.reports.report import SurgeryReport
 from suture.surgery.runner import Verify, lower, make_portable, unverified
 from suture.surgery.verification import loads
 from suture.surgery.verification.verify import ChangedOutput, Verifier, narrow
@@ -34,7 +35,7 @@ PICTURED = 1  # the second layer: the first one also has what all layers share
 IN_MEMORY = Path("model")  # what errors call a model that has no file
 MODELS = ("model.onnx", "model.trt.onnx", "model.ort.onnx")  # portable, lowered, and in onnxruntime's contrib operators
 FLOAT = "float"  # the folder, beside a quantised graph, of the same graph before it was quantised
-AS_IT_COMES = Options()
+AS_IT_COMES = SurgeryOptions()
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Operated:
     lowered: onnx.ModelProto
     onnxruntime: onnx.ModelProto | None  # in onnxruntime's contrib operators, where the options ask for it
     once: tuple[tuple[onnx.ModelProto, onnx.ModelProto], ...]  # portable and lowered, of what was cut out of these
-    report: Report  # its `proof` is None until the graphs are proven
+    report: SurgeryReport  # its `proof` is None until the graphs are proven
     root: Path
     added: frozenset[str]  # absolute paths of the files, in `folder`, that passes wrote weights into
     source: Subject  # what it was made of: what both are proven against
@@ -87,7 +88,7 @@ def collection_paused() -> Iterator[None]:
 
 @collection_paused()
 def operate(
-    model: onnx.ModelProto | Path, options: Options = AS_IT_COMES, root: Path | None = None, folder: Path | None = None
+    model: onnx.ModelProto | Path, options: SurgeryOptions = AS_IT_COMES, root: Path | None = None, folder: Path | None = None
 ) -> Operated:
     """Surgery on a model, or on the one in a file, which stay as they are.
 
@@ -107,7 +108,7 @@ def operate(
     pictures = {"before": picture.draw_layer(graph, PICTURED, f"Layer {PICTURED} before surgery")}
     verifier = Verifier(source, graph.signature, root) if options.verify or options.bisect else None
     quantise = request and Pass("quantise", str(request), Quantising(request, name, folder, verifier))
-    report = Report()
+    report = SurgeryReport()
     try:
         portable = make_portable(graph, plan.portable, report, verifier or unverified, quantise)
         once, step, notes = cut(portable, options.once)
@@ -141,7 +142,7 @@ def operate(
     )
 
 
-def proven(operated: Operated, options: Options, root: Path | None = None, unquantised: Subject | None = None) -> Proof:
+def proven(operated: Operated, options: SurgeryOptions, root: Path | None = None, unquantised: Subject | None = None) -> Proof:
     """Proves both graphs, and writes into the report what was found. `root`: of their weights, where that is no longer the
     source's; `unquantised`: the portable graph from before it was quantised. Raises DifferenceFound."""
     whole, whole_lowered = operated.whole

@@ -12,7 +12,7 @@ from suture.surgery.quantize import options as quantising
 
 
 @dataclass(frozen=True)
-class Options:
+class SurgeryOptions:
     """What surgery is asked for; each is the option of its name (docs/surgery.md).
 
     cache         "static": of fixed capacity, written in place. "growing": as it comes
@@ -62,11 +62,11 @@ class Options:
         return dict(each.split("=", 1) for each in self.named)
 
 
-def from_arguments(given: argparse.Namespace | Mapping) -> Options:
+def from_arguments(given: argparse.Namespace | Mapping) -> SurgeryOptions:
     """What a command line says, or what a manifest records; what neither has is as it is by default."""
     values = given if isinstance(given, Mapping) else vars(given)
-    known = {field.name: values[field.name] for field in fields(Options) if field.name in values}
-    return Options(**{name: _unchangeable(value) for name, value in known.items()})
+    known = {field.name: values[field.name] for field in fields(SurgeryOptions) if field.name in values}
+    return SurgeryOptions(**{name: _unchangeable(value) for name, value in known.items()})
 
 
 def _unchangeable(value: object) -> object:

@@ -12,7 +12,7 @@ from pathlib import Path
 from onnx import TensorProto
 
 from suture.core.errors import UserError
-from suture.surgery.options import Options
+from suture.surgery.options import SurgeryOptions
 from suture.surgery.own_passes import load_pass
 from suture.surgery.passes import Pass, Phase, of_module, phase
 from suture.surgery.passes.import_contrib import (
@@ -178,7 +178,7 @@ ORT_CONTRIB: tuple[Phase, ...] = (
 )
 
 
-def make_plan(options: Options) -> Plan:
+def make_plan(options: SurgeryOptions) -> Plan:
     """The plan for these options. Raises UserError for a pass that does not exist, or a file that is none."""
     tables = [PORTABLE, LOWERING, ORT_CONTRIB if options.onnxruntime else ()]
     names = {each.name for phases in tables for part in phases for each in part.passes}
@@ -196,7 +196,7 @@ def make_plan(options: Options) -> Plan:
     return Plan(*(tuple(_without(part, options.skip) for part in phases) for phases in chosen))
 
 
-def _chosen(part: Phase, options: Options) -> Phase:
+def _chosen(part: Phase, options: SurgeryOptions) -> Phase:
     """With the passes that the options ask for, as they ask for them."""
     asked = (each for each in part.passes if each.when(options))
     return replace(part, passes=tuple(replace(each, run=partial(each.run, **each.settings(options))) for each in asked))

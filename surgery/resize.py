@@ -17,7 +17,7 @@ from suture.surgery.graph import Graph, files
 from suture.surgery.masks.position_ids import known_positions
 from suture.surgery.options import from_arguments
 from suture.surgery.plan import make_plan
-from suture.surgery.reports.report import Report
+from suture.surgery.reports.report import SurgeryReport
 from suture.surgery.runner import lower
 
 WRITTEN = ("model.onnx", "model.trt.onnx", "report.json")
@@ -44,7 +44,7 @@ def change_capacity(model: Path, out: Path, capacity: int, own: tuple[str, ...] 
     if known := known_positions(portable, capacity):
         limit, where = known
         raise UserError(f"--capacity {capacity}", f"{where} knows {limit:,} positions", "give at most that many")
-    report = Report()
+    report = SurgeryReport()
     report.count("before", portable)
     with stage.writing() as partial:
         resize(portable, capacity)

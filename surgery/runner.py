@@ -7,25 +7,25 @@ from suture.surgery.graph import Graph, files
 from suture.surgery.passes import Pass, Phase
 from suture.surgery.plan import Plan
 from suture.surgery.reports import cuda
-from suture.surgery.reports.report import PassReport, Report, Verdict
+from suture.surgery.reports.report import PassReport, PassVerdict, SurgeryReport
 
-Verify = Callable[[str, Graph], Verdict | None]  # called with what each pass made; may raise to stop
+Verify = Callable[[str, Graph], PassVerdict | None]  # called with what each pass made; may raise to stop
 MOST_ROUNDS = 8  # of a phase that is repeated: more than any graph known takes
 
 
-def unverified(name: str, graph: Graph) -> Verdict | None:
+def unverified(name: str, graph: Graph) -> PassVerdict | None:
     return None
 
 
-def run_plan(graph: Graph, plan: Plan, verify: Verify = unverified) -> tuple[Graph, Graph, Report]:
+def run_plan(graph: Graph, plan: Plan, verify: Verify = unverified) -> tuple[Graph, Graph, SurgeryReport]:
     """The portable and the lowered graph of `graph`, and the report. The graph passed in is used up."""
-    report = Report()
+    report = SurgeryReport()
     portable = make_portable(graph, plan.portable, report, verify)
     return portable, lower(portable, plan.lowering, report, verify), report
 
 
 def make_portable(
-    graph: Graph, phases: Sequence[Phase], report: Report, verify: Verify = unverified, quantise: Pass | None = None
+    graph: Graph, phases: Sequence[Phase], report: SurgeryReport, verify: Verify = unverified, quantise: Pass | None = None
 ) -> Graph:
     """The portable graph of `graph`, which is used up. `quantise` runs at the end; its result is not to be verified."""
     source = graph.signature
@@ -42,7 +42,7 @@ def make_portable(
 
 
 def lower(
-    portable: Graph, phases: Sequence[Phase], report: Report, verify: Verify = unverified, form: str = "lowered"
+    portable: Graph, phases: Sequence[Phase], report: SurgeryReport, verify: Verify = unverified, form: str = "lowered"
 ) -> Graph:
     """What the passes make of a copy of the portable graph, counted in the report as `form`."""
     graph, before = files.reread(portable), len(report.passes)
@@ -69,7 +69,7 @@ def apply(graph: Graph, each: Pass) -> int:
     return matches
 
 
-def _run(graph: Graph, phases: Sequence[Phase], report: Report, verify: Verify) -> None:
+def _run(graph: Graph, phases: Sequence[Phase], report: SurgeryReport, verify: Verify) -> None:
     for phase in phases:
         for _ in range(MOST_ROUNDS if phase.repeated else 1):
             if not sum([_run_pass(graph, each, report, verify) for each in phase.passes]):
@@ -79,7 +79,7 @@ def _run(graph: Graph, phases: Sequence[Phase], report: Report, verify: Verify) 
                 graph.notes.append(f"{phase.name} still change after {MOST_ROUNDS} rounds of their passes")
 
 
-def _run_pass(graph: Graph, each: Pass, report: Report, verify: Verify) -> int:
+def _run_pass(graph: Graph, each: Pass, report: SurgeryReport, verify: Verify) -> int:
     started, nodes_before = time.monotonic(), len(graph.gs.nodes)
     matches = apply(graph, each)
     seconds = round(time.monotonic() - started, 4)

@@ -12,14 +12,14 @@ from rich.console import Console
 from suture.core.command import DONE, FOUND_DIFFERENCE
 from suture.core.manifest import MANIFEST, read_manifest, remove_results, result
 from suture.core.network.parse import shared_parser
-from suture.core.proof.prove import Subject
+from suture.core.proof.subject import Subject
 from suture.core.proof.verdict import FAILED, NOT_RUN, DifferenceFound, Proof
 from suture.core.stage import Stage
 from suture.core.tensors import references
 from suture.core.weights import load_graph, weight_files, weights_root
 from suture.surgery.graph.weights import drop_unused, settle
 from suture.surgery.operate import FLOAT, MODELS, Operated, operate, proven
-from suture.surgery.options import Options
+from suture.surgery.options import SurgeryOptions
 from suture.surgery.plan import make_plan
 from suture.surgery.quantize.options import read_request
 from suture.surgery.verification import verify
@@ -28,7 +28,7 @@ REPORT = "report.json"
 DIFFERENCE, LEFT = "difference", "surgery.difference"  # the folder of the graphs before and after a pass that changed more
 
 
-def surgery(model: Path, out: Path, options: Options, force: bool = False) -> int:
+def surgery(model: Path, out: Path, options: SurgeryOptions, force: bool = False) -> int:
     """Operates on the graph in file `model` and writes the results into `out`, unless they are there. Returns the exit
     status: that of a difference where `options.verify` finds one. Raises UserError for what surgery cannot read or do."""
     make_plan(options)  # what is wrong with the options is said before anything is read
@@ -65,7 +65,7 @@ def surgery(model: Path, out: Path, options: Options, force: bool = False) -> in
     return FOUND_DIFFERENCE if proof is not None and proof.status == FAILED else DONE
 
 
-def _files_read(model: Path, options: Options) -> list[Path]:
+def _files_read(model: Path, options: SurgeryOptions) -> list[Path]:
     read = [model, *weight_files(load_graph(model), weights_root(model))]
     read += [Path(argument.partition("@")[0]) for argument in options.own]
     request = read_request(options)
@@ -95,7 +95,7 @@ def _report(operated: Operated, partial: Path) -> None:
     (partial / "report.json").write_text(json.dumps(operated.report.as_json(), indent=2) + "\n", encoding="utf-8")
 
 
-def _prove(operated: Operated, options: Options, stage: Stage, partial: Path) -> Proof:
+def _prove(operated: Operated, options: SurgeryOptions, stage: Stage, partial: Path) -> Proof:
     """Of the graphs as they were written into `partial`; the report and the manifest have it, with their hashes."""
     root = _root(stage, partial)
     unquantised = None

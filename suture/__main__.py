@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 
 from suture import __version__
-from suture.core.command import Parser, run
+from suture.core.command import CommandParser, run
 
 COMMANDS = {  # name: module, what it does
     "run": ("suture.pipeline", "a checkpoint to a TensorRT engine, every step checked"),
@@ -35,7 +35,7 @@ def _about(name: str) -> None:
     elif name == "--version":
         print(f"suture {__version__}")
     else:
-        Parser(prog="suture").error(f"no command {name}; choose from {', '.join(COMMANDS)}")
+        CommandParser(prog="suture").error(f"no command {name}; choose from {', '.join(COMMANDS)}")
 
 
 def _command(name: str) -> Callable[[list[str], str], int]:

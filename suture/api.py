@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def operate(model: Source, *, root: Path | str | None = None, **options: Any) -> Operated:
     """Surgery: fuses a model's graph and makes its KV caches static. The model stays as it is.
 
-    `options` are those of suture.surgery.options.Options: capacity=512, logits="last", verify=True, ... `root` is the folder
+    `options` are those of suture.surgery.options.SurgeryOptions: capacity=512, logits="last", verify=True, ... `root` is the folder
     that a model's external weights are relative to (default: the working directory); a file says so itself.
 
     Returns the portable model (opset 24, standard operators, for onnxruntime), the lowered one (for TensorRT) and the report.
@@ -34,9 +34,9 @@ def operate(model: Source, *, root: Path | str | None = None, **options: Any) ->
     that changes an output.
     """
     from suture.surgery.operate import operate, proven
-    from suture.surgery.options import Options
+    from suture.surgery.options import SurgeryOptions
 
-    chosen = Options(**options)
+    chosen = SurgeryOptions(**options)
     operated = operate(_source(model), chosen, _folder(root))
     if not chosen.no_verify:
         proven(operated, chosen)
@@ -85,10 +85,10 @@ def export_checkpoint(
     `dtype`: "float32", "float16" or "bfloat16" (default: the checkpoint's own). `weights`: "copy" or "reference" (default:
     copy below 2 GB). What is there already is made anew with `force`. Raises UserError for a checkpoint that it cannot read.
     """
-    from suture.export.options import Options
+    from suture.export.options import ExportOptions
     from suture.export.stage import export
 
-    export(Path(out), Options(checkpoint=Path(checkpoint), dtype=dtype, weights=weights), force)
+    export(Path(out), ExportOptions(checkpoint=Path(checkpoint), dtype=dtype, weights=weights), force)
     return Path(out) / "model.onnx"
 
 
@@ -98,14 +98,14 @@ def build_engine(
     """Builds a lowered graph's TensorRT engine into the folder `out`, in a child process. Returns the engine's file; beside it
     lie engine.json, which says what was built, and kernels.json.
 
-    `options` are those of suture.build.options.Options: compute_capability=("8.9",), max_batch=8, ... Raises UserError where
+    `options` are those of suture.build.options.BuildOptions: compute_capability=("8.9",), max_batch=8, ... Raises UserError where
     the graph cannot be built, or would compute something else, or this machine has too little.
     """
-    from suture.build.options import Options
+    from suture.build.options import BuildOptions
     from suture.build.stage import ENGINE, build
 
     with _as_file(model, _folder(root)) as path:
-        build(path, Path(out), Options(**options), force)
+        build(path, Path(out), BuildOptions(**options), force)
     return Path(out) / ENGINE
 
 

@@ -19,7 +19,17 @@ from pathlib import Path
 
 from suture.build import options as build_options
 from suture.core import child
-from suture.core.command import DONE, FAULT, FOUND_DIFFERENCE, INTERRUPTED, UNUSABLE_INPUT, Parser, end_with_parent, given, run
+from suture.core.command import (
+    DONE,
+    FAULT,
+    FOUND_DIFFERENCE,
+    INTERRUPTED,
+    UNUSABLE_INPUT,
+    CommandParser,
+    end_with_parent,
+    given,
+    run,
+)
 from suture.core.manifest import read_manifest
 from suture.core.parts import find_parts
 from suture.export import options as export_options
@@ -38,7 +48,7 @@ STOPPED = {  # what the table says of a stage that did not do its work
 
 
 @dataclass
-class Outcome:
+class StageOutcome:
     stage: str  # as the table shows it
     status: int
     seconds: float
@@ -47,7 +57,7 @@ class Outcome:
 
 
 def main(arguments: list[str] | None = None, prog: str = "pipeline") -> int:
-    parser = Parser(prog=prog, description="Take a checkpoint to a TensorRT engine, and check every step.")
+    parser = CommandParser(prog=prog, description="Take a checkpoint to a TensorRT engine, and check every step.")
     groups = {name: parser.add_argument_group(name) for name in ("export", "surgery", "build", "validate")}
     export_options.add_options(groups["export"])
     surgery_options.add_options(groups["surgery"])
@@ -60,7 +70,7 @@ def main(arguments: list[str] | None = None, prog: str = "pipeline") -> int:
     if options.cache == "static" and given(options, "max_past"):
         parser.error("--max-past is a growing cache's; leave it out, or add --cache growing")
 
-    outcomes: list[Outcome] = []
+    outcomes: list[StageOutcome] = []
     for outcome in _stages(groups, options):
         outcomes.append(outcome)
         if outcome.status != DONE:
@@ -69,7 +79,7 @@ def main(arguments: list[str] | None = None, prog: str = "pipeline") -> int:
     return outcomes[-1].status
 
 
-def _stages(groups: dict[str, argparse._ArgumentGroup], options: argparse.Namespace) -> Iterator[Outcome]:
+def _stages(groups: dict[str, argparse._ArgumentGroup], options: argparse.Namespace) -> Iterator[StageOutcome]:
     """Runs one stage of one part after another."""
     out, given_to = options.out, {stage: _given(group, options) for stage, group in groups.items()}
     given_to = {stage: arguments + ["--force"] * options.force for stage, arguments in given_to.items()}
@@ -101,7 +111,7 @@ def _given(group: argparse._ArgumentGroup, options: argparse.Namespace) -> list[
     return arguments
 
 
-def _run(stage: str, arguments: list[str], out: Path) -> Outcome:
+def _run(stage: str, arguments: list[str], out: Path) -> StageOutcome:
     started = time.monotonic()
     command = child.command("suture.core.command", f"suture.{stage}", *arguments)
     status = _wait(subprocess.Popen(command, env=child.environment(), preexec_fn=end_with_parent))
@@ -110,22 +120,22 @@ def _run(stage: str, arguments: list[str], out: Path) -> Outcome:
         name = signal.Signals(-status).name
         why = ", as the system does when memory is short" if name == "SIGKILL" else ""
         print(f"pipeline: {stage} was killed by {name}{why}; run the same command to carry on", file=sys.stderr)
-        return Outcome(stage, FAULT, seconds, f"killed by {name}")
+        return StageOutcome(stage, FAULT, seconds, f"killed by {name}")
     finished = status == DONE or (status == FOUND_DIFFERENCE and stage == "validate")
     if not finished:
         compares = stage == "surgery" and "--no-verify" not in arguments
         if status not in STOPPED or (status == FOUND_DIFFERENCE and not compares):  # by itself, Python ends with 1
             status = FAULT
-        return Outcome(stage, status, seconds, STOPPED[status])
+        return StageOutcome(stage, status, seconds, STOPPED[status])
     try:
         out = find_parts(out)[0].folder if stage == "export" else out
         manifest = _manifest(out / stage)
         if status == FOUND_DIFFERENCE and manifest["verdict"] not in ("different", "failed"):  # an earlier run's
-            return Outcome(stage, FAULT, seconds, STOPPED[FAULT])
-        return Outcome(stage, status, seconds, _result(stage, out), manifest["peak_memory_bytes"])
+            return StageOutcome(stage, FAULT, seconds, STOPPED[FAULT])
+        return StageOutcome(stage, status, seconds, _result(stage, out), manifest["peak_memory_bytes"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         print(f"pipeline: {out / stage}: its results cannot be read ({error}); run with --force", file=sys.stderr)
-        return Outcome(stage, UNUSABLE_INPUT, seconds, "results that cannot be read")
+        return StageOutcome(stage, UNUSABLE_INPUT, seconds, "results that cannot be read")
 
 
 def _wait(running: subprocess.Popen) -> int:
@@ -166,7 +176,7 @@ def _read(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _show(outcomes: list[Outcome]) -> None:
+def _show(outcomes: list[StageOutcome]) -> None:
     from rich.console import Console  # here, so that a broken install is one line, too
     from rich.markup import escape
     from rich.table import Table

@@ -9,7 +9,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from suture.surgery.graph import files
-from suture.surgery.options import Options
+from suture.surgery.options import SurgeryOptions
 from suture.surgery.plan import Plan, make_plan
 from suture.surgery.runner import run_plan
 
@@ -65,7 +65,7 @@ def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray
 def standard(model: onnx.ModelProto, folder: Path):
     """What the passes over com.microsoft ops make of it, and their report."""
     onnx.save(model, folder / "source.onnx")
-    plan = Plan(make_plan(Options(cache="growing")).portable[:1], ())
+    plan = Plan(make_plan(SurgeryOptions(cache="growing")).portable[:1], ())
     graph, _, report = run_plan(files.read(folder / "source.onnx"), plan)
     return files.to_model(graph), report
 

@@ -12,7 +12,7 @@ import torch
 from suture.core.sessions import ROOT_OPTION
 from suture.core.weights import weights_root
 from suture.export import stage
-from suture.export.options import Options
+from suture.export.options import ExportOptions
 from suture.models.architectures import load_model, open_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +30,7 @@ CONFIG = json.loads((ROOT / "models" / "tiny-qwen" / "config.json").read_text())
 
 def export(checkpoint: Path, out: Path, force: bool = False, pipeline: bool = False, **options: str | None) -> Path:
     """`options`: dtype, weights, part."""
-    stage.export(out, Options(checkpoint=checkpoint, **options), force, pipeline)
+    stage.export(out, ExportOptions(checkpoint=checkpoint, **options), force, pipeline)
     return out / "model.onnx"
 
 

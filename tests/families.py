@@ -14,12 +14,12 @@ from filelock import FileLock
 from safetensors.torch import save_file
 
 from suture.core.parts import DECODER, find_parts
-from suture.export.options import Options as ExportOptions
+from suture.export.options import ExportOptions
 from suture.export.stage import export
 from suture.models import random_weights
 from suture.models.architectures import architecture
 from suture.surgery import __main__ as surgery
-from suture.validate.options import Options as ValidateOptions
+from suture.validate.options import ValidateOptions
 from suture.validate.stage import validate_pipeline
 
 ROOT = Path(__file__).parents[1]

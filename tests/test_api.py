@@ -18,7 +18,7 @@ from onnx import numpy_helper
 import suture
 from suture.__main__ import COMMANDS
 from suture.surgery.graph import need
-from suture.surgery.options import Options
+from suture.surgery.options import SurgeryOptions
 from suture.surgery.plan import make_plan
 from suture.surgery.verification.verify import ChangedOutput
 from suture.testing import check_pass
@@ -133,7 +133,7 @@ def test_a_pass_that_imports_the_old_name_is_told_the_new_one(tmp_path):
     path = tmp_path / "old.py"
     path.write_text('"""x → x."""\n\nfrom surgery.graph import need\n\n\ndef run(graph):\n    return 0\n')
     with pytest.raises(suture.UserError, match=r"imports surgery\.graph, .*; import suture\.surgery\.graph$"):
-        make_plan(Options(own=(str(path),)))
+        make_plan(SurgeryOptions(own=(str(path),)))
 
 
 # --- check_pass ----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from suture.core.network.parse import NO_TENSORRT
 from suture.validate import levels as validate_levels
 from suture.validate import plots
 from suture.validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED
-from suture.validate.options import Options
+from suture.validate.options import ValidateOptions
 from suture.validate.stage import validate_pipeline
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
@@ -138,14 +138,14 @@ def report_of(pipeline: Path) -> dict:
 
 
 def test_whole_arrows_pass(pipeline):
-    assert validate_pipeline(pipeline, Options()) == 0
+    assert validate_pipeline(pipeline, ValidateOptions()) == 0
     assert [level["status"] for level in report_of(pipeline)["levels"]] == [NOT_RUN, PASSED, PASSED, NOT_RUN, NOT_RUN]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.file}-{case.name}")
 def test_a_broken_arrow_fails(case, pipeline, capsys):
     case.damage(pipeline / case.file)
-    assert validate_pipeline(pipeline, Options()) == 1
+    assert validate_pipeline(pipeline, ValidateOptions()) == 1
     report = report_of(pipeline)
     assert report["verdict"] == FAILED
     levels = {level["number"]: level for level in report["levels"]}
@@ -154,17 +154,17 @@ def test_a_broken_arrow_fails(case, pipeline, capsys):
     html = (pipeline / "validate" / "report.html").read_text(encoding="utf-8")
     assert html.count('<span class="pill failed">') >= len(case.levels)
     capsys.readouterr()
-    assert validate_pipeline(pipeline, Options()) == 1
+    assert validate_pipeline(pipeline, ValidateOptions()) == 1
     assert "up to date, failed" in capsys.readouterr().out
 
 
 def test_an_edited_verdict_is_not_believed(pipeline, capsys):
     """The verdict that counts is the manifest's; report.json is for people."""
     empty(pipeline / LOWERED)
-    assert validate_pipeline(pipeline, Options()) == 1
+    assert validate_pipeline(pipeline, ValidateOptions()) == 1
     report = pipeline / "validate" / "report.json"
     report.write_text(report.read_text(encoding="utf-8").replace(FAILED, PASSED), encoding="utf-8")
-    assert validate_pipeline(pipeline, Options()) == 1
+    assert validate_pipeline(pipeline, ValidateOptions()) == 1
 
 
 def test_a_machine_without_tensorrt_has_not_run_it(pipeline, monkeypatch):
@@ -172,7 +172,7 @@ def test_a_machine_without_tensorrt_has_not_run_it(pipeline, monkeypatch):
         raise NO_TENSORRT
 
     monkeypatch.setattr(validate_levels, "open_network", absent)
-    assert validate_pipeline(pipeline, Options()) == 0
+    assert validate_pipeline(pipeline, ValidateOptions()) == 0
     level = report_of(pipeline)["levels"][2]
     assert level["status"] == NOT_RUN
     assert "is not installed" in level["reason"]
@@ -189,7 +189,7 @@ def test_an_engine_that_is_none_fails(described, engine, pipeline):
     (pipeline / "build" / "model.engine").write_bytes(engine)
     if described is not None:
         (pipeline / "build" / "engine.json").write_text(described, encoding="utf-8")
-    assert validate_pipeline(pipeline, Options()) == 1
+    assert validate_pipeline(pipeline, ValidateOptions()) == 1
     level = report_of(pipeline)["levels"][3]
     assert level["status"] == FAILED
     assert "build" in level["reason"]
@@ -204,7 +204,7 @@ def test_what_is_not_finite_differs(value, sides, tmp_path):
         (tmp_path / name).parent.mkdir()
         damaged = sides == "both" or static == (sides == "candidate")
         onnx.save(decoder_graph(static, nan=value) if damaged else decoder_graph(static), tmp_path / name)
-    assert validate_pipeline(tmp_path, Options()) == 1
+    assert validate_pipeline(tmp_path, ValidateOptions()) == 1
     assert report_of(tmp_path)["levels"][1]["status"] == DIFFERENT
     html = (tmp_path / "validate" / "report.html").read_text(encoding="utf-8")
     assert "not a number" in html or "infinite" in html
@@ -212,5 +212,5 @@ def test_what_is_not_finite_differs(value, sides, tmp_path):
 
 def test_the_manifest_says_what_the_report_does(pipeline):
     half(pipeline / LOWERED)
-    validate_pipeline(pipeline, Options())
+    validate_pipeline(pipeline, ValidateOptions())
     assert read_manifest(pipeline / "validate")["verdict"] == FAILED

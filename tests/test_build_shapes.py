@@ -10,7 +10,7 @@ import pytest
 from suture.build import trtexec
 from suture.build.advice import advised
 from suture.build.kernels import read_kernels
-from suture.build.options import Options
+from suture.build.options import BuildOptions
 from suture.build.profiles import make_profiles, name_apart
 from suture.build.stage import build
 from suture.core.errors import UserError
@@ -87,7 +87,7 @@ def test_names_that_the_ranges_contradict_are_set_apart():
 
 def built(text: str, folder: Path, **options) -> Path:
     onnx.save(parsed(text), folder / "model.onnx")
-    build(folder / "model.onnx", folder / "out", Options(compute_capability=("8.9",), **options))
+    build(folder / "model.onnx", folder / "out", BuildOptions(compute_capability=("8.9",), **options))
     return folder / "out"
 
 

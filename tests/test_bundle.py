@@ -18,7 +18,7 @@ from suture.core.errors import UserError
 from suture.runtime.graphs import open_graph
 from suture.validate.bundle import read_results, write_bundle
 from suture.validate.compare import DIFFERENT, PASSED, compare
-from suture.validate.options import Options
+from suture.validate.options import ValidateOptions
 from suture.validate.scenarios import make_scenarios, random_tokens
 from suture.validate.stage import bundle_pipeline
 
@@ -168,7 +168,7 @@ def test_bundle_of_a_folder_without_an_engine(pipeline, tmp_path):
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "model.onnx").write_bytes((pipeline / "export" / "model.onnx").read_bytes())
     with pytest.raises(UserError, match=f"{tmp_path}/surgery: has no results; run python -m surgery first"):
-        bundle_pipeline(tmp_path, Options())
+        bundle_pipeline(tmp_path, ValidateOptions())
 
 
 def test_scenarios_that_the_engine_cannot_take_are_left_out(pipeline, tmp_path):

@@ -12,7 +12,7 @@ from test_network import parsed, save
 from suture.core.errors import UserError
 from suture.core.network.check import AGREES, DIFFERENT, NOT_COMPARED, REFUSED, WRONG, check
 from suture.core.network.inputs import make_feeds
-from suture.core.network.parse import Parser, ParserDied
+from suture.core.network.parse import ParserDied, ParserProcess
 from suture.core.network.validity import uses_of_inputs
 from suture.core.network.windows import pooling
 from suture.core.shapes import ShapeRange, parse_shape, parse_shapes
@@ -127,7 +127,7 @@ def test_the_node_that_kills_the_parser_is_found(tmp_path):
 def test_the_parser_lives_on_after_a_death(tmp_path):
     deadly = save(parsed("(float x) => (float y) { y = Attention(x, x, x) }"), tmp_path, "deadly")
     good = save(picture(), tmp_path, "good")
-    with Parser() as parser:
+    with ParserProcess() as parser:
         for _ in range(2):
             with pytest.raises(ParserDied):
                 parser.parse(deadly)

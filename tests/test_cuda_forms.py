@@ -16,7 +16,7 @@ from suture.core.network.evaluate import Evaluator
 from suture.core.network.parse import describe
 from suture.core.network.runner import to_numpy
 from suture.surgery.graph import files
-from suture.surgery.options import Options
+from suture.surgery.options import SurgeryOptions
 from suture.surgery.plan import make_plan
 from suture.surgery.reports import cuda
 from suture.surgery.runner import run_plan
@@ -62,7 +62,7 @@ def operated(model: onnx.ModelProto, tmp_path: Path):
     """The portable and the lowered model, and the report."""
     path = tmp_path / "model.onnx"
     onnx.save(model, path)
-    portable, lowered, report = run_plan(files.read(path), make_plan(Options()))
+    portable, lowered, report = run_plan(files.read(path), make_plan(SurgeryOptions()))
     return files.to_model(portable), files.to_model(lowered), report
 
 

@@ -13,7 +13,7 @@ from benchmarks.draws import draw, judge
 from benchmarks.draws.contrib import CONTRIB
 from benchmarks.draws.judge import AGREES, FAULTS, INVALID, NETWORK_DIFFERS, PORTABLE_DIFFERS
 from benchmarks.draws.operators import STANDARD
-from suture.core.network.parse import Parser
+from suture.core.network.parse import ParserProcess
 from suture.core.traits import MICROSOFT, OTHERS
 from suture.surgery.graph import Graph
 from suture.surgery.passes.import_contrib import contrib_gelu
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def parser():
-    with Parser() as parser:
+    with ParserProcess() as parser:
         yield parser
 
 

@@ -14,7 +14,7 @@ from fake_engine import FakeEngine
 
 from suture.core.signature import find_signature
 from suture.runtime import engine as engines
-from suture.runtime.engine import Engine, Session, choose_profile, read_weight, takes, why_not
+from suture.runtime.engine import Engine, EngineSession, choose_profile, read_weight, takes, why_not
 from suture.runtime.engine_decoder import EngineModel, signature_of
 from suture.runtime.graphs import graph_of
 from suture.validate.compare import DIFFERENT, PASSED, compare
@@ -64,7 +64,7 @@ def test_a_cache_bound_to_another_buffer_is_different(portable, engine, descript
 
 
 def test_buffers_keep_their_addresses_and_caches_are_one_buffer(engine):
-    session = Session(engine, 1)
+    session = EngineSession(engine, 1)
     session.run(feeds([5, 6, 7], 0))
     first = session.run(feeds([8], 3))
     before = dict(engine.contexts[0].addresses)
@@ -77,7 +77,7 @@ def test_buffers_keep_their_addresses_and_caches_are_one_buffer(engine):
 
 
 def test_sessions_of_two_batches_take_turns(engine):
-    alone, pair = Session(engine, 1), Session(engine, 2)
+    alone, pair = EngineSession(engine, 1), EngineSession(engine, 2)
     expected = alone.run(feeds([5, 6, 7], 0))[0]
     both = pair.run(feeds([[1, 2, 3], [5, 6, 7]], 0))
     np.testing.assert_allclose(both[1], expected, atol=1e-5)
@@ -126,8 +126,8 @@ def test_weights_that_are_inputs_are_bound(portable, description, tmp_path):
     whole = Engine(tmp_path / "model.engine", build_graphs.describe(portable), tmp_path, FakeEngine(portable), device="cpu")
     bound = Engine(tmp_path / "model.engine", description, tmp_path, FakeEngine(model), device="cpu")
     bound.context(0, 0).shapes[tensor.name] = bound.context(1, 0).shapes[tensor.name] = value.shape  # fixed, so not set
-    expected = Session(whole, 1).run(feeds([5, 6, 7], 0))
-    np.testing.assert_array_equal(Session(bound, 1).run(feeds([5, 6, 7], 0)), expected)
+    expected = EngineSession(whole, 1).run(feeds([5, 6, 7], 0))
+    np.testing.assert_array_equal(EngineSession(bound, 1).run(feeds([5, 6, 7], 0)), expected)
 
 
 def test_why_an_engine_cannot_run(description, monkeypatch):
@@ -164,7 +164,7 @@ def test_the_runner_knows_what_build_writes(tmp_path):
     written = json.loads((tmp_path / "out" / "engine.json").read_text())
     assert signature_of(written) == find_signature(model)
     engine = Engine(tmp_path / "out" / "model.engine", written, tmp_path, FakeEngine(None), device="cpu")
-    session = Session(engine, 3)
+    session = EngineSession(engine, 3)
     assert session.caches["past_key_values.0.key"].shape == (3, 4, 64, 32)
     assert session.caches["past_key_values.0.key"].dtype == torch.float16
     assert takes(written, 4, 64)

@@ -16,7 +16,7 @@ from suture.core.network.parse import Refused, describe
 from suture.core.network.runner import to_numpy
 from suture.surgery.graph import files
 from suture.surgery.graph.opsets import ADAPTERS, TYPES_ONLY, since
-from suture.surgery.options import Options
+from suture.surgery.options import SurgeryOptions
 from suture.surgery.plan import make_plan
 from suture.surgery.runner import run_plan
 from suture.surgery.verification import verify
@@ -50,14 +50,14 @@ def test_of_every_operator_that_changed_it_is_known_how():
 def check(path: Path, row: Row) -> None:
     if row.refused is not None:
         with pytest.raises(UserError, match=row.refused) as refusal:
-            run_plan(files.read(path, branch=row.branch), make_plan(Options(capacity=CAPACITY)))
+            run_plan(files.read(path, branch=row.branch), make_plan(SurgeryOptions(capacity=CAPACITY)))
         assert "\n" not in str(refusal.value)
         return
     graph = files.read(path)
     source = onnx.load(path)
     caches, root = graph.signature.caches, graph.root
     checks = [verify.Verifier(onnx.load(path, load_external_data=False), graph.signature, root)] if caches else []
-    portable, lowered, _ = run_plan(graph, make_plan(Options(capacity=CAPACITY)), *checks)
+    portable, lowered, _ = run_plan(graph, make_plan(SurgeryOptions(capacity=CAPACITY)), *checks)
     model = files.to_model(portable)
     assert (portable.signature.static if caches else None) == row.static
     found = Counter(node.op_type for node in model.graph.node)

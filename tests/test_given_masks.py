@@ -13,7 +13,7 @@ from suture.core.network.parse import parse
 from suture.core.network.runner import to_numpy
 from suture.core.signature import find_signature
 from suture.surgery.operate import operate
-from suture.surgery.options import Options
+from suture.surgery.options import SurgeryOptions
 from suture.surgery.verification.verify import State, compare
 from tests.graphs import weightless
 from tests.test_foreign_graphs import run
@@ -95,7 +95,7 @@ def scattered(dtype: type) -> onnx.ModelProto:
 @pytest.mark.parametrize("dtype", [np.float32, bool])
 def test_a_mask_over_slots_stays_an_input_where_scatters_become_cache_updates(dtype, tmp_path):
     source = scattered(dtype)
-    done = operate(source, Options(capacity=SLOTS))
+    done = operate(source, SurgeryOptions(capacity=SLOTS))
     ops = [node.op_type for node in done.portable.graph.node]
     assert (ops.count("Attention"), ops.count("TensorScatter"), ops.count("ScatterND")) == (2, 4, 0)
     shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in done.portable.graph.input}
@@ -126,14 +126,14 @@ def test_a_mask_over_slots_stays_an_input_where_scatters_become_cache_updates(dt
 def test_a_mask_of_other_slots_is_none_over_the_cache():
     source = scattered(np.float32)
     source.graph.input[-1].type.tensor_type.shape.dim[3].dim_value = SLOTS + 1
-    done = operate(source, Options(capacity=SLOTS))
+    done = operate(source, SurgeryOptions(capacity=SLOTS))
     assert any("not one over the cache's slots" in each["reason"] for each in done.report.unfused)
 
 
 def test_an_old_gpt2_is_static(tmp_path):
     """Its keys transposed before they are joined, the future hidden by Where, padding by Add."""
     source = old_gpt2()
-    done = operate(source, Options(capacity=32))
+    done = operate(source, SurgeryOptions(capacity=32))
     ops = [node.op_type for node in done.portable.graph.node]
     assert (ops.count("Attention"), ops.count("TensorScatter"), ops.count("Softmax")) == (1, 2, 0)
     before, after = (State(model, find_signature(model), Path()) for model in (source, done.portable))

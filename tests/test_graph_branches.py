@@ -8,7 +8,7 @@ from foreign_graphs import load
 from suture.core.errors import UserError
 from suture.surgery.graph.branches import take
 from suture.surgery.operate import operate
-from suture.surgery.options import Options
+from suture.surgery.options import SurgeryOptions
 from tests.test_foreign_graphs import run
 
 STEPS = {"prompt": (2, 5, 0), "one row": (1, 5, 0), "one token": (2, 1, 6), "one row's token": (1, 1, 6), "chunk": (2, 3, 4)}
@@ -38,7 +38,7 @@ def merged() -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def taken(merged) -> dict[str, onnx.ModelProto]:
-    return {name: operate(merged, Options(branch=name, cache="growing")).portable for name in ("then", "else")}
+    return {name: operate(merged, SurgeryOptions(branch=name, cache="growing")).portable for name in ("then", "else")}
 
 
 @pytest.mark.parametrize("step", STEPS)

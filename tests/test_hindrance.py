@@ -4,12 +4,12 @@ import numpy as np
 import onnx
 import pytest
 
-from benchmarks.hindrance import Compared, Cost, compare
+from benchmarks.hindrance import EngineCost, EnginePair, compare
 from suture.core.network.evaluate import Evaluator
 from suture.core.network.parse import describe
 from suture.core.network.runner import to_numpy
 from suture.surgery.graph import files
-from suture.surgery.options import Options
+from suture.surgery.options import SurgeryOptions
 from suture.surgery.passes.lowering import pointwise_last
 from suture.surgery.passes.lowering.attention_mask import factors
 from suture.surgery.plan import make_plan
@@ -40,7 +40,7 @@ def test_the_blocks_attention_is_as_exact_as_half_precision(tmp_path):
 
     source = weightless.filled(onnx.load(BLOCK, load_external_data=False))
     onnx.save(source, tmp_path / "source.onnx")
-    _, lowered, _ = run_plan(files.read(tmp_path / "source.onnx"), make_plan(Options(cache="growing")))
+    _, lowered, _ = run_plan(files.read(tmp_path / "source.onnx"), make_plan(SurgeryOptions(cache="growing")))
     model = files.without_shapes(files.to_model(lowered))
     ops = [node.op_type for node in model.graph.node]
     assert (ops.count("TRT_Attention"), ops.count("Cast")) == (2, 4)  # the casts are of the factors
@@ -69,11 +69,11 @@ def test_a_pointwise_convolution_is_the_sums_second_operand(tmp_path):
 
 
 def test_what_counts_as_hindered():
-    source = Cost(20, 1000, 2)
-    assert not Compared("g", source, Cost(22, 1000, 2)).hindered
-    assert Compared("g", source, Cost(23, 1000, 2)).hindered == "3 kernels more, 2 layers"
-    assert Compared("g", source, Cost(20, 3000, 2)).hindered == "2.0 kB more"
-    assert not Compared("g", refused="surgery: no").hindered
+    source = EngineCost(20, 1000, 2)
+    assert not EnginePair("g", source, EngineCost(22, 1000, 2)).hindered
+    assert EnginePair("g", source, EngineCost(23, 1000, 2)).hindered == "3 kernels more, 2 layers"
+    assert EnginePair("g", source, EngineCost(20, 3000, 2)).hindered == "2.0 kB more"
+    assert not EnginePair("g", refused="surgery: no").hindered
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from suture.core.head_sizes import write_head_sizes
 from suture.core.weights import load_graph, weights_root
 from suture.surgery.graph import files
-from suture.surgery.options import Options
+from suture.surgery.options import SurgeryOptions
 from suture.surgery.plan import make_plan
 from suture.surgery.runner import run_plan
 from suture.surgery.shapes.foreign_shapes import declare_shapes
@@ -44,7 +44,7 @@ def at_full_accuracy(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def whole(source: onnx.ModelProto, folder: Path, cache: str) -> tuple[onnx.ModelProto, list]:
     onnx.save(source, folder / "source.onnx")
-    portable, _, report = run_plan(files.read(folder / "source.onnx"), make_plan(Options(cache=cache, capacity=32)))
+    portable, _, report = run_plan(files.read(folder / "source.onnx"), make_plan(SurgeryOptions(cache=cache, capacity=32)))
     return files.to_model(portable), report.unfused
 
 

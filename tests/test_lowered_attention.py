@@ -15,7 +15,7 @@ from suture.core.network.evaluate import Evaluator
 from suture.core.network.parse import describe
 from suture.core.network.runner import to_numpy
 from suture.surgery.graph import files
-from suture.surgery.options import Options
+from suture.surgery.options import SurgeryOptions
 from suture.surgery.plan import make_plan
 from suture.surgery.runner import run_plan
 
@@ -127,7 +127,7 @@ def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.nd
 
 def lowered_ops(path: Path, folder: Path, feeds: dict[str, np.ndarray], tolerance: float = 1e-5) -> Counter:
     """The lowered graph's operators, once source, portable graph and TensorRT's network of the lowered one agree."""
-    portable, lowered, _ = run_plan(files.read(path), make_plan(Options(cache="growing", capacity=32)))
+    portable, lowered, _ = run_plan(files.read(path), make_plan(SurgeryOptions(cache="growing", capacity=32)))
     model, target = files.to_model(lowered), folder / "model.trt.onnx"
     onnx.save(files.without_shapes(model), target)
     source, ours = run(onnx.load(path), feeds), run(files.to_model(portable), feeds)
@@ -158,7 +158,7 @@ def test_graphs_without_a_cache(case, tmp_path):
 
 
 def test_a_causal_graph_without_a_cache_is_built(tmp_path):
-    _, lowered, _ = run_plan(files.read(CASES / "causal_no_cache_op23.onnx"), make_plan(Options(capacity=32)))
+    _, lowered, _ = run_plan(files.read(CASES / "causal_no_cache_op23.onnx"), make_plan(SurgeryOptions(capacity=32)))
     files.write(lowered, tmp_path / "model.trt.onnx")
     command = [sys.executable, "-m", "suture.build", tmp_path / "model.trt.onnx", "--out", tmp_path / "build"]
     built = subprocess.run([*command, "--compute-capability", "8.9"], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -184,7 +184,7 @@ def test_layers_that_hide_the_same_share_a_mask(tmp_path):
 def test_what_is_not_known_stays_and_is_named(outputs, node, reason, tmp_path):
     text = f'<ir_version: 11, opset_import: ["": 24]> g ({ALIKE}) => ({CONTEXT}{outputs}) {{ {node} }}'
     onnx.save(onnx.parser.parse_model(text), tmp_path / "source.onnx")
-    _, lowered, report = run_plan(files.read(tmp_path / "source.onnx"), make_plan(Options(cache="growing", capacity=32)))
+    _, lowered, report = run_plan(files.read(tmp_path / "source.onnx"), make_plan(SurgeryOptions(cache="growing", capacity=32)))
     (attention,) = [node for node in lowered.gs.nodes if node.op == "Attention"]
     assert attention.attrs == {}
     lines = [line for line in report.lines() if reason in line]
@@ -195,7 +195,7 @@ def test_what_is_not_known_stays_and_is_named(outputs, node, reason, tmp_path):
 def test_softcap_over_a_cache(cache, tmp_path):
     """Static: the valid length and is_causal become the mask that every static cache has."""
     path = CASES / "softcap.onnx"
-    portable, lowered, _ = run_plan(files.read(path), make_plan(Options(cache=cache, capacity=32)))
+    portable, lowered, _ = run_plan(files.read(path), make_plan(SurgeryOptions(cache=cache, capacity=32)))
     wanted = CAPPED | {"TensorScatter": 2 if cache == "static" else 0}
     ops = Counter(node.op for node in lowered.gs.nodes)
     assert {op: ops[op] for op in wanted} == wanted

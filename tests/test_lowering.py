@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 
 from suture.surgery.graph import consumers, files, onnx_type, producer
-from suture.surgery.options import Options
+from suture.surgery.options import SurgeryOptions
 from suture.surgery.passes.lowering import joint_rotary, split_products
 from suture.surgery.passes.portable import packed_heads, query_scale
 from suture.surgery.plan import make_plan
@@ -94,7 +94,7 @@ def test_attention_of_few_heads_may_be_taken_apart(heads, tmp_path, monkeypatch)
     monkeypatch.setattr(decoder_graphs, "HEAD_DIM", 16)
     monkeypatch.setattr(decoder_graphs, "HIDDEN", heads * 16)
     onnx.save(decoder_graphs.decoder_graph(static=False, dtype=np.float16), tmp_path / "model.onnx")
-    plan = make_plan(Options(capacity=32))
+    plan = make_plan(SurgeryOptions(capacity=32))
     _, lowered, report = run_plan(files.read(tmp_path / "model.onnx"), plan)
     marked = [bool(node.attrs.get("TRT_decomposable")) for node in lowered.nodes("TRT_Attention")]
     assert marked == [heads < 4] * 2
@@ -116,7 +116,9 @@ def test_attention_of_few_heads_may_be_taken_apart(heads, tmp_path, monkeypatch)
 def test_a_boolean_mask_becomes_an_additive_one(dtype, tmp_path):
     """That of a growing cache, which all layers share: TensorRT builds none that is boolean and shared for short sequences."""
     onnx.save(decoder_graphs.decoder_graph(static=False, dtype=dtype), tmp_path / "model.onnx")
-    portable, lowered, _ = run_plan(files.read(tmp_path / "model.onnx"), make_plan(Options(cache="growing", capacity=32)))
+    portable, lowered, _ = run_plan(
+        files.read(tmp_path / "model.onnx"), make_plan(SurgeryOptions(cache="growing", capacity=32))
+    )
     attentions = lowered.nodes("TRT_Attention")
     assert len(attentions) == 2
     assert len({id(node.inputs[3]) for node in attentions}) == 1

@@ -18,7 +18,7 @@ from suture.core.weights import references
 from suture.surgery.__main__ import main
 from suture.surgery.graph import files
 from suture.surgery.graph.weights import settle
-from suture.surgery.options import Options
+from suture.surgery.options import SurgeryOptions
 from suture.surgery.plan import make_plan
 from suture.surgery.runner import run_plan
 from tests.decoding import decode, largest_error
@@ -44,7 +44,9 @@ GEMMS = {
 def operated(source: onnx.ModelProto, folder: Path, merge: tuple[str, ...]):
     """The portable graph with these weights merged, and what the pass said."""
     onnx.save(source, folder / "source.onnx")
-    portable, lowered, report = run_plan(files.read(folder / "source.onnx"), make_plan(Options(capacity=32, merge=merge)))
+    portable, lowered, report = run_plan(
+        files.read(folder / "source.onnx"), make_plan(SurgeryOptions(capacity=32, merge=merge))
+    )
     said = [each for each in report.passes if each.name == "merged_weights"]
     return files.to_model(portable), files.to_model(lowered), said
 

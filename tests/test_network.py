@@ -15,7 +15,7 @@ from suture.core.as_written import open_session
 from suture.core.errors import UserError
 from suture.core.findings import Finding
 from suture.core.network.audit import audit
-from suture.core.network.compare import Outcome, compare, default_tolerance
+from suture.core.network.compare import FeedsOutcome, compare, default_tolerance
 from suture.core.network.description import Layer, Network
 from suture.core.network.evaluate import EvaluationError, Evaluator
 from suture.core.network.graph_audit import audit_graph
@@ -46,7 +46,7 @@ def network_of(path: Path):
     return describe(path.read_bytes(), path, path.parent)
 
 
-def outcomes(model: onnx.ModelProto, reference: onnx.ModelProto | None, folder: Path) -> tuple[list[Outcome], float]:
+def outcomes(model: onnx.ModelProto, reference: onnx.ModelProto | None, folder: Path) -> tuple[list[FeedsOutcome], float]:
     path = save(model, folder, "model")
     other = path if reference is None else save(reference, folder, "reference")
     network = network_of(path)

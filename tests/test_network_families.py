@@ -17,7 +17,7 @@ from suture.core.weights import load_graph
 from suture.runtime.graphs import open_graph
 from suture.runtime.network_decoder import open_network
 from suture.surgery.graph import files
-from suture.surgery.options import Options
+from suture.surgery.options import SurgeryOptions
 from suture.surgery.plan import make_plan
 from suture.surgery.runner import run_plan
 from suture.validate.compare import compare
@@ -64,7 +64,7 @@ def network_error(portable: Path, lowered: Path) -> float | None:
 def write(model: onnx.ModelProto, folder: Path, **options) -> tuple[Path, Path]:
     """Portable and lowered graph of a source in memory."""
     onnx.save(model, folder / "source.onnx")
-    portable, lowered, _ = run_plan(files.read(folder / "source.onnx"), make_plan(Options(capacity=CAPACITY, **options)))
+    portable, lowered, _ = run_plan(files.read(folder / "source.onnx"), make_plan(SurgeryOptions(capacity=CAPACITY, **options)))
     files.write(portable, folder / "model.onnx")
     files.write(lowered, folder / "model.trt.onnx")
     return folder / "model.onnx", folder / "model.trt.onnx"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import node_tests
-from benchmarks.node_tests import AGREES, CONSTANT, DIFFERS, NOT_EVALUATED, REFUSED, Result
+from benchmarks.node_tests import AGREES, CONSTANT, DIFFERS, NOT_EVALUATED, REFUSED, NodeTestResult
 from suture.core.network import windows
 from suture.core.network.evaluate import LAYERS
 
@@ -122,8 +122,8 @@ def test_difference_sees_shape_values_and_infinity():
 
 
 def test_table():
-    results = [Result("test_triu", "Trilu", DIFFERS, "y differs"), Result("test_new", "New", DIFFERS, "z differs by 3"),
-               Result("test_tril", "Trilu", AGREES), Result("test_xor", "BitwiseXor", REFUSED, "no | such")]  # fmt: skip
+    results = [NodeTestResult("test_triu", "Trilu", DIFFERS, "y differs"), NodeTestResult("test_new", "New", DIFFERS, "z differs by 3"),
+               NodeTestResult("test_tril", "Trilu", AGREES), NodeTestResult("test_xor", "BitwiseXor", REFUSED, "no | such")]  # fmt: skip
     page = node_tests.table(results, "tensorrt 1")
     assert "| Trilu | 1: triu | without `upper`" in page
     assert "| New | 1: new | open: z differs by 3 |" in page

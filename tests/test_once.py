@@ -212,7 +212,7 @@ def test_what_is_cut_wrongly_is_found(tmp_path, monkeypatch):
 
     monkeypatch.setattr(operate, "cut", wrong)
     onnx.save(load("sd15_unet_d18"), tmp_path / "source.onnx")
-    options = operate.Options(once=(("a_2",),))
+    options = operate.SurgeryOptions(once=(("a_2",),))
     with pytest.raises(DifferenceFound, match="conv2d_31 differs"):
         operate.proven(operate.operate(tmp_path / "source.onnx", options), options)
 

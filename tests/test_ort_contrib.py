@@ -19,10 +19,10 @@ from suture.runtime.io_binding import BoundSession
 from suture.surgery.__main__ import main as surgery
 from suture.surgery.capacity import main as change_capacity
 from suture.surgery.graph import Graph, files, producer
-from suture.surgery.options import Options
+from suture.surgery.options import SurgeryOptions
 from suture.surgery.passes.ort_contrib import group_query_attention
 from suture.surgery.plan import make_plan
-from suture.surgery.reports.report import Report
+from suture.surgery.reports.report import SurgeryReport
 from suture.surgery.runner import lower, run_plan
 from suture.surgery.verification import verify
 from tests.decoding import decode, largest_error
@@ -50,10 +50,10 @@ def counts(model: onnx.ModelProto) -> tuple[int, ...]:
     return tuple(found[op] for op in OWN)
 
 
-def both(source: onnx.ModelProto, folder: Path) -> tuple[onnx.ModelProto, onnx.ModelProto, Report]:
+def both(source: onnx.ModelProto, folder: Path) -> tuple[onnx.ModelProto, onnx.ModelProto, SurgeryReport]:
     """The portable graph, the one in onnxruntime's operators, and the report of the passes between them."""
     onnx.save(source, folder / "source.onnx")
-    plan, report = make_plan(Options(capacity=CAPACITY, onnxruntime=True)), Report()
+    plan, report = make_plan(SurgeryOptions(capacity=CAPACITY, onnxruntime=True)), SurgeryReport()
     portable, _, _ = run_plan(files.read(folder / "source.onnx"), plan)
     own = lower(portable, plan.ort_contrib, report, form="ort_contrib")
     return files.to_model(portable), files.to_model(own), report
@@ -101,10 +101,10 @@ def test_a_pass_that_is_wrong_is_found(tiny_own, monkeypatch):
         lambda *given: append(*given[:-1], given[-1] | {"scale": 1.1 * given[-1]["scale"]}),
     )
     portable = files.read(tiny_own / "model.onnx")
-    plan = make_plan(Options(capacity=CAPACITY, onnxruntime=True))
+    plan = make_plan(SurgeryOptions(capacity=CAPACITY, onnxruntime=True))
     check = verify.Verifier(files.to_model(portable), portable.signature, portable.root, NO_ALPHAS)
     with pytest.raises(verify.ChangedOutput, match="group_query_attention: changes"):
-        lower(portable, plan.ort_contrib, Report(), check)
+        lower(portable, plan.ort_contrib, SurgeryReport(), check)
 
 
 def test_it_decodes_what_the_portable_graph_has_read(tiny_own):
@@ -166,7 +166,7 @@ def near_misses(graph: Graph) -> set[str]:
 @pytest.fixture
 def portable(tmp_path) -> Graph:
     onnx.save(weightless.load(LLAMA), tmp_path / "source.onnx")
-    return run_plan(files.read(tmp_path / "source.onnx"), make_plan(Options(capacity=CAPACITY)))[0]
+    return run_plan(files.read(tmp_path / "source.onnx"), make_plan(SurgeryOptions(capacity=CAPACITY)))[0]
 
 
 def test_a_cache_with_gaps_is_left(portable):

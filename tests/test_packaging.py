@@ -1,10 +1,12 @@
 """The package: what it lists, and that it is found from wherever it is used. .ci/package does the same with a wheel."""
 
+import ast
 import os
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections import defaultdict
 from pathlib import Path
 
 import onnx
@@ -32,6 +34,17 @@ def test_the_packages_are_the_folders():
     assert len(SETTINGS["packages"]) == len(found)
     modules = [path for folder in folders.values() for path in (ROOT / folder).rglob("*.py") if path.parent.name != "tiny-qwen"]
     assert all((path.parent / "__init__.py").is_file() for path in modules)
+
+
+def test_a_class_name_means_one_thing():
+    places = defaultdict(list)
+    for folder in (*SETTINGS["package-dir"].values(), "benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for statement in ast.parse(path.read_text()).body:
+                if isinstance(statement, ast.ClassDef) and not statement.name.startswith("_"):
+                    places[statement.name].append(str(path.relative_to(ROOT)))
+    assert len(places) > 200
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
 
 
 @pytest.mark.parametrize("stage", ["export", "surgery", "build", "validate", "generate"])

@@ -18,7 +18,7 @@ from suture.core.network.evaluate import Evaluator
 from suture.core.network.inputs import make_feeds
 from suture.core.network.parse import parse
 from suture.core.weights import load_graph
-from suture.export.options import Options
+from suture.export.options import ExportOptions
 from suture.export.stage import export
 from suture.models.architectures import load_model, meta_model, open_checkpoint
 from suture.models.named import checkpoint_folder
@@ -50,7 +50,7 @@ def source(shared):
 
 
 def export_float32(checkpoint: Path, out: Path) -> Path:
-    export(out, Options(checkpoint=checkpoint, dtype="float32"))
+    export(out, ExportOptions(checkpoint=checkpoint, dtype="float32"))
     return out / "model.onnx"
 
 

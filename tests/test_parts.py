@@ -23,7 +23,7 @@ from suture.models.parts import DECODER, Part
 from suture.models.random_weights import write
 from suture.runtime.graphs import open_embedding, open_graph
 from suture.surgery.__main__ import main as surgery
-from suture.validate.options import Options
+from suture.validate.options import ValidateOptions
 from suture.validate.pipeline import find_pipeline
 from suture.validate.stage import validate_pipeline
 
@@ -164,7 +164,7 @@ def test_embeddings_are_a_part_of_their_own(qwen, tmp_path, embedding):
             surgery([str(part.folder / "export" / "model.onnx"), "--out", str(part.folder / "surgery"), "--verify", *capacity])
             == 0
         )
-    assert validate_pipeline(tmp_path, Options()) == 0
+    assert validate_pipeline(tmp_path, ValidateOptions()) == 0
     report = json.loads((tmp_path / "validate" / "report.json").read_text())
     found = {level["title"]: level["status"] for level in report["levels"]}
     assert [status for title, status in found.items() if "engine" not in title and "text" not in title] == ["passed"] * 6

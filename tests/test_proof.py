@@ -16,14 +16,15 @@ from suture.core.network.parse import NO_TENSORRT
 from suture.core.proof import excerpt as excerpts
 from suture.core.proof import prove as proving
 from suture.core.proof.nudged import with_numbers_nudged
-from suture.core.proof.prove import Subject, prove
+from suture.core.proof.prove import prove
+from suture.core.proof.subject import Subject
 from suture.core.proof.verdict import DIFFERENT, FAILED, NOT_RUN, PASSED, DifferenceFound
 from suture.core.sessions import new_session, run_arrays
 from suture.core.shadow_copy import float32_shadow_copy, has_types
 from suture.core.signature import find_signature
 from suture.surgery.__main__ import main
 from suture.surgery.operate import operate
-from suture.surgery.options import Options
+from suture.surgery.options import SurgeryOptions
 from suture.validate import proven
 from suture.validate.pipeline import find_pipeline
 
@@ -116,8 +117,8 @@ def test_a_fault_in_a_static_cache_is_found(fault, dtype):
 
 @pytest.mark.parametrize("fault", [{"scale": 1.004}, {"mask": 1}, {"swap": True}, {"disturb": 4e-3}])
 def test_a_fault_of_lowering_is_found(fault):
-    good = operate(decoder_graph(False), Options(capacity=64))
-    wrong = operate(decoder_graph(False, **fault), Options(capacity=64))
+    good = operate(decoder_graph(False), SurgeryOptions(capacity=64))
+    wrong = operate(decoder_graph(False, **fault), SurgeryOptions(capacity=64))
     proof = prove(good.source, Subject(good.portable, good.signature, good.root), wrong.lowered)
     assert [pair.status for pair in proof.pairs] == [PASSED, DIFFERENT]
     assert "TensorRT's network" in proof.headline
@@ -197,7 +198,7 @@ def test_nothing_proven_is_said(model, monkeypatch, capsys):
     def none(*_):
         raise NO_TENSORRT
 
-    monkeypatch.setattr(parse.Parser, "parse", none)
+    monkeypatch.setattr(parse.ParserProcess, "parse", none)
     assert surgery(model) == 0
     assert "not proven: Portable graph ↔ TensorRT's network: no TensorRT" in capsys.readouterr().out.splitlines()[-1]
 

@@ -11,7 +11,7 @@ from suture.build import __main__ as build_main
 from suture.build.precisions import supported
 from suture.core.errors import UserError
 from suture.core.weights import load_graph
-from suture.export.options import Options
+from suture.export.options import ExportOptions
 from suture.export.stage import export
 from suture.models.named import checkpoint_folder
 from suture.surgery.__main__ import main
@@ -32,7 +32,7 @@ def exported(tmp_path_factory) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     shutil.copy(source / "qwen.tiktoken", folder)
     out = folder / "export"
-    export(out, Options(checkpoint=folder, dtype="float16"))
+    export(out, ExportOptions(checkpoint=folder, dtype="float16"))
     return out / "model.onnx"
 
 
@@ -76,7 +76,7 @@ def test_kernels_read_small_weights(exported, tmp_path, monkeypatch, options, we
 @pytest.fixture(scope="module")
 def exported_bfloat16(exported) -> Path:
     out = exported.parents[1] / "bfloat16"
-    export(out, Options(checkpoint=exported.parents[1], dtype="bfloat16"))
+    export(out, ExportOptions(checkpoint=exported.parents[1], dtype="bfloat16"))
     return out / "model.onnx"
 
 

@@ -8,7 +8,7 @@ from onnx import TensorProto
 
 from suture.runtime.graphs import graph_of
 from suture.surgery.graph import files
-from suture.surgery.options import Options
+from suture.surgery.options import SurgeryOptions
 from suture.surgery.plan import make_plan
 from suture.surgery.quantize.balance import find_groups
 from suture.surgery.quantize.feedback import Feedback
@@ -18,7 +18,7 @@ from suture.surgery.quantize.linears import find_linears
 from suture.surgery.quantize.observe import observe
 from suture.surgery.quantize.rounding import block_scales, dequantised, quantise, round_to
 from suture.surgery.quantize.slabs import balanced_slabs
-from suture.surgery.reports.report import Report
+from suture.surgery.reports.report import SurgeryReport
 from suture.surgery.runner import make_portable
 from tests.graphs import weightless
 
@@ -32,7 +32,7 @@ def test_scales_that_move_cancel(tiny_export, tmp_path, source):
         path = tmp_path / "model.onnx"
         onnx.save(weightless.load(source), path)
     graph = files.read(path)
-    make_portable(graph, make_plan(Options(capacity=64)).portable, Report())
+    make_portable(graph, make_plan(SurgeryOptions(capacity=64)).portable, SurgeryReport())
     before = graph_of(files.to_model(graph), graph.root, "before")
     linears = [linear for linear in find_linears(graph) if not linear.is_head]
     groups = find_groups(graph, linears, fold=True)
@@ -60,7 +60,7 @@ def test_scales_that_move_cancel(tiny_export, tmp_path, source):
 
 def test_a_segment_at_a_time_sees_the_same(tiny_export):
     graph = files.read(tiny_export / "model.onnx")
-    make_portable(graph, make_plan(Options(capacity=64)).portable, Report())
+    make_portable(graph, make_plan(SurgeryOptions(capacity=64)).portable, SurgeryReport())
     wanted = [linear.x for linear in find_linears(graph)]
     windows = np.arange(48).reshape(2, 24)
     seen = []

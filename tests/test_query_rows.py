@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 
 from suture.surgery.graph import files
-from suture.surgery.options import Options
+from suture.surgery.options import SurgeryOptions
 from suture.surgery.plan import make_plan
 from suture.surgery.runner import run_plan
 from tests.graphs import grouped_rows
@@ -52,7 +52,7 @@ def errors(source: onnx.ModelProto, portable: onnx.ModelProto, tokens: int) -> l
 def test_a_grouped_query_decoder_traced_with_one_token(cache):
     """Its query is [B, kv_heads, heads of a group, D], its mask of one row."""
     path = CASES / "one_token_llama31.onnx"
-    portable, _, report = run_plan(files.read(path), make_plan(Options(cache=cache, capacity=CAPACITY)))
+    portable, _, report = run_plan(files.read(path), make_plan(SurgeryOptions(cache=cache, capacity=CAPACITY)))
     attentions = portable.nodes("Attention")
     assert [node.inputs[0].shape[1] for node in attentions] == [4, 4]
     assert [node.inputs[1].shape[1] for node in attentions] == [2, 2]
@@ -80,7 +80,9 @@ def test_rows_of_other_kinds(query, mask, heads, static, tmp_path):
     onnx.checker.check_model(source)
     onnx.save(source, tmp_path / "model.onnx")
     for cache in ("growing", "static"):
-        portable, _, report = run_plan(files.read(tmp_path / "model.onnx"), make_plan(Options(cache=cache, capacity=CAPACITY)))
+        portable, _, report = run_plan(
+            files.read(tmp_path / "model.onnx"), make_plan(SurgeryOptions(cache=cache, capacity=CAPACITY))
+        )
         (attention,) = portable.nodes("Attention")
         assert attention.inputs[0].shape[1] == heads
         assert attention.inputs[1].shape[1] == grouped_rows.KV_HEADS
@@ -94,7 +96,9 @@ def test_rows_of_other_kinds(query, mask, heads, static, tmp_path):
 def test_a_cache_that_an_unknown_attention_reads_keeps_growing(tmp_path):
     """Its scores are an output: over a static cache they would be others."""
     onnx.save(grouped_rows.decoder("tokens"), tmp_path / "model.onnx")
-    portable, _, _ = run_plan(files.read(tmp_path / "model.onnx"), make_plan(Options(cache="growing", capacity=CAPACITY)))
+    portable, _, _ = run_plan(
+        files.read(tmp_path / "model.onnx"), make_plan(SurgeryOptions(cache="growing", capacity=CAPACITY))
+    )
     model = files.to_model(portable)
     (attention,) = [node for node in model.graph.node if node.op_type == "Attention"]
     second = onnx.helper.make_node("Attention", attention.input[:4], ["again", "", "", "scores"], name="second")
@@ -102,7 +106,7 @@ def test_a_cache_that_an_unknown_attention_reads_keeps_growing(tmp_path):
     model.graph.node.append(second)
     model.graph.output.append(onnx.helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, [None] * 4))
     onnx.save(model, tmp_path / "model.onnx")
-    portable, _, report = run_plan(files.read(tmp_path / "model.onnx"), make_plan(Options(capacity=CAPACITY)))
+    portable, _, report = run_plan(files.read(tmp_path / "model.onnx"), make_plan(SurgeryOptions(capacity=CAPACITY)))
     assert not portable.nodes("TensorScatter")
     assert any("static_cache: its output qk_matmul_output" in line for line in report.lines())
     assert any("its output qk_matmul_output is not accounted for" in line for line in report.lines())

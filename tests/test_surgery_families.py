@@ -17,7 +17,7 @@ from onnx.numpy_helper import to_array
 
 from suture.core.shadow_copy import DTYPE_ATTRIBUTES, float32_shadow_copy
 from suture.surgery.graph import files
-from suture.surgery.options import Options
+from suture.surgery.options import SurgeryOptions
 from suture.surgery.plan import make_plan
 from suture.surgery.runner import run_plan
 from tests.decoding import decode, largest_error
@@ -76,7 +76,7 @@ def operated(model: onnx.ModelProto, folder: Path, cache: str = "static"):
     """Surgery on a graph in memory: the portable graph and the report."""
     path = folder / "source.onnx"
     onnx.save(model, path)
-    portable, _, report = run_plan(files.read(path), make_plan(Options(cache=cache, capacity=CAPACITY)))
+    portable, _, report = run_plan(files.read(path), make_plan(SurgeryOptions(cache=cache, capacity=CAPACITY)))
     return files.to_model(portable), report
 
 

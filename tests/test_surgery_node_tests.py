@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.draws.judge import AGREES, FAULTS, NETWORK_DIFFERS, judge
 from benchmarks.node_tests import node_tests
-from suture.core.network.parse import Parser
+from suture.core.network.parse import ParserProcess
 
 NODES = {  # by their module in onnx.backend.test.case.node, how their names begin
     "attention": "attention.*(?<!_expanded)$",  # of which draws have enough written out
@@ -53,7 +53,7 @@ class Given:
 @pytest.mark.parametrize("module", NODES)
 def test_surgery_keeps_what_they_mean(module):
     cases = [case for case in node_tests([module], f"^test_{NODES[module]}") if _in_numpy(case)]
-    with Parser() as parser:
+    with ParserProcess() as parser:
         found = {case.name: judge(Given(case), parser) for case in cases}
     assert AGREES in {verdict.result for verdict in found.values()}
     faults = {name: verdict for name, verdict in found.items() if verdict.result in FAULTS}

@@ -23,7 +23,7 @@ from suture.runtime.graphs import open_graph
 from suture.surgery import capacity
 from suture.surgery.__main__ import main
 from suture.surgery.graph import files
-from suture.surgery.options import Options
+from suture.surgery.options import SurgeryOptions
 from suture.surgery.plan import make_plan
 from suture.surgery.reports import picture
 from suture.surgery.runner import run_plan
@@ -122,7 +122,7 @@ def test_unfused_names_the_finished_node_and_the_condition(growing):
     graph = files.read(growing)
     concat = graph.nodes("Concat")[0]
     concat.attrs["axis"] = 1  # the cache of layer 0's keys grows along its heads
-    portable, _, report = run_plan(graph, make_plan(Options(capacity=64)))
+    portable, _, report = run_plan(graph, make_plan(SurgeryOptions(capacity=64)))
     stayed = next(node for node in portable.gs.nodes if node.outputs[0].name == "present.0.key")
     said = next(each for each in report.unfused if each["node"] == stayed.name)
     assert (said["op"], said["pass"]) == ("Concat", "static_cache")
@@ -133,14 +133,16 @@ def test_unfused_names_the_finished_node_and_the_condition(growing):
 
 
 def test_alike_misses_are_one_line(tiny_export):
-    _, _, report = run_plan(files.read(tiny_export / "model.onnx"), make_plan(Options(capacity=64, skip=("swish",))))
+    _, _, report = run_plan(files.read(tiny_export / "model.onnx"), make_plan(SurgeryOptions(capacity=64, skip=("swish",))))
     assert [each["op"] for each in report.unfused] == ["Sigmoid"] * 4
     (line,) = report.lines()
     assert line == f"not fused: Sigmoid at {report.unfused[0]['node']} and 3 more (no pass knows this form)"
 
 
 def test_a_rotation_written_out_is_said(tiny_export):
-    _, _, report = run_plan(files.read(tiny_export / "model.onnx"), make_plan(Options(capacity=64, skip=("rotary_embedding",))))
+    _, _, report = run_plan(
+        files.read(tiny_export / "model.onnx"), make_plan(SurgeryOptions(capacity=64, skip=("rotary_embedding",)))
+    )
     assert [each["op"] for each in report.unfused] == ["Cos"]
 
 

@@ -18,7 +18,7 @@ from suture.core.signature import find_signature
 from suture.core.weights import load_graph
 from suture.surgery.__main__ import main
 from suture.surgery.graph import files
-from suture.surgery.options import Options
+from suture.surgery.options import SurgeryOptions
 from suture.surgery.plan import make_plan
 from suture.surgery.verification import verify
 
@@ -189,11 +189,11 @@ def test_a_changed_own_pass_runs_again(growing, tmp_path, capsys):
 )
 def test_own_pass_that_is_none(growing, tmp_path, text, wrong):
     with pytest.raises(UserError, match="own_pass") as error:
-        make_plan(Options(capacity=64, own=(str(own_pass(tmp_path, text)),)))
+        make_plan(SurgeryOptions(capacity=64, own=(str(own_pass(tmp_path, text)),)))
     assert wrong in str(error.value)
     for argument in (str(tmp_path / "absent.py"), f"{own_pass(tmp_path, HARMLESS)}@no_such_pass"):
         with pytest.raises(UserError, match="--pass"):
-            make_plan(Options(capacity=64, own=(argument,)))
+            make_plan(SurgeryOptions(capacity=64, own=(argument,)))
 
 
 def test_a_failed_verification_says_whose_the_results_are(growing, tmp_path, capsys):

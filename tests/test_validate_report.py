@@ -19,7 +19,7 @@ from suture.core.errors import UserError
 from suture.validate.__main__ import main
 from suture.validate.compare import DIFFERENT, NOT_RUN, PASSED, SAVED_BYTES
 from suture.validate.level import Level
-from suture.validate.options import Options
+from suture.validate.options import ValidateOptions
 from suture.validate.report import make_report, render, verdict, write_report
 from suture.validate.stage import validate_pipeline
 from suture.validate.tokens import compare_tokens
@@ -56,7 +56,7 @@ def test_a_level_is_told_as_it_begins_and_ends_where_there_is_no_terminal(pipeli
 
 
 def test_a_pipeline_folder_gets_a_report(pipeline):
-    assert validate_pipeline(pipeline, Options()) == 0
+    assert validate_pipeline(pipeline, ValidateOptions()) == 0
     report = json.loads((pipeline / "validate" / "report.json").read_text(), parse_constant=pytest.fail)
     assert report["verdict"] == PASSED
     assert [level["status"] for level in report["levels"]] == [NOT_RUN, PASSED, NOT_RUN, NOT_RUN, NOT_RUN]
@@ -73,12 +73,12 @@ def test_the_report_shows_a_layer_before_and_after(pipeline):
             f'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script><text>{when} it</text></svg>'
         )
     (pipeline / "surgery" / "report.json").write_text('{"unfused": []}')
-    validate_pipeline(pipeline, Options())
+    validate_pipeline(pipeline, ValidateOptions())
     assert "data:image" not in (pipeline / "validate" / "report.html").read_text()
     outputs = dict.fromkeys(("model.onnx", "report.json", "before.svg", "after.svg"), 0)
     manifest = {"outputs": outputs, "seconds": 1, "peak_memory_bytes": 1, "options": {}}
     (pipeline / "surgery" / "manifest.json").write_text(json.dumps(manifest))
-    validate_pipeline(pipeline, Options(), force=True)
+    validate_pipeline(pipeline, ValidateOptions(), force=True)
     html = (pipeline / "validate" / "report.html").read_text()
     assert "<script" not in html
     shown = [
@@ -88,7 +88,7 @@ def test_the_report_shows_a_layer_before_and_after(pipeline):
 
 
 def test_run_results_are_polygraphys_and_small(pipeline):
-    validate_pipeline(pipeline, Options())
+    validate_pipeline(pipeline, ValidateOptions())
     files = sorted((pipeline / "validate" / "polygraphy").iterdir())
     assert [file.name for file in files] == [
         "2-chunked-prompt.json", "2-decode.json", "2-mixed-batch.json", "2-prompt.json", "2-ragged-batch.json",
@@ -104,18 +104,18 @@ def test_run_results_are_polygraphys_and_small(pipeline):
 
 def test_a_difference_exits_1_also_when_up_to_date(pipeline, capsys):
     write(pipeline / "surgery", decoder_graph(static=True, disturb=1e-2))
-    assert validate_pipeline(pipeline, Options()) == 1
+    assert validate_pipeline(pipeline, ValidateOptions()) == 1
     assert json.loads((pipeline / "validate" / "report.json").read_text())["verdict"] == DIFFERENT
     capsys.readouterr()
-    assert validate_pipeline(pipeline, Options()) == 1
+    assert validate_pipeline(pipeline, ValidateOptions()) == 1
     assert "up to date, different" in capsys.readouterr().out
     write(pipeline / "surgery", decoder_graph(static=True))
-    assert validate_pipeline(pipeline, Options()) == 0
+    assert validate_pipeline(pipeline, ValidateOptions()) == 0
 
 
 def test_nothing_run_is_not_passed(pipeline):
     (pipeline / "surgery" / "model.onnx").unlink()
-    assert validate_pipeline(pipeline, Options()) == 0
+    assert validate_pipeline(pipeline, ValidateOptions()) == 0
     report = json.loads((pipeline / "validate" / "report.json").read_text())
     assert report["verdict"] == NOT_RUN
     assert "passed" not in {level["status"] for level in report["levels"]}

@@ -5,7 +5,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from suture.core.command import Parser, run
+from suture.core.command import CommandParser, run
 from suture.core.command import given as is_given
 from suture.core.third_party import let_threads_sleep
 from suture.validate.check_command import main as check
@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None, prog: str = "validate") -> int:
     words = sys.argv[1:] if arguments is None else arguments
     if "--network" in words:
         return check([word for word in words if word != "--network"], f"{prog} --network")
-    parser = Parser(prog=prog, description="Check a pipeline's results, or compare two graphs with KV caches.")
+    parser = CommandParser(prog=prog, description="Check a pipeline's results, or compare two graphs with KV caches.")
     parser.add_argument("what", nargs="+", type=Path, metavar="DIR | REFERENCE.onnx CANDIDATE.onnx")
     add_options(parser)
     add_result_options(parser)
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None, prog: str = "validate") -> int:
     return stage.validate_pipeline(what, options, given.results, given.force)
 
 
-def _refuse_without_effect(parser: Parser, options: argparse.Namespace) -> None:
+def _refuse_without_effect(parser: CommandParser, options: argparse.Namespace) -> None:
     """Ends the command where an option does nothing in the form that is asked for."""
     forms = {  # and what each takes beside --tolerance and --seed
         "--network": {"reference", "inputs", "out"},

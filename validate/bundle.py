@@ -23,7 +23,7 @@ from suture.core.arrays import read_npz
 from suture.core.errors import UserError
 from suture.core.identity import Contents
 from suture.core.reader import parse_json, read_json
-from suture.core.refusals import Broken, refusals
+from suture.core.refusals import BrokenFile, refusals
 from suture.core.signature import Signature, find_signature
 from suture.core.stage import Stage
 from suture.core.step_inputs import Embed
@@ -112,10 +112,8 @@ def identity(portable: Path, lowered: Path) -> str:
 
 @dataclass(frozen=True)
 class Results(OfSignature):
-    """What run.py brought back, as a suture.validate.runners.Model: it replays the logits and caches of known steps."""
+    """What run.py brought back, as a suture.validate.runners.SteppedModel: it replays the logits and caches of known steps."""
 
-    name: str
-    signature: Signature
     vocab: int
     scenarios: list[Scenario]
     notes: list[str]
@@ -180,18 +178,18 @@ def _check_arrays(arrays: dict[str, np.ndarray], number: int, steps: int, signat
         if not (
             tokens.dtype == counts.dtype == np.int64 and alpha.dtype == np.float32 and counts.shape == alpha.shape == (rows,)
         ):
-            raise Broken(f"has tokens, counts or scales of other types or shapes in scenario {number}")
+            raise BrokenFile(f"has tokens, counts or scales of other types or shapes in scenario {number}")
         if tokens.min() < 0 or tokens.max() >= arrays["0/0/logits"].shape[-1] or counts.min() < 0 or counts.max() > width:
-            raise Broken(f"has tokens or counts that there are not in scenario {number}")
+            raise BrokenFile(f"has tokens or counts that there are not in scenario {number}")
         if logits.dtype.kind != "f" or logits.shape not in {
             (rows, each, arrays["0/0/logits"].shape[-1]) for each in (1, width)
         }:
-            raise Broken(f"has logits {list(logits.shape)} in scenario {number}")
+            raise BrokenFile(f"has logits {list(logits.shape)} in scenario {number}")
         if signature.capacity is not None and written.max() > signature.capacity:
-            raise Broken(f"has more tokens than slots in scenario {number}")
+            raise BrokenFile(f"has more tokens than slots in scenario {number}")
     for cache in signature.caches:
         if (found := arrays[f"{number}/{cache.past}"]).dtype.kind != "f" or found.ndim != 4 or found.shape[2] < written.max():
-            raise Broken(f"has a cache {list(found.shape)} in scenario {number}")
+            raise BrokenFile(f"has a cache {list(found.shape)} in scenario {number}")
 
 
 def _step(arrays: dict, number: int, step: int, steps: int) -> dict[str, np.ndarray]:

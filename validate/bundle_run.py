@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from engine import Engine, Session, read_description, to_numpy, why_not
+from engine import Engine, EngineSession, read_description, to_numpy, why_not
 
 HERE = Path(__file__).resolve().parent
 SEED = 20  # of the noise that fills the caches: attention to a slot that nothing was written to shows in the output
@@ -52,7 +52,7 @@ def run(
     results, worst, times = {}, {}, []
     for number, scenario in enumerate(bundle["scenarios"]):
         batch = len(steps[f"{number}/0/counts"])
-        session, noise = Session(engine, batch), np.random.default_rng(SEED)
+        session, noise = EngineSession(engine, batch), np.random.default_rng(SEED)
         session.fill({name: noise.standard_normal(cache.shape, np.float32) for name, cache in session.caches.items()})
         for name, constant in session.crossed.items():
             constant.copy_(torch.from_numpy(steps[f"{number}/constant/{name}"]))

@@ -16,7 +16,7 @@ from suture.core.findings import Finding
 from suture.core.junit import write_junit
 from suture.core.manifest import check_result
 from suture.core.network.check import AGREES, CheckResult, check
-from suture.core.network.compare import Outcome
+from suture.core.network.compare import FeedsOutcome
 from suture.core.network.record import differences, read_record, save_record
 from suture.core.network.reports import as_json, junit_cases
 from suture.core.shapes import parse_shapes
@@ -137,7 +137,7 @@ def _kind(finding: Finding) -> str:
     return kind if finding.severity == "error" or kind == "dropped" else "slow" if kind == "attention" else kind or "note"
 
 
-def _outcome(outcome: Outcome, tolerance: float) -> Iterator[tuple[str, str]]:
+def _outcome(outcome: FeedsOutcome, tolerance: float) -> Iterator[tuple[str, str]]:
     if outcome.problem:
         yield "not run", f"{outcome.feeds}: {outcome.problem}"
     worst = sorted(outcome.outputs, key=lambda output: (output.error is not None, -(output.error or 0)))

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from suture.core import arguments as typed
-from suture.core.command import Parser, given, run
+from suture.core.command import CommandParser, given, run
 from suture.validate.options import add_result_options
 
 
 def main(arguments: list[str] | None = None, prog: str = "check") -> int:
     """Reads the command line (sys.argv by default) and checks one file. Returns the exit status."""
-    parser = Parser(prog=prog, description="What TensorRT's parser drops, misreads or refuses of an ONNX file, and whether "
+    parser = CommandParser(prog=prog, description="What TensorRT's parser drops, misreads or refuses of an ONNX file, and whether "
                     "its network computes what onnxruntime computes. Exit status: 0 it does, 1 it does not, 2 refused.")  # fmt: skip
     add_options(parser)
     options = parser.parse_args(arguments)

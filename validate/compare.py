@@ -18,7 +18,7 @@ from polygraphy.logger import G_LOGGER
 from suture.core.proof.verdict import DIFFERENT, FAILED, NOT_RUN, PASSED
 from suture.core.signature import LOGITS
 from suture.core.tolerances import between_sessions, rounding_step
-from suture.validate.runners import DecoderRunner, Model
+from suture.validate.runners import DecoderRunner, SteppedModel
 from suture.validate.scenarios import Scenario
 
 __all__ = ["DIFFERENT", "FAILED", "NOT_RUN", "PASSED", "compare"]  # statuses, with those of a proof
@@ -79,8 +79,8 @@ class Comparison:
 
 
 def compare(
-    reference: Model,
-    candidate: Model,
+    reference: SteppedModel,
+    candidate: SteppedModel,
     scenarios: list[Scenario],
     tolerance: float | None = None,
     save: Callable[[str], Path] | None = None,
@@ -105,7 +105,7 @@ def compare(
 
 
 def _compare_scenario(
-    reference: Model, candidate: Model, scenario: Scenario, tolerance: float, save: Callable[[str], Path] | None
+    reference: SteppedModel, candidate: SteppedModel, scenario: Scenario, tolerance: float, save: Callable[[str], Path] | None
 ) -> ScenarioResult:
     last = scenario.last_only or reference.last_only or candidate.last_only
     runners = [DecoderRunner(reference, alone=True, last=last), DecoderRunner(candidate, last=last)]

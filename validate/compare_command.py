@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from suture.core import arguments as typed
-from suture.core.command import Parser, run
+from suture.core.command import CommandParser, run
 from suture.core.command import given as is_given
 from suture.core.third_party import let_threads_sleep
-from suture.validate.options import Options, add_result_options
+from suture.validate.options import ValidateOptions, add_result_options
 
 
 def main(arguments: list[str] | None = None, prog: str = "compare") -> int:
-    parser = Parser(prog=prog, description="Compare two graphs in onnxruntime, with KV caches or without, down to the "
+    parser = CommandParser(prog=prog, description="Compare two graphs in onnxruntime, with KV caches or without, down to the "
                     "first tensor that differs; or two of validate's reports: what became worse.")  # fmt: skip
     parser.add_argument("reference", metavar="A.onnx | REPORT_A", type=Path)
     parser.add_argument("candidate", metavar="B.onnx | REPORT_B", type=Path)
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None, prog: str = "compare") -> int:
     parser.add_argument("--force", action="store_true", help="with --out: run even if the report is up to date")
     add_result_options(parser)
     given = parser.parse_args(arguments)
-    options = Options(tolerance=given.tolerance, seed=given.seed, json=given.json, junit=given.junit)
+    options = ValidateOptions(tolerance=given.tolerance, seed=given.seed, json=given.json, junit=given.junit)
     reports = [path.is_dir() or path.suffix == ".json" for path in (given.reference, given.candidate)]
     if any(reports):
         if not all(reports):

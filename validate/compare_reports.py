@@ -14,11 +14,11 @@ from rich.table import Table
 
 from suture.core.command import DONE, FOUND_DIFFERENCE
 from suture.core.errors import UserError
-from suture.core.junit import Case, write_junit
+from suture.core.junit import JUnitCase, write_junit
 from suture.core.proof.verdict import DIFFERENT, FAILED, NOT_RUN, PASSED
 from suture.core.reader import read_json
 from suture.core.typed import Strict, check
-from suture.validate.options import STDOUT, Options
+from suture.validate.options import STDOUT, ValidateOptions
 from suture.validate.results import check_targets
 
 ORDER = (FAILED, DIFFERENT, NOT_RUN, PASSED)  # from worst to best
@@ -33,38 +33,38 @@ class Worst(Strict):
     error: Annotated[float, Field(ge=0)] | None
 
 
-class Compared(Strict):
+class ReportedComparison(Strict):
     worst: Worst | None = None
 
 
-class Level(Strict):
+class ReportedLevel(Strict):
     number: int | None
     title: str
     status: Annotated[str, Field(pattern=f"^({'|'.join(ORDER)})$")]
-    comparison: Compared | None = None
+    comparison: ReportedComparison | None = None
 
 
-class Profile(Strict):
+class ReportedProfile(Strict):
     name: str
     kernels: Count | None = None
     total_bytes: Count | None = None
 
 
-class Engine(Strict):
+class ReportedEngine(Strict):
     engine_bytes: Count | None = None
-    profiles: list[Profile] = Field(default_factory=list)
+    profiles: list[ReportedProfile] = Field(default_factory=list)
 
 
-class Part(Strict):
+class ReportedPart(Strict):
     name: str
-    engine: Engine | None = None
+    engine: ReportedEngine | None = None
 
 
-class Report(Strict):
+class ValidateReport(Strict):
     """report.json, as far as it is read."""
 
-    levels: list[Level]
-    parts: list[Part] = Field(default_factory=list)
+    levels: list[ReportedLevel]
+    parts: list[ReportedPart] = Field(default_factory=list)
     versions: dict[str, str] = Field(default_factory=dict)
 
 
@@ -78,7 +78,7 @@ class Change:
     worse: bool
 
 
-def compare_reports(first: Path, second: Path, options: Options) -> int:
+def compare_reports(first: Path, second: Path, options: ValidateOptions) -> int:
     """Shows what changed. Returns the exit status: that of a difference where something became worse. Raises UserError for
     what is not a report of validate's."""
     paths = [_path(first), _path(second)]
@@ -98,8 +98,8 @@ def compare_reports(first: Path, second: Path, options: Options) -> int:
     elif options.json is not None:
         options.json.write_text(text, encoding="utf-8")
     if options.junit is not None:
-        cases = [Case("reports", each.what, (f"{each.before} before, {each.after} now",) * each.worse) for each in changes]
-        write_junit(f"suture compare {first} {second}", cases or [Case("reports", "nothing changed")], options.junit)
+        cases = [JUnitCase("reports", each.what, (f"{each.before} before, {each.after} now",) * each.worse) for each in changes]
+        write_junit(f"suture compare {first} {second}", cases or [JUnitCase("reports", "nothing changed")], options.junit)
     if options.json != STDOUT:
         _show(changes)
         print(f"compare: {len(changes)} changes, {len(worse)} for the worse")
@@ -176,7 +176,7 @@ def _read(path: Path) -> dict:
     report = read_json(path, remedy)
     if not report.get("levels"):
         raise UserError(path, "is not a report of validate's", remedy)
-    check(report, Report, path, remedy)
+    check(report, ValidateReport, path, remedy)
     return report
 
 

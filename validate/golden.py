@@ -21,11 +21,11 @@ from suture.core.errors import UserError
 from suture.core.manifest import recorded_file
 from suture.core.network.inputs import Feeds
 from suture.core.proof.cases import make_cases
-from suture.core.proof.prove import Subject
 from suture.core.proof.steps import LAST, Step, Steps, Unrunnable
+from suture.core.proof.subject import Subject
 from suture.core.proof.verdict import DIFFERENT, FAILED, NOT_RUN, PASSED
 from suture.core.reader import parse_json, read_bytes
-from suture.core.refusals import Broken, refusals
+from suture.core.refusals import BrokenFile, refusals
 from suture.core.signature import LOGITS
 from suture.core.stage import Stage
 from suture.core.tolerances import REWRITTEN, scale
@@ -51,7 +51,7 @@ class Saved(Strict):
     outputs: Annotated[dict[str, Output], Field(min_length=1)]
 
 
-class Part(Strict):
+class GoldenPart(Strict):
     tolerance: Annotated[float, Field(ge=1e-12, le=1)]
     steps: Annotated[list[Saved], Field(min_length=1)]
 
@@ -61,7 +61,7 @@ class Golden(Strict):
 
     format: Literal[1]
     seed: Annotated[int, Field(ge=0, lt=1 << 63)]
-    parts: dict[str, Part]
+    parts: dict[str, GoldenPart]
 
 
 def save(pipeline: Pipeline, folder: Path, tolerance: float | None, seed: int, force: bool) -> int:
@@ -209,5 +209,5 @@ def _load(path: Path, part: dict) -> dict[str, Outputs]:
         for step in part["steps"]:
             sizes = {name: min(SAMPLES, math.prod(output["shape"])) for name, output in step["outputs"].items()}
             if sizes != {name: value.size for name, value in found[step["name"]].items()} or len(found) < len(values):
-                raise Broken("has the outputs of something else")
+                raise BrokenFile("has the outputs of something else")
     return found

@@ -15,7 +15,7 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Broken:
+class BrokenStage:
     """What a stage wrote, or should have written, and nothing can be made of: each level that needs it has failed."""
 
     reason: str

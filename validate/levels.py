@@ -26,12 +26,12 @@ from suture.runtime.network_decoder import NetworkModel, open_network
 from suture.validate.bundle import Results, read_results
 from suture.validate.compare import DIFFERENT, NOT_RUN, PASSED, ScenarioResult, compare
 from suture.validate.graph_part import graph_level
-from suture.validate.level import TITLES, Broken, Level, failed, not_run
+from suture.validate.level import TITLES, BrokenStage, Level, failed, not_run
 from suture.validate.pipeline import PartFiles, Pipeline
 from suture.validate.progress import Progress
 from suture.validate.proven import compared_here, level_of, recorded, with_pair
 from suture.validate.reference import open_reference
-from suture.validate.runners import Model
+from suture.validate.runners import SteppedModel
 from suture.validate.scenarios import Scenario, make_scenarios, random_tokens, text_tokens
 from suture.validate.tokens import compare_tokens, quantisation_cost
 
@@ -110,7 +110,7 @@ class DecoderLevels:
     def check(self, number: int) -> Level:
         exported, portable = self.exported, self.portable
         needs = {1: [exported], 2: [exported, portable], 3: [portable], 4: [portable], 5: [portable]}
-        broken = next((each for each in needs[number] if isinstance(each, Broken)), None)
+        broken = next((each for each in needs[number] if isinstance(each, BrokenStage)), None)
         if broken:
             return failed(number, broken.reason)
         if number == 1:
@@ -126,8 +126,8 @@ class DecoderLevels:
     def _run(
         self,
         number: int,
-        reference: Model,
-        candidate: Model,
+        reference: SteppedModel,
+        candidate: SteppedModel,
         allowed: float | None = None,
         asked: list[Scenario] | None = None,
     ) -> Level:
@@ -143,7 +143,7 @@ class DecoderLevels:
         notes += [LAYERWISE_NOTE] if self.large else []
         return Level(number, TITLES[number], comparison.status, comparison=comparison, notes=notes)
 
-    def _embedding(self, model: Model) -> Model:
+    def _embedding(self, model: SteppedModel) -> SteppedModel:
         """A graph that takes embeddings gets the model's own."""
         takes = self.embed and isinstance(model, OnnxDecoder | NetworkModel | EngineModel)
         return replace(model, embed=self.embed) if takes else model
@@ -198,7 +198,7 @@ def _surgery_level(files: PartFiles, exported: OnnxDecoder, portable: OnnxDecode
     if files.unquantised is None:
         return not_run(2, "surgery has left no graph from before it quantised")
     unquantised = _opened(files.unquantised, "portable, not yet quantised")
-    if isinstance(unquantised, Broken):
+    if isinstance(unquantised, BrokenStage):
         return failed(2, unquantised.reason)
     level = run(2, exported, unquantised)
     level.notes.append(f"The portable graph is quantised ({portable.quantised}); compared is what it was made of")
@@ -303,10 +303,10 @@ def _read_text(pipeline: Pipeline) -> tuple[Tokenizer | None, list[int], str | N
     return tokenizer, ids, None
 
 
-def _opened(path: Path | None, name: str) -> OnnxDecoder | Broken | None:
+def _opened(path: Path | None, name: str) -> OnnxDecoder | BrokenStage | None:
     if path is None:
         return None
     try:
         return open_graph(path, name)
     except UserError as error:
-        return Broken(str(error) if str(path) in str(error) else f"{path}: {error}")
+        return BrokenStage(str(error) if str(path) in str(error) else f"{path}: {error}")

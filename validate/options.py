@@ -11,7 +11,7 @@ STDOUT = Path("-")
 
 
 @dataclass(frozen=True)
-class Options:
+class ValidateOptions:
     """`text`: a file to read, of a pipeline (default: the checkpoint's heldout.txt). `tolerance`: of the largest value
     (default: by dtype). `seed`: of the tokens drawn. `json`, `junit`: files for the result, STDOUT for standard output."""
 
@@ -22,8 +22,8 @@ class Options:
     junit: Path | None = None
 
 
-def from_arguments(given: argparse.Namespace) -> Options:
-    return Options(given.text, given.tolerance, given.seed, given.json, given.junit)
+def from_arguments(given: argparse.Namespace) -> ValidateOptions:
+    return ValidateOptions(given.text, given.tolerance, given.seed, given.json, given.junit)
 
 
 def add_result_options(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,8 @@
 """The report's plots, as SVG to put into HTML. Text stays text, in the page's own font."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from matplotlib import rc_context
@@ -46,6 +48,16 @@ def token_errors(comparison: dict) -> str | None:
         return _svg(figure, "errors" + comparison["candidate"])
 
 
+@contextmanager
+def _panel() -> Iterator[tuple[Figure, Axes]]:
+    """A figure of half the page's width with one panel."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5.4, 2.6))
+        panel = figure.subplots()
+        figure.subplots_adjust(left=0.12, right=0.99, bottom=0.18, top=0.97)
+        yield figure, panel
+
+
 def _draw_errors(panel: Axes, scenario: dict, tolerance: float) -> None:
     edges = np.cumsum([0, *scenario["step_tokens"]])
     if len(edges) <= 40:
@@ -63,10 +75,7 @@ def _draw_errors(panel: Axes, scenario: dict, tolerance: float) -> None:
 
 def token_divergence(readings: list[dict]) -> str:
     """KL divergence by position in the window."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(5.4, 2.6))
-        panel = figure.subplots()
-        figure.subplots_adjust(left=0.12, right=0.99, bottom=0.18, top=0.97)
+    with _panel() as (figure, panel):
         for reading, color in zip(readings, (BLUE, ORANGE)):
             values = np.array([np.nan if value is None else max(value, 1e-16) for value in reading["kl_by_position"]])
             positions, peaks = _peaks(values)
@@ -80,10 +89,7 @@ def token_divergence(readings: list[dict]) -> str:
 
 def text_bits(readings: list[dict]) -> str:
     """Bits per token by position, smoothed: the reference as a broad line, the candidate as a thin one upon it."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(5.4, 2.6))
-        panel = figure.subplots()
-        figure.subplots_adjust(left=0.12, right=0.99, bottom=0.18, top=0.97)
+    with _panel() as (figure, panel):
         for reading, color in zip(readings, (BLUE, ORANGE)):
             styles = ({"color": color, "alpha": 0.25, "linewidth": 5}, {"color": color, "linewidth": 1})
             for (model, values), style in zip(reading["bits_by_position"].items(), styles):

@@ -11,7 +11,8 @@ from suture.core.errors import UserError
 from suture.core.identity import Contents, versions
 from suture.core.manifest import hashes, read_manifest, result
 from suture.core.proof import verdict as verdicts
-from suture.core.proof.prove import Subject, prove
+from suture.core.proof.prove import prove
+from suture.core.proof.subject import Subject
 from suture.core.proof.verdict import DIFFERENT, PASSED, PairVerdict, Proof, from_json
 from suture.core.reader import read_json
 from suture.core.signature import find_signature
@@ -72,7 +73,7 @@ def with_pair(level: Level, pair: PairVerdict | None) -> Level:
     return level
 
 
-def _scenarios(found: verdicts.Comparison) -> list[ScenarioResult]:
+def _scenarios(found: verdicts.DtypeComparison) -> list[ScenarioResult]:
     return [
         ScenarioResult(
             step.step,

@@ -17,7 +17,7 @@ from suture.runtime.decoders import Decoder, GrowingDecoder, encoder_caches
 
 
 @dataclass(frozen=True)
-class Reference:
+class TorchReference:
     """The model in float32, its weights rounded to `dtype`."""
 
     name: str
@@ -72,11 +72,11 @@ class Reference:
         return logits.numpy(), [present.numpy() for present in presents]
 
 
-def open_reference(checkpoint: Path, weights: int = TensorProto.FLOAT) -> Reference:
+def open_reference(checkpoint: Path, weights: int = TensorProto.FLOAT) -> TorchReference:
     """The checkpoint's model, its weights rounded to the onnx.TensorProto type `weights`, as a graph of that type has
     them, so that what differs is the graph."""
     name = f"PyTorch, {str(torch_dtype(weights)).removeprefix('torch.')} weights"
-    return Reference(name, weights, load_reference(open_checkpoint(checkpoint), weights))
+    return TorchReference(name, weights, load_reference(open_checkpoint(checkpoint), weights))
 
 
 def load_reference(checkpoint: Checkpoint, weights: int) -> nn.Module:

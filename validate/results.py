@@ -5,13 +5,13 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from suture.core.junit import Case, write_junit
+from suture.core.junit import JUnitCase, write_junit
 from suture.core.manifest import check_result
 from suture.core.proof.verdict import DIFFERENT, FAILED, NOT_RUN
-from suture.validate.options import STDOUT, Options
+from suture.validate.options import STDOUT, ValidateOptions
 
 
-def check_targets(options: Options, read: Iterable[Path | None]) -> None:
+def check_targets(options: ValidateOptions, read: Iterable[Path | None]) -> None:
     """Raises UserError where a file that is to be written would replace one that is read, or a stage's result."""
     read = list(read)
     for name in ("json", "junit"):
@@ -19,7 +19,7 @@ def check_targets(options: Options, read: Iterable[Path | None]) -> None:
             check_result(path, read, f"--{name}")
 
 
-def write_results(title: str, verdict: str, status: int, levels: list[dict], options: Options) -> None:
+def write_results(title: str, verdict: str, status: int, levels: list[dict], options: ValidateOptions) -> None:
     """`levels`: as report.json has them."""
     found = {"title": title, "verdict": verdict, "exit_status": status, "levels": levels}
     text = json.dumps(found, indent=2, allow_nan=False) + "\n"
@@ -31,14 +31,14 @@ def write_results(title: str, verdict: str, status: int, levels: list[dict], opt
         write_junit(f"suture {title}", [case for level in levels for case in _cases(level)], options.junit)
 
 
-def _cases(level: dict) -> list[Case]:
+def _cases(level: dict) -> list[JUnitCase]:
     """One for the level, one for each set of inputs that it was compared on."""
     name = f"level {level['number']}: {level['title']}" if level["number"] else level["title"]
     reason = level["reason"] or level["status"]
     failures = (reason,) if level["status"] in (DIFFERENT, FAILED) else ()
-    cases = [Case("levels", name, failures, reason if level["status"] == NOT_RUN else None)]
+    cases = [JUnitCase("levels", name, failures, reason if level["status"] == NOT_RUN else None)]
     for scenario in (level["comparison"] or {"scenarios": []})["scenarios"]:
         said = scenario["reason"] or f"differs by more than {level['comparison']['tolerance']:.0e}"
         failed = (said,) if scenario["status"] == DIFFERENT else ()
-        cases.append(Case(name, scenario["name"], failed, said if scenario["status"] == NOT_RUN else None))
+        cases.append(JUnitCase(name, scenario["name"], failed, said if scenario["status"] == NOT_RUN else None))
     return cases

@@ -13,8 +13,8 @@ from suture.core.tolerances import marked
 from suture.runtime.decoders import Decoder
 
 
-class Model(Protocol):
-    """What can be stepped: suture.runtime.graphs.OnnxDecoder, suture.validate.reference.Reference."""
+class SteppedModel(Protocol):
+    """What can be stepped: suture.runtime.graphs.OnnxDecoder, suture.validate.reference.TorchReference."""
 
     name: str
     dtype: int  # onnx.TensorProto type that it computes in
@@ -37,7 +37,7 @@ class DecoderRunner(BaseRunner):
     With `alone` every row runs as a batch of its own and without padding: what a batch must not change.
     """
 
-    def __init__(self, model: Model, alone: bool = False, last: bool = False):
+    def __init__(self, model: SteppedModel, alone: bool = False, last: bool = False):
         super().__init__(name=model.name)
         self.model, self.alone, self.last = model, alone, last
         self.decoders: list[Decoder] = []

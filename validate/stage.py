@@ -21,7 +21,7 @@ from suture.validate.bundle import write_bundle
 from suture.validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED
 from suture.validate.level import Level
 from suture.validate.levels import compare_graphs, run_levels, scenarios_for
-from suture.validate.options import STDOUT, Options
+from suture.validate.options import STDOUT, ValidateOptions
 from suture.validate.pipeline import find_pipeline
 from suture.validate.progress import Progress
 from suture.validate.proven import level_of_two, refuse_other_inputs, subject_of, with_pair
@@ -33,7 +33,7 @@ COLORS = {PASSED: "green", DIFFERENT: "bold red", FAILED: "bold red", NOT_RUN: "
 console = Console()
 
 
-def bundle_pipeline(folder: Path, options: Options, out: Path | None = None) -> int:
+def bundle_pipeline(folder: Path, options: ValidateOptions, out: Path | None = None) -> int:
     """Writes what a machine with a GPU needs to run the pipeline's engine into `out` (default: folder/bundle), and says what
     to do with it. Returns the exit status."""
     pipeline = find_pipeline(folder, options.text)
@@ -57,7 +57,7 @@ def bundle_pipeline(folder: Path, options: Options, out: Path | None = None) -> 
     return 0
 
 
-def validate_pipeline(folder: Path, options: Options, results: Path | None = None, force: bool = False) -> int:
+def validate_pipeline(folder: Path, options: ValidateOptions, results: Path | None = None, force: bool = False) -> int:
     """Runs all levels on a pipeline's folder and writes folder/validate. Returns the exit status.
 
     `results`: of the folder's bundle, from a machine with a GPU."""
@@ -78,21 +78,23 @@ def validate_pipeline(folder: Path, options: Options, results: Path | None = Non
     ), options)  # fmt: skip
 
 
-def save_golden(folder: Path, golden_folder: Path, options: Options, force: bool = False) -> int:
+def save_golden(folder: Path, golden_folder: Path, options: ValidateOptions, force: bool = False) -> int:
     """Writes what the pipeline's exported graphs compute, to be compared with later. Returns the exit status."""
     steps = golden.save(find_pipeline(folder, None), golden_folder, options.tolerance, options.seed, force)
     _print(f"validate: golden outputs of {steps} steps → {golden_folder}")
     return 0
 
 
-def check_golden(folder: Path, golden_folder: Path, options: Options) -> int:
+def check_golden(folder: Path, golden_folder: Path, options: ValidateOptions) -> int:
     """The pipeline's graphs against golden outputs. Returns the exit status."""
     pipeline = find_pipeline(folder, None)
     check_targets(options, [*pipeline.files, *golden_folder.glob("*.json")])
     return _told(f"{golden_folder.name} ↔ {folder.name}", golden.check(pipeline, golden_folder, options.tolerance), options)
 
 
-def validate_graphs(reference: Path, candidate: Path, options: Options, out: Path | None = None, force: bool = False) -> int:
+def validate_graphs(
+    reference: Path, candidate: Path, options: ValidateOptions, out: Path | None = None, force: bool = False
+) -> int:
     """Compares two graphs; with `out`, writes the same report there. Returns the exit status."""
     inputs = [reference, candidate, *_weights([reference, candidate])]
     check_targets(options, inputs)
@@ -119,7 +121,7 @@ def validate_graphs(reference: Path, candidate: Path, options: Options, out: Pat
     return _run(stage, f"{reference.name} ↔ {candidate.name}", force, None, compare, options)
 
 
-def _run(stage: Stage, title: str, force: bool, folder: Path | None, check, options: Options) -> int:
+def _run(stage: Stage, title: str, force: bool, folder: Path | None, check, options: ValidateOptions) -> int:
     found = (read_manifest(stage.out) or {}).get("verdict")
     if stage.up_to_date() and found in COLORS and not force:
         write_results(title, found, exit_status(found), read_json(stage.out / "report.json")["levels"], options)
@@ -144,7 +146,7 @@ def _run(stage: Stage, title: str, force: bool, folder: Path | None, check, opti
     return status
 
 
-def _told(title: str, levels: list[Level], options: Options) -> int:
+def _told(title: str, levels: list[Level], options: ValidateOptions) -> int:
     """Shows and writes what was found; returns its exit status."""
     found = verdict(levels)
     write_results(title, found, exit_status(found), [as_json(level) for level in levels], options)
@@ -153,7 +155,7 @@ def _told(title: str, levels: list[Level], options: Options) -> int:
     return exit_status(found)
 
 
-def _console(options: Options) -> Console:
+def _console(options: ValidateOptions) -> Console:
     """Where progress is told: beside a result on standard output nothing else stands there."""
     return Console(stderr=True) if options.json == STDOUT else console
 

@@ -14,7 +14,7 @@ from suture.core.tensors import tensor_bytes
 from suture.core.weights import load_graph
 from suture.models.tokenizer import Tokenizer
 from suture.runtime.graphs import open_graph
-from suture.validate.runners import Model, valid_logits
+from suture.validate.runners import SteppedModel, valid_logits
 
 CHUNK = 128  # tokens of a window read in one step
 NEW_TOKENS = 32
@@ -22,7 +22,7 @@ PROMPT_LENGTHS = (40, 16, 29, 24)
 
 
 @dataclass(frozen=True)
-class Limits:
+class TokenLimits:
     """What still counts as the same model."""
 
     mean_kl: float  # nats
@@ -32,20 +32,20 @@ class Limits:
 
 # For 16-bit types these allow rounding every weight and activation; a damaged layer exceeds them by far.
 LIMITS = {
-    TensorProto.FLOAT: Limits(mean_kl=1e-6, agreement=0.999, bits_change=1e-4),
-    TensorProto.FLOAT16: Limits(mean_kl=2e-3, agreement=0.98, bits_change=5e-3),
-    TensorProto.BFLOAT16: Limits(mean_kl=2e-3, agreement=0.98, bits_change=5e-3),
+    TensorProto.FLOAT: TokenLimits(mean_kl=1e-6, agreement=0.999, bits_change=1e-4),
+    TensorProto.FLOAT16: TokenLimits(mean_kl=2e-3, agreement=0.98, bits_change=5e-3),
+    TensorProto.BFLOAT16: TokenLimits(mean_kl=2e-3, agreement=0.98, bits_change=5e-3),
 }
 
 
 # What a format may cost; docs/quantisation.md has what each does cost on tiny-qwen. A scale that is off exceeds these, too.
 QUANTISED_LIMITS = {
-    "int8": Limits(mean_kl=5e-3, agreement=0.96, bits_change=5e-3),
-    "int8-smoothquant": Limits(mean_kl=0.05, agreement=0.9, bits_change=0.015),
-    "fp8": Limits(mean_kl=0.05, agreement=0.9, bits_change=0.015),
-    "int4": Limits(mean_kl=0.15, agreement=0.8, bits_change=0.05),
-    "int4-awq": Limits(mean_kl=0.15, agreement=0.8, bits_change=0.05),
-    "cache": Limits(mean_kl=0.01, agreement=0.95, bits_change=5e-3),
+    "int8": TokenLimits(mean_kl=5e-3, agreement=0.96, bits_change=5e-3),
+    "int8-smoothquant": TokenLimits(mean_kl=0.05, agreement=0.9, bits_change=0.015),
+    "fp8": TokenLimits(mean_kl=0.05, agreement=0.9, bits_change=0.015),
+    "int4": TokenLimits(mean_kl=0.15, agreement=0.8, bits_change=0.05),
+    "int4-awq": TokenLimits(mean_kl=0.15, agreement=0.8, bits_change=0.05),
+    "cache": TokenLimits(mean_kl=0.01, agreement=0.95, bits_change=5e-3),
 }
 
 
@@ -65,7 +65,7 @@ class Reading:
     bits_by_position: dict[str, list[float]] = field(default_factory=dict)  # per token, mean over windows, by model
     kl_percentiles: list[float] = field(default_factory=list)  # 0 to 100, over tokens
 
-    def within(self, limits: Limits) -> bool:
+    def within(self, limits: TokenLimits) -> bool:
         return bool(
             self.mean_kl is not None
             and self.candidate_bits is not None
@@ -89,7 +89,7 @@ class Continuation:
 
 
 @dataclass
-class Cost:
+class QuantisingCost:
     """What quantising costs and saves: the graph from before it reads the same text. Reported, without a limit."""
 
     format: str
@@ -101,10 +101,10 @@ class Cost:
 class TokenResult:
     reference: str
     candidate: str
-    limits: Limits
+    limits: TokenLimits
     readings: list[Reading]
     continuation: Continuation
-    cost: Cost | None = None
+    cost: QuantisingCost | None = None
 
     @property
     def passed(self) -> bool:
@@ -112,7 +112,12 @@ class TokenResult:
 
 
 def compare_tokens(
-    reference: Model, candidate: Model, tokenizer: Tokenizer, ids: list[int], dtype: int, quantised: str | None = None
+    reference: SteppedModel,
+    candidate: SteppedModel,
+    tokenizer: Tokenizer,
+    ids: list[int],
+    dtype: int,
+    quantised: str | None = None,
 ) -> TokenResult:
     """Both models on the text `ids`. Windows no longer than the trained length, and for models with dynamic NTK also
     windows twice as long, each read as one prompt. `dtype` and the format that it is `quantised` to, the candidate's,
@@ -128,23 +133,23 @@ def compare_tokens(
 
 
 def quantisation_cost(
-    reference: Model,
+    reference: SteppedModel,
     graphs: dict[str, Path],
     quantised: str,
     tokenizer: Tokenizer,
     ids: list[int],
     like: Reading,
     embed: Embed | None = None,
-) -> Cost:
+) -> QuantisingCost:
     """Of the format `quantised`; `graphs`: files "before" and "quantised"; `like`: what the latter read."""
     graph = replace(open_graph(graphs["before"], "before"), embed=embed)
     before = read(like.name, reference, graph, tokenizer, ids, like.window, like.windows)
     tensors = {name: load_graph(path).graph.initializer for name, path in graphs.items()}
-    return Cost(quantised, before, {name: sum(map(tensor_bytes, each)) for name, each in tensors.items()})
+    return QuantisingCost(quantised, before, {name: sum(map(tensor_bytes, each)) for name, each in tensors.items()})
 
 
 def read(
-    name: str, reference: Model, candidate: Model, tokenizer: Tokenizer, ids: list[int], window: int, windows: int
+    name: str, reference: SteppedModel, candidate: SteppedModel, tokenizer: Tokenizer, ids: list[int], window: int, windows: int
 ) -> Reading:
     """Reads up to `windows` windows, spread over the text, in one batch. Only a step's logits are held at a time. Where a
     step's tokens see each other, which would give the next one away, each is a step of its own."""
@@ -187,7 +192,7 @@ def read(
     )
 
 
-def continue_both(reference: Model, candidate: Model, tokenizer: Tokenizer, ids: list[int]) -> Continuation:
+def continue_both(reference: SteppedModel, candidate: SteppedModel, tokenizer: Tokenizer, ids: list[int]) -> Continuation:
     places = np.linspace(0, max(len(ids) - max(PROMPT_LENGTHS), 0), len(PROMPT_LENGTHS)).astype(int)
     prompts = [[*candidate.prefix, *ids[place : place + length]] for place, length in zip(places, PROMPT_LENGTHS)]
     room = (candidate.capacity or 1 << 20) - max(map(len, prompts))
@@ -200,7 +205,7 @@ def continue_both(reference: Model, candidate: Model, tokenizer: Tokenizer, ids:
     return Continuation(len(prompts), new_tokens, int((agreeing == new_tokens).sum()), float(agreeing.mean()), example)
 
 
-def greedy(model: Model, prompts: list[list[int]], new_tokens: int, trained_length: int | None) -> np.ndarray:
+def greedy(model: SteppedModel, prompts: list[list[int]], new_tokens: int, trained_length: int | None) -> np.ndarray:
     """int64 [prompts, new_tokens]: the likeliest token after each, prompts of any lengths in one batch."""
     decoder = model.decoder(len(prompts))
     counts = np.array([len(prompt) for prompt in prompts])

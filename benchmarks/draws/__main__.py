@@ -15,7 +15,7 @@ import onnx
 from benchmarks.draws import draw
 from benchmarks.draws.judge import FAULTS, INVALID, judge
 from suture.core.command import FOUND_DIFFERENCE
-from suture.core.network.parse import Parser
+from suture.core.network.parse import ParserProcess
 from suture.core.progress import counted
 
 
@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--only", type=int, metavar="INDEX", help="one of them, shown with what became of it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts there")
     options = parser.parse_args()
-    with Parser() as trt:
+    with ParserProcess() as trt:
         if options.only is not None:
             canvas = draw(options.seed, options.only)
             print(onnx.printer.to_text(canvas.model()), judge(canvas, trt), sep="\n")
@@ -49,7 +49,7 @@ def main() -> int:
     return FOUND_DIFFERENCE if faults else 0
 
 
-def _valid(trt: Parser, seed: int, number: int):
+def _valid(trt: ParserProcess, seed: int, number: int):
     """Verdicts with the draw's index, of those that onnxruntime runs as they are drawn."""
     index = done = 0
     while done < number:

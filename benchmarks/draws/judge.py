@@ -15,13 +15,13 @@ from suture.core.errors import UserError
 from suture.core.network.audit import audit
 from suture.core.network.evaluate import EvaluationError, Evaluator, NotEvaluated
 from suture.core.network.inputs import make_feeds
-from suture.core.network.parse import Parser, ParserDied, ParserRefused
+from suture.core.network.parse import ParserDied, ParserProcess, ParserRefused
 from suture.core.network.runner import to_numpy
 from suture.core.onnx_checks import check_model
 from suture.surgery.graph import Graph, files
-from suture.surgery.options import Options
+from suture.surgery.options import SurgeryOptions
 from suture.surgery.plan import make_plan
-from suture.surgery.reports.report import Report
+from suture.surgery.reports.report import SurgeryReport
 from suture.surgery.runner import run_plan
 from suture.surgery.verification import loads
 from suture.surgery.verification.verify import ChangedOutput, State, Unrunnable, compare
@@ -39,7 +39,7 @@ CAPACITY = 32
 
 
 @dataclass(frozen=True)
-class Verdict:
+class DrawVerdict:
     """`rewritten`: by which passes, but for those that tidy up."""
 
     result: str
@@ -47,28 +47,28 @@ class Verdict:
     rewritten: tuple[str, ...] = ()
 
 
-def judge(canvas: Canvas, parser: Parser) -> Verdict:
+def judge(canvas: Canvas, parser: ParserProcess) -> DrawVerdict:
     source, feeds = canvas.model(), [] if canvas.decoder else canvas.feeds()
     with warnings.catch_warnings(action="ignore"), np.errstate(all="ignore"), TemporaryDirectory() as folder:
         try:
             expected = None if canvas.decoder else _run_all(source, feeds)
             check_model(source, "draw")
         except Exception as error:  # onnxruntime's errors and onnx's share no public base
-            return Verdict(INVALID, _line(error))
+            return DrawVerdict(INVALID, _line(error))
         try:
             graph = files.of_model(_copy(source), Path("draw"), Path())
             first = State(source, graph.signature, Path())
-            portable, lowered, report = run_plan(graph, make_plan(Options(capacity=CAPACITY)))
+            portable, lowered, report = run_plan(graph, make_plan(SurgeryOptions(capacity=CAPACITY)))
             models = [files.without_shapes(files.to_model(each)) for each in (portable, lowered)]
             loads.check(models[0], source, "draw")
         except UserError as error:
-            return Verdict(REFUSED, str(error))
+            return DrawVerdict(REFUSED, str(error))
         except Exception as error:  # whatever it is, it is a fault of ours
-            return Verdict(CRASHED, f"{type(error).__name__}: {_line(error)}")
+            return DrawVerdict(CRASHED, f"{type(error).__name__}: {_line(error)}")
         done = _rewritten(report)
         if problem := _portable_problem(canvas, expected, feeds, first, portable, models[0]):
             kind, why = problem
-            return Verdict(kind, why, done)
+            return DrawVerdict(kind, why, done)
         return _network(canvas, parser, Path(folder) / "draw.onnx", models, feeds, done)
 
 
@@ -92,15 +92,17 @@ def _portable_problem(canvas, expected, feeds, first: State, portable: Graph, mo
     return problem and (PORTABLE_DIFFERS, problem)
 
 
-def _network(canvas: Canvas, parser: Parser, path: Path, models: list, feeds: list, done: tuple[str, ...]) -> Verdict:
+def _network(
+    canvas: Canvas, parser: ParserProcess, path: Path, models: list, feeds: list, done: tuple[str, ...]
+) -> DrawVerdict:
     portable, lowered = models
     onnx.save(lowered, path)
     try:
         network = parser.parse(path)
     except ParserRefused as refused:
-        return Verdict(NOT_PARSED, "; ".join(f"{each.operator}: {each.message}" for each in refused.refusals), done)
+        return DrawVerdict(NOT_PARSED, "; ".join(f"{each.operator}: {each.message}" for each in refused.refusals), done)
     except ParserDied as died:
-        return Verdict(NOT_PARSED, died.parts[1], done)
+        return DrawVerdict(NOT_PARSED, died.parts[1], done)
     if canvas.decoder:
         feeds = [each.values for each in make_feeds(portable)]
     elif canvas.axes == "one":
@@ -110,15 +112,15 @@ def _network(canvas: Canvas, parser: Parser, path: Path, models: list, feeds: li
         evaluate = Evaluator(network, "cpu")
         found = [{name: to_numpy(value) for name, value in evaluate(_for(network, each)).items()} for each in feeds]
     except NotEvaluated as unknown:
-        return Verdict(NOT_EVALUATED, unknown.parts[1], done)
+        return DrawVerdict(NOT_EVALUATED, unknown.parts[1], done)
     except EvaluationError as error:
         problem = error.parts[1]
     else:
         problem = _difference(expected, found, types=False)
     if problem is None:
-        return Verdict(AGREES, "", done)
+        return DrawVerdict(AGREES, "", done)
     named = [str(finding) for finding in audit(network, lowered) if finding.severity == "error" or finding.kind == "misread"]
-    return Verdict(NAMED, named[0], done) if named else Verdict(NETWORK_DIFFERS, problem, done)
+    return DrawVerdict(NAMED, named[0], done) if named else DrawVerdict(NETWORK_DIFFERS, problem, done)
 
 
 def _for(network, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -161,7 +163,7 @@ def _error(expected: np.ndarray, found: np.ndarray) -> float:
     return float(max(distance, 0) / (np.abs(expected[finite]).max(initial=0) or 1.0))
 
 
-def _rewritten(report: Report) -> tuple[str, ...]:
+def _rewritten(report: SurgeryReport) -> tuple[str, ...]:
     return tuple(sorted({each.name for each in report.passes if each.matches and each.name not in TIDYING}))
 
 

@@ -12,12 +12,12 @@ from suture.core.errors import UserError
 from suture.core.findings import Finding
 from suture.core.network.attentions import Fusion, fusions
 from suture.core.network.audit import audit
-from suture.core.network.compare import Outcome, compare, default_tolerance
+from suture.core.network.compare import FeedsOutcome, compare, default_tolerance
 from suture.core.network.description import Network
 from suture.core.network.evaluate import EvaluationError, Evaluator, NotEvaluated
 from suture.core.network.graph_audit import audit_graph
 from suture.core.network.inputs import Feeds, check_feeds, make_feeds, read_feeds
-from suture.core.network.parse import Parser
+from suture.core.network.parse import ParserProcess
 from suture.core.network.refusals import RefusedNode, read_network
 from suture.core.reader import status
 from suture.core.shapes import ShapeRange, check_shapes
@@ -41,7 +41,7 @@ class CheckResult:
     all_read: bool = True
     findings: list[Finding] = field(default_factory=list)
     attentions: list[Fusion] = field(default_factory=list)
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[FeedsOutcome] = field(default_factory=list)
     tolerance: float = 0.0
     not_compared: str | None = None
     failed: str | None = None  # how the network's evaluation ends where onnxruntime's does not
@@ -98,7 +98,7 @@ def check(
     for library in plugins:
         status(library, "name a plugin library with --plugin")
     result = CheckResult(path, len(graph.graph.node))
-    with Parser(plugins) as parser:
+    with ParserProcess(plugins) as parser:
         result.network, result.refusals, result.all_read = read_network(parser, path, graph)
     if result.network is None:
         return result

@@ -48,7 +48,7 @@ class Divergence:
 
 
 @dataclass
-class Outcome:
+class FeedsOutcome:
     """`problem`: why onnxruntime did not run these inputs; there are no outputs then."""
 
     feeds: str
@@ -66,7 +66,7 @@ def default_tolerance(network: Network) -> float:
     return max((SAME_GRAPH[dtype] for dtype in dtypes & SAME_GRAPH.keys()), default=SAME_GRAPH[FLOAT])
 
 
-def compare(evaluate: Evaluator, reference: Path, feeds: Iterable[Feeds], tolerance: float) -> list[Outcome]:
+def compare(evaluate: Evaluator, reference: Path, feeds: Iterable[Feeds], tolerance: float) -> list[FeedsOutcome]:
     """Runs each set of inputs on both. `reference` is the parsed file itself, or a graph with outputs and inputs of the
     same names that stands for it; only in the first case are intermediate tensors the same and compared."""
     model = load_graph(reference)
@@ -76,11 +76,11 @@ def compare(evaluate: Evaluator, reference: Path, feeds: Iterable[Feeds], tolera
         try:
             expected = _run(session, inputs.values)
         except Exception as error:  # onnxruntime's errors share no public base
-            outcomes.append(Outcome(inputs.name, [], problem=f"onnxruntime does not run it: {_said(error)}"))
+            outcomes.append(FeedsOutcome(inputs.name, [], problem=f"onnxruntime does not run it: {_said(error)}"))
             continue
         found = {name: to_numpy(value) for name, value in evaluate(inputs.values).items()}
         outputs = [difference(name, expected[name], found.get(name)) for name in expected]
-        outcome = Outcome(inputs.name, outputs, None, {"onnxruntime": expected, "network": found})
+        outcome = FeedsOutcome(inputs.name, outputs, None, {"onnxruntime": expected, "network": found})
         same_file = reference.resolve() == evaluate.network.model.resolve()
         if same_file and any(output.beyond(tolerance) for output in outputs):
             outcome.divergence = _divergence(evaluate, model, reference, inputs, tolerance)

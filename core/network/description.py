@@ -57,7 +57,7 @@ class Packed:
 
 
 @dataclass(frozen=True)
-class Reference:
+class WeightReference:
     """Weights that stay in the ONNX file, as its tensor of this name: large ones, and those that nothing shows.
 
     `checksum` (CRC-32 of the bytes that TensorRT holds) tells whether they are the file's; None where it is unknown.
@@ -69,7 +69,7 @@ class Reference:
     checksum: int | None
 
 
-Constant = np.ndarray | Packed | Reference
+Constant = np.ndarray | Packed | WeightReference
 
 
 @dataclass(frozen=True)

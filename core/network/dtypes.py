@@ -12,7 +12,7 @@ import torch
 
 from suture.core import dtypes
 from suture.core.errors import UserError
-from suture.core.network.description import Constant, Packed, Reference
+from suture.core.network.description import Constant, Packed, WeightReference
 from suture.core.weights import weights_root
 
 TORCH = {name: dtypes.torch_dtype(each) for name, each in dtypes.BY_TENSORRT.items()}
@@ -56,7 +56,7 @@ class Constants:
 
     def mapped(self, constant: Constant) -> bool:
         """Whether a constant's bytes lie outside the ONNX file."""
-        tensor = self.tensors.get(constant.name) if isinstance(constant, Reference) else None
+        tensor = self.tensors.get(constant.name) if isinstance(constant, WeightReference) else None
         return tensor is not None and tensor.data_location == onnx.TensorProto.EXTERNAL
 
     def load(self, constant: Constant, dtype: str, check: bool) -> torch.Tensor:
@@ -74,7 +74,7 @@ class Constants:
         array = _unpacked(tensor.data_type, tensor.dims, raw.tobytes()) if packed else raw.view(numpy_dtype)
         return to_torch(array, TORCH[dtype]).reshape(constant.shape)
 
-    def _raw(self, constant: Reference) -> tuple[onnx.TensorProto, np.ndarray]:
+    def _raw(self, constant: WeightReference) -> tuple[onnx.TensorProto, np.ndarray]:
         """The file's tensor and its bytes, those outside the file mapped."""
         tensor = self.tensors.get(constant.name)
         if tensor is None:

@@ -12,7 +12,7 @@ import torch
 from suture.core.dtypes import BY_NUMPY, torch_dtype
 from suture.core.errors import UserError
 from suture.core.network import arithmetic, attention, elementwise, quantization, sampling, sequences, shapes, windows
-from suture.core.network.description import Layer, Network
+from suture.core.network.description import Layer, Network, Tensor
 from suture.core.network.dtypes import TORCH, Constants, to_torch
 from suture.core.network.loops import BOUNDARIES, find_loops, run_loop
 from suture.core.weights import load_graph
@@ -207,12 +207,10 @@ class Evaluator:
 
     def _check(self, layer: Layer, name: str, value: torch.Tensor) -> None:
         declared = self.network.tensors[name]
-        found = tuple(value.shape)
-        fits = len(found) == len(declared.shape) and all(d in (-1, f) for f, d in zip(found, declared.shape))
-        if not fits or value.dtype != TORCH[declared.dtype]:
+        if not _is_as(declared, value):
             raise EvaluationError(
                 self.network.model,
-                f"{layer} yields {value.dtype} {list(found)}, "
+                f"{layer} yields {value.dtype} {list(value.shape)}, "
                 f"but the network declares {name} as {declared.dtype} {list(declared.shape)}",
                 "one of the two is wrong about this layer",
             )
@@ -228,8 +226,7 @@ class Evaluator:
                 raise UserError(self.network.model, f"input {name} has values of type {value.dtype}", "give numbers")
             tensor = value if isinstance(value, torch.Tensor) else to_torch(value, _dtype_of(value))
             tensor = tensor.float() if tensor.dtype == torch.float64 else tensor  # which TensorRT's parser reads as FLOAT
-            fits = len(tensor.shape) == len(declared.shape) and all(d in (-1, f) for f, d in zip(tensor.shape, declared.shape))
-            if not fits or tensor.dtype != TORCH[declared.dtype]:
+            if not _is_as(declared, tensor):
                 raise UserError(
                     self.network.model,
                     f"input {name} is {declared.dtype} {list(declared.shape)}, "
@@ -284,6 +281,12 @@ def _attentions(network: Network) -> dict[str, dict[str, str]]:
             optional = {role: given[role] for role in ATTENTION_ROLES[3:] if given[role] is not None}
             found[layer.outputs[0]] = dict(zip(ATTENTION_ROLES[:3], layer.inputs)) | optional
     return found
+
+
+def _is_as(declared: Tensor, value: torch.Tensor) -> bool:
+    """Whether the value has the dtype, the rank and the fixed dimensions of a tensor of the network."""
+    fits = len(value.shape) == len(declared.shape) and all(d in (-1, f) for f, d in zip(value.shape, declared.shape))
+    return fits and value.dtype == TORCH[declared.dtype]
 
 
 def _dtype_of(array: np.ndarray) -> torch.dtype | None:

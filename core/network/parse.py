@@ -29,8 +29,8 @@ __all__ = [
     "LARGE",
     "NO_TENSORRT",
     "NoTensorRT",
-    "Parser",
     "ParserDied",
+    "ParserProcess",
     "ParserRefused",
     "Refused",
     "describe",
@@ -62,26 +62,26 @@ class ParserDied(UserError):
 
 def parse(model: Path, graph: onnx.ModelProto | None = None, plugins: Sequence[Path] = ()) -> Network:
     """The network of the ONNX file `model`, or of a `graph` over that file's weights. Raises ParserRefused or ParserDied."""
-    with Parser(plugins) as parser:
+    with ParserProcess(plugins) as parser:
         return parser.parse(model, graph)
 
 
 @functools.cache
-def shared_parser() -> "Parser":
+def shared_parser() -> "ParserProcess":
     """One for all files that this process has read, its child ended with it: loading TensorRT takes longer than most files."""
-    parser = Parser()
+    parser = ParserProcess()
     atexit.register(parser.close)
     return parser
 
 
-class Parser:
+class ParserProcess:
     """The parser in one child process for any number of files; after one that kills it, the next starts another."""
 
     def __init__(self, plugins: Sequence[Path] = ()):
         self.plugins = [str(library) for library in plugins]
         self.child: subprocess.Popen | None = None
 
-    def __enter__(self) -> "Parser":
+    def __enter__(self) -> "ParserProcess":
         return self
 
     def __exit__(self, *error) -> None:

@@ -27,7 +27,7 @@ REMEDY = "write one with --save"
 Shape = list[int]
 
 
-class Value(Strict):
+class RecordedValue(Strict):
     shape: Shape
     largest: Annotated[float, Field(ge=0)]
     values: Annotated[list[float | Literal["nan", "inf", "-inf"]], Field(max_length=SAMPLES)]
@@ -48,7 +48,7 @@ class Record(Strict):
     outputs: list[str]
     tensors: dict[str, Annotated[list[str | Shape], Field(min_length=2, max_length=2)]]
     layers: Annotated[list[RecordedLayer], Field(min_length=1)]
-    values: dict[str, dict[str, Value]]
+    values: dict[str, dict[str, RecordedValue]]
 
 
 def record(result: CheckResult) -> dict:

@@ -12,7 +12,7 @@ import onnx
 from suture.core.dtypes import BY_ORT
 from suture.core.network.advice import advice, origin
 from suture.core.network.description import Network, Refusal
-from suture.core.network.parse import Parser, ParserDied, ParserRefused
+from suture.core.network.parse import ParserDied, ParserProcess, ParserRefused
 from suture.core.sessions import NotLoaded, new_session
 from suture.core.shadow_copy import runnable
 from suture.core.weights import weights_root
@@ -37,7 +37,7 @@ class RefusedNode:
         return "; ".join(filter(None, [f"{self.operator} {self.node}: {self.message}".strip(), *more]))
 
 
-def read_network(parser: Parser, path: Path, graph: onnx.ModelProto) -> tuple[Network | None, list[RefusedNode], bool]:
+def read_network(parser: ParserProcess, path: Path, graph: onnx.ModelProto) -> tuple[Network | None, list[RefusedNode], bool]:
     """The network, or None and all refusals; and whether those are all (True), or something behind them stays unread."""
     found: dict[tuple[str, str], RefusedNode] = {}
     left, types, complete, started = graph, None, True, time.monotonic()
@@ -84,7 +84,7 @@ def _behind_integers(graph: onnx.ModelProto, left: onnx.ModelProto) -> set[str]:
     return behind
 
 
-def _killer(parser: Parser, path: Path, model: onnx.ModelProto, types: dict, died: ParserDied) -> Refusal:
+def _killer(parser: ParserProcess, path: Path, model: onnx.ModelProto, types: dict, died: ParserDied) -> Refusal:
     """The node of which the parser's process dies: the last of the shortest beginning of the graph that kills it."""
     alive, dead = 0, len(model.graph.node)
     while dead - alive > 1:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 
-from suture.core.junit import Case
+from suture.core.junit import JUnitCase
 from suture.core.network.check import CheckResult
 
 
@@ -36,18 +36,18 @@ def as_json(result: CheckResult, against: list[str] | None = None) -> str:
     return json.dumps(report, indent=2) + "\n"
 
 
-def junit_cases(result: CheckResult, against: list[str] | None = None) -> list[Case]:
+def junit_cases(result: CheckResult, against: list[str] | None = None) -> list[JUnitCase]:
     """One case for the parser, one for each error and warning of the audit, one for each output and set of inputs."""
-    cases = [Case("parser", "parses", tuple(str(refusal) for refusal in result.refusals))]
+    cases = [JUnitCase("parser", "parses", tuple(str(refusal) for refusal in result.refusals))]
     for finding in result.findings:
-        cases.append(Case("audit", finding.where, (str(finding),) if finding.severity == "error" else ()))
+        cases.append(JUnitCase("audit", finding.where, (str(finding),) if finding.severity == "error" else ()))
     for outcome in result.outcomes:
         for output in outcome.outputs:
             said = f"{output.problem or f'{output.error:.1e}'} (allowed {result.tolerance:.0e})"
-            cases.append(Case(outcome.feeds, output.tensor, (said,) if output.beyond(result.tolerance) else ()))
+            cases.append(JUnitCase(outcome.feeds, output.tensor, (said,) if output.beyond(result.tolerance) else ()))
     if result.not_compared:
         failures = (result.failed,) if result.failed else ()
-        cases.append(Case("network", "agrees with onnxruntime", failures, result.not_compared))
+        cases.append(JUnitCase("network", "agrees with onnxruntime", failures, result.not_compared))
     if against is not None:
-        cases.append(Case("network", "as saved", tuple(against)))
+        cases.append(JUnitCase("network", "as saved", tuple(against)))
     return cases

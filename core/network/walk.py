@@ -13,7 +13,7 @@ import numpy as np
 
 from suture.core.dtypes import BY_TENSORRT
 from suture.core.errors import UserError
-from suture.core.network.description import Constant, Layer, Network, Packed, Reference, Refusal, Tensor
+from suture.core.network.description import Constant, Layer, Network, Packed, Refusal, Tensor, WeightReference
 from suture.core.network.layer_names import onnx_nodes
 
 LARGE = 1 << 20  # bytes from which a constant stays in the ONNX file instead of being copied between processes
@@ -139,10 +139,10 @@ def _constant(layer, name: str, tensor: Tensor, checked: bool) -> Constant:
         if weights.nbytes < LARGE:
             return weights.reshape(tensor.shape).copy()
         checksum = zlib.crc32(np.ascontiguousarray(weights).data.cast("B")) if checked else None
-        return Reference(name, tensor.dtype, tensor.shape, checksum)
+        return WeightReference(name, tensor.dtype, tensor.shape, checksum)
     data = _bytes_of(weights)
     if data is None or len(data) >= LARGE:
-        return Reference(name, tensor.dtype, tensor.shape, zlib.crc32(data) if data is not None and checked else None)
+        return WeightReference(name, tensor.dtype, tensor.shape, zlib.crc32(data) if data is not None and checked else None)
     return Packed(tensor.dtype, tensor.shape, bytes(data))
 
 

@@ -6,23 +6,16 @@ Of tables that are looked up, such as that of the embeddings, the first rows sta
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol
 
 import onnx
 
 from suture.core.cpm_inputs import set_places
 from suture.core.layerwise import SLOTS
+from suture.core.proof.subject import Subject
 from suture.core.signature import Signature
 from suture.core.tensors import external, tensor_bytes
 
 ROWS = 64  # of a table
-
-
-class Subject(Protocol):
-    @property
-    def model(self) -> onnx.ModelProto: ...
-    @property
-    def signature(self) -> Signature: ...
 
 
 def excerpt(

@@ -7,9 +7,10 @@ and, of graphs in 16 bits, in their own type, where it is rounding.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,15 +20,26 @@ from suture.core.dtypes import BY_ONNX, HALVES
 from suture.core.errors import UserError
 from suture.core.layerwise import is_large
 from suture.core.network.inputs import Feeds
-from suture.core.network.parse import NoTensorRT, Parser, ParserRefused, shared_parser
+from suture.core.network.parse import NoTensorRT, ParserProcess, ParserRefused, shared_parser
 from suture.core.proof.cases import ENOUGH, alone, make_cases, why_not
 from suture.core.proof.differences import first_difference, relative_error
 from suture.core.proof.excerpt import excerpt
 from suture.core.proof.nudged import with_numbers_nudged
 from suture.core.proof.steps import LAST, Runner, Step, Steps, Unrunnable
-from suture.core.proof.verdict import DIFFERENT, FAILED, FLOAT32, NOT_RUN, PASSED, Compared, Comparison, PairVerdict, Proof
+from suture.core.proof.subject import Subject
+from suture.core.proof.verdict import (
+    DIFFERENT,
+    FAILED,
+    FLOAT32,
+    NOT_RUN,
+    PASSED,
+    DtypeComparison,
+    PairVerdict,
+    Proof,
+    StepErrors,
+)
 from suture.core.shadow_copy import has_types
-from suture.core.signature import LOGITS, Signature
+from suture.core.signature import LOGITS
 
 EXACT = 1e-5  # of the largest value, between float32 shadow copies
 ROUNDING = {TensorProto.FLOAT16: 2e-2, TensorProto.BFLOAT16: 5e-2}
@@ -44,25 +56,13 @@ Case = Step | Feeds
 Outputs = dict[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A graph whose external weights lie under `root`."""
-
-    model: onnx.ModelProto
-    signature: Signature
-    root: Path
-
-    def runner(self, wide: bool, extra: tuple[str, ...] = (), seed: int = 0) -> Runner:
-        return Runner(self.model, self.signature, self.root, extra, wide=wide, seed=seed)
-
-
 def prove(
     source: Subject,
     portable: Subject,
     lowered: onnx.ModelProto,
     unquantised: Subject | None = None,
     quantised: bool = False,
-    parser: Parser | None = None,
+    parser: ParserProcess | None = None,
     whole: bool = False,
 ) -> Proof:
     """`lowered`: with the portable graph's weights and signature. `unquantised`: the portable graph from before it was
@@ -138,7 +138,7 @@ class _Session:
             self._compare(pair, dtype, names, run, again)
         return pair
 
-    def level_3(self, parser: Parser | None) -> PairVerdict:
+    def level_3(self, parser: ParserProcess | None) -> PairVerdict:
         pair, lowered = PairVerdict(3, reason=self.why_not), self.subjects["lowered"]
         if missing := _missing(self.subjects["portable"], lowered):
             return PairVerdict(3, FAILED, f"the lowered graph has no {missing!r}")
@@ -157,7 +157,7 @@ class _Session:
             what = f"TensorRT's parser makes an input of {', '.join(others)}, which is none; suture check says what helps"
             return PairVerdict(3, FAILED, what)
         from suture.core.network.evaluate import EvaluationError, Evaluator, NotEvaluated  # only here: torch takes seconds
-        from suture.core.proof.network_runner import NetworkRunner
+        from suture.core.proof.network_steps import NetworkSteps
 
         for dtype in [TensorProto.FLOAT, *self.halves] if self.why_not is None else ():
             wide = dtype == TensorProto.FLOAT
@@ -165,9 +165,9 @@ class _Session:
                 evaluate = Evaluator(network, wide=wide, check=wide, graph=lowered.model, root=lowered.root)
             except NotEvaluated as unknown:
                 return PairVerdict(3, reason=unknown.parts[1])
-            runner = NetworkRunner(evaluate, lowered.model, lowered.signature)
+            runner = NetworkSteps(evaluate, lowered.model, lowered.signature)
 
-            def run(name: str, case: Case, wide: bool = wide, runner: NetworkRunner = runner) -> Outputs:
+            def run(name: str, case: Case, wide: bool = wide, runner: NetworkSteps = runner) -> Outputs:
                 if name == "portable":
                     return self._in_onnxruntime(name, case, wide)
                 try:
@@ -175,7 +175,7 @@ class _Session:
                 except EvaluationError as error:
                     raise Unrunnable(error.parts[1]) from None
 
-            def again(name: str, case: Case, extra: tuple[str, ...], wide=wide, runner: NetworkRunner = runner) -> Outputs:
+            def again(name: str, case: Case, extra: tuple[str, ...], wide=wide, runner: NetworkSteps = runner) -> Outputs:
                 known = tuple(each for each in extra if each in network.tensors)
                 return self._again(name, case, known, wide) if name == "portable" else runner.run(case, known)
 
@@ -195,7 +195,7 @@ class _Session:
             return
         tolerance = EXACT if dtype == TensorProto.FLOAT else ROUNDING[dtype]
         tolerance = self.tolerance or (max(tolerance, ROUNDED) if self.rounds else tolerance)
-        found = Comparison(FLOAT32 if dtype == TensorProto.FLOAT else BY_ONNX[dtype].numpy, tolerance)
+        found = DtypeComparison(FLOAT32 if dtype == TensorProto.FLOAT else BY_ONNX[dtype].numpy, tolerance)
         refused: list[str] = []
         started = time.monotonic()
         for number, case in enumerate(self.cases):
@@ -214,7 +214,7 @@ class _Session:
             except Unrunnable as reason:
                 pair.status, pair.difference = DIFFERENT, f"in '{case.name}', the {names[1]} graph fails: {reason}"
                 return
-            compared = Compared(case.name, _errors(expected, given))
+            compared = StepErrors(case.name, _errors(expected, given))
             found.steps.append(compared)
             if not compared.worst <= tolerance and dtype == TensorProto.FLOAT and self.halves and not self.tolerance:
                 found.tolerance = tolerance = max(tolerance, EXACT + self._of_constants(names[0], case, expected))
@@ -230,7 +230,7 @@ class _Session:
         else:
             pair.reason = refused[0]
 
-    def _said(self, compared: Compared, found: Comparison, case: Case, names: tuple[str, str], again: Callable) -> str:
+    def _said(self, compared: StepErrors, found: DtypeComparison, case: Case, names: tuple[str, str], again: Callable) -> str:
         def key(name: str) -> float:
             error = compared.errors[name]
             return float("inf") if error is None else error
@@ -251,15 +251,7 @@ class _Session:
     def _in_onnxruntime(self, name: str, case: Case, wide: bool) -> Outputs:
         subject = self.subjects[name]
         wide = wide or TensorProto.FLOAT16 not in self.halves  # bfloat16 is computed in float32 in any case
-        key = (id(subject.model), id(case), wide)
-        if key not in self.outputs:
-            try:
-                self.outputs[key] = self._read(name, case, wide)
-            except Unrunnable as reason:
-                self.outputs[key] = reason
-        if isinstance(found := self.outputs[key], Unrunnable):
-            raise found
-        return found
+        return _once(self.outputs, (id(subject.model), id(case), wide), lambda: self._read(name, case, wide))
 
     def _read(self, name: str, case: Case, wide: bool) -> Outputs:
         return self._read_with(self._runner(self.subjects[name], wide), name, case)
@@ -272,15 +264,7 @@ class _Session:
         return {output: np.concatenate([row[output] for row in rows]) for output in rows[0]}
 
     def _runner(self, subject: Subject, wide: bool) -> Runner:
-        key = (id(subject.model), wide)
-        if key not in self.runners:
-            try:
-                self.runners[key] = subject.runner(wide)
-            except Unrunnable as reason:
-                self.runners[key] = reason
-        if isinstance(found := self.runners[key], Unrunnable):
-            raise found
-        return found
+        return _once(self.runners, (id(subject.model), wide), lambda: subject.runner(wide))
 
     def _of_constants(self, name: str, case: Case, expected: Outputs) -> float:
         """How much an output may change because one number of the graph is rounded to 16 bits, as a fused operator's is not."""
@@ -298,6 +282,18 @@ class _Session:
         subject = self.subjects[name]
         ends = {value.name for value in subject.model.graph.output}
         return subject.runner(wide, tuple(each for each in extra if each not in ends)).run(case)
+
+
+def _once(known: dict[tuple, Any], key: tuple, make: Callable[[], Any]) -> Any:
+    """What `known` has under the key, made the first time; raises Unrunnable each time if it could not be."""
+    if key not in known:
+        try:
+            known[key] = make()
+        except Unrunnable as reason:
+            known[key] = reason
+    if isinstance(found := known[key], Unrunnable):
+        raise found
+    return found
 
 
 def _errors(expected: Outputs, found: Outputs) -> dict[str, float | None]:

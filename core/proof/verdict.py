@@ -10,7 +10,7 @@ FLOAT32 = "float32"
 
 
 @dataclass
-class Compared:
+class StepErrors:
     """One set of inputs: the error of each output, of its largest value; None where there is none to give."""
 
     step: str
@@ -22,12 +22,12 @@ class Compared:
 
 
 @dataclass
-class Comparison:
+class DtypeComparison:
     """Both graphs in one type: "float32" (shadow copies, unless that is their own), "float16" or "bfloat16"."""
 
     dtype: str
     tolerance: float
-    steps: list[Compared] = field(default_factory=list)
+    steps: list[StepErrors] = field(default_factory=list)
 
     @property
     def worst(self) -> float:
@@ -43,7 +43,7 @@ class PairVerdict:
     status: str = NOT_RUN
     reason: str | None = None
     difference: str | None = None
-    comparisons: list[Comparison] = field(default_factory=list)
+    comparisons: list[DtypeComparison] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
     @property
@@ -115,7 +115,7 @@ def from_json(found: Any) -> Proof | None:
                 **{
                     **pair,
                     "comparisons": [
-                        Comparison(each["dtype"], each["tolerance"], [Compared(**step) for step in each["steps"]])
+                        DtypeComparison(each["dtype"], each["tolerance"], [StepErrors(**step) for step in each["steps"]])
                         for each in pair["comparisons"]
                     ],
                 }

@@ -18,7 +18,7 @@ TASK, TEXT = 0, 2  # segments
 GENERATION = 2  # of the learned tasks, the one that transformers gives to every text
 
 
-class Model(nn.Module):
+class CpmAntModel(nn.Module):
     """Only holds the parameters that the checkpoint names cpmant.*"""
 
     def __init__(self, config: CpmConfig, segments: int, tasks: int, task_length: int):
@@ -35,7 +35,7 @@ class CPMAnt(nn.Module):
     def __init__(self, config: CpmConfig, segments: int, tasks: int, task_length: int):
         super().__init__()
         self.config, self.segments, self.task_length = config, segments, task_length
-        self.cpmant = Model(config, segments, tasks, task_length)
+        self.cpmant = CpmAntModel(config, segments, tasks, task_length)
         self.lm_head = nn.Linear(config.hidden, config.vocab, bias=False)
 
     @property

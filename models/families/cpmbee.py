@@ -24,7 +24,7 @@ DAMPING = 1.05
 ROTARY_BASE = 10000
 
 
-class Model(nn.Module):
+class CpmBeeModel(nn.Module):
     """Only holds the parameters that the checkpoint names cpmbee.*"""
 
     def __init__(self, config: CpmConfig, relations: int):
@@ -40,7 +40,7 @@ class CPMBee(nn.Module):
     def __init__(self, config: CpmConfig, relations: int, distance_scale: float):
         super().__init__()
         self.config, self.distance_scale = config, distance_scale
-        self.cpmbee = Model(config, relations)
+        self.cpmbee = CpmBeeModel(config, relations)
 
     @property
     def dimensions(self) -> Dimensions:

@@ -58,7 +58,7 @@ class MptConfig:
         )
 
 
-class Attention(nn.Module):
+class MptAttention(nn.Module):
     def __init__(self, config: MptConfig):
         super().__init__()
         self.heads, self.clip = config.heads, config.clip
@@ -78,7 +78,7 @@ class Attention(nn.Module):
         return self.out_proj(attend(query, key, value, self.scale, mask, bias)), key, value
 
 
-class MLP(nn.Module):
+class MptMLP(nn.Module):
     def __init__(self, config: MptConfig):
         super().__init__()
         self.up_proj = nn.Linear(config.hidden, config.ffn, bias=config.bias)
@@ -88,13 +88,13 @@ class MLP(nn.Module):
         return self.down_proj(nn.functional.gelu(self.up_proj(x)))
 
 
-class Block(nn.Module):
+class MptBlock(nn.Module):
     def __init__(self, config: MptConfig):
         super().__init__()
         self.norm_1 = nn.LayerNorm(config.hidden, EPSILON, bias=config.bias)
-        self.attn = Attention(config)
+        self.attn = MptAttention(config)
         self.norm_2 = nn.LayerNorm(config.hidden, EPSILON, bias=config.bias)
-        self.ffn = MLP(config)
+        self.ffn = MptMLP(config)
 
     def forward(self, x: Tensor, *attention: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         attended, key, value = self.attn(self.norm_1(x), *attention)
@@ -102,13 +102,13 @@ class Block(nn.Module):
         return x + self.ffn(self.norm_2(x)), key, value
 
 
-class Transformer(nn.Module):
+class MptTransformer(nn.Module):
     """Only holds the parameters that the checkpoint names transformer.*"""
 
     def __init__(self, config: MptConfig):
         super().__init__()
         self.wte = nn.Embedding(config.vocab, config.hidden)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(MptBlock(config) for _ in range(config.layers))
         self.norm_f = nn.LayerNorm(config.hidden, EPSILON, bias=config.bias)
 
 
@@ -118,7 +118,7 @@ class MPT(nn.Module):
     def __init__(self, config: MptConfig):
         super().__init__()
         self.config = config
-        self.transformer = Transformer(config)
+        self.transformer = MptTransformer(config)
 
     @property
     def dimensions(self) -> Dimensions:

@@ -67,7 +67,7 @@ class QwenConfig:
         )
 
 
-class Attention(nn.Module):
+class QwenAttention(nn.Module):
     def __init__(self, config: QwenConfig):
         super().__init__()
         self.heads, self.head_dim = config.heads, config.head_dim
@@ -95,7 +95,7 @@ class Attention(nn.Module):
         return self.c_proj(attend(query, key, value, self.scale, mask)), key, value
 
 
-class MLP(nn.Module):
+class QwenMLP(nn.Module):
     """SwiGLU, its gate second: c_proj(w1(x) · silu(w2(x)))."""
 
     def __init__(self, config: QwenConfig):
@@ -109,13 +109,13 @@ class MLP(nn.Module):
         return self.c_proj(self.w1(x) * (gate * torch.sigmoid(gate)))
 
 
-class Block(nn.Module):
+class QwenBlock(nn.Module):
     def __init__(self, config: QwenConfig):
         super().__init__()
         self.ln_1 = RMSNorm(config.hidden, config.norm_epsilon)
-        self.attn = Attention(config)
+        self.attn = QwenAttention(config)
         self.ln_2 = RMSNorm(config.hidden, config.norm_epsilon)
-        self.mlp = MLP(config)
+        self.mlp = QwenMLP(config)
 
     def forward(self, x: Tensor, *attention: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         attended, key, value = self.attn(self.ln_1(x), *attention)
@@ -123,13 +123,13 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x)), key, value
 
 
-class Transformer(nn.Module):
+class QwenTransformer(nn.Module):
     """Only holds the parameters that the checkpoint names transformer.*"""
 
     def __init__(self, config: QwenConfig):
         super().__init__()
         self.wte = nn.Embedding(config.vocab, config.hidden)
-        self.h = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.h = nn.ModuleList(QwenBlock(config) for _ in range(config.layers))
         self.ln_f = RMSNorm(config.hidden, config.norm_epsilon)
 
 
@@ -139,7 +139,7 @@ class Qwen(nn.Module):
     def __init__(self, config: QwenConfig):
         super().__init__()
         self.config = config
-        self.transformer = Transformer(config)
+        self.transformer = QwenTransformer(config)
         if not config.tied:
             self.lm_head = nn.Linear(config.hidden, config.vocab, bias=False)
 

@@ -16,7 +16,7 @@ from suture.core.dtypes import HALVES
 from suture.core.signature import Signature
 from suture.core.third_party import prepare_graphsurgeon
 from suture.core.traits import STANDARD, input_index, output_index, unaccounted
-from suture.surgery.graph.interface import Interface
+from suture.surgery.graph.interface import SourceInterface
 
 SMALL = 1 << 16  # elements; what is larger is a weight and is not read to decide a match
 
@@ -46,11 +46,11 @@ class Graph:
     left to the runner, which removes them after each pass.
     """
 
-    def __init__(self, model: onnx.ModelProto, signature: Signature, root: Path, interface: Interface | None = None):
+    def __init__(self, model: onnx.ModelProto, signature: Signature, root: Path, interface: SourceInterface | None = None):
         prepare_graphsurgeon()
         self.gs = gs.import_onnx(model)
         self.signature = signature
-        self.interface = interface or Interface()  # what the source calls the axes of inputs and outputs
+        self.interface = interface or SourceInterface()  # what the source calls the axes of inputs and outputs
         self.root = root  # where external weights lie
         self.weights_file: Path | None = None  # where passes may append weights of their own
         self.added: set[str] = set()  # the locations, absolute paths, of files that passes did append to

@@ -12,7 +12,7 @@ import onnx
 
 
 @dataclass
-class Interface:
+class SourceInterface:
     """`names`: by symbol, what the source called the axis ("" for one without a name). `outputs`: by output, the type and
     shape that the source declares for it; one that a pass gives another shape is to be taken out."""
 
@@ -20,7 +20,7 @@ class Interface:
     outputs: dict[str, onnx.TypeProto] = field(default_factory=dict)
 
 
-def separate(model: onnx.ModelProto, changing: Iterable[str] = ()) -> Interface:
+def separate(model: onnx.ModelProto, changing: Iterable[str] = ()) -> SourceInterface:
     """Gives every dynamic axis of the inputs a symbol of its own, and forgets those that the graph declares elsewhere.
     `changing`: outputs whose shape passes may change."""
     weights, names = {tensor.name for tensor in model.graph.initializer}, {}
@@ -38,10 +38,10 @@ def separate(model: onnx.ModelProto, changing: Iterable[str] = ()) -> Interface:
             outputs[value.name].CopyFrom(value.type)
     for value in (*model.graph.output, *model.graph.value_info):
         _forget_symbols(value.type)
-    return Interface(names, {name: given for name, given in outputs.items() if _complete(given)})
+    return SourceInterface(names, {name: given for name, given in outputs.items() if _complete(given)})
 
 
-def restore(model: onnx.ModelProto, interface: Interface) -> None:
+def restore(model: onnx.ModelProto, interface: SourceInterface) -> None:
     """Puts the source's names back into the inputs and outputs."""
     for value in (*model.graph.input, *model.graph.output):
         for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from suture.surgery.options import Options
+from suture.surgery.options import SurgeryOptions
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Pass:
     name: str
     formula: str  # the first line of its docstring
     run: Callable[..., int]
-    when: Callable[[Options], bool] = lambda options: True
-    settings: Callable[[Options], dict[str, Any]] = lambda options: {}
+    when: Callable[[SurgeryOptions], bool] = lambda options: True
+    settings: Callable[[SurgeryOptions], dict[str, Any]] = lambda options: {}
 
 
 @dataclass(frozen=True)

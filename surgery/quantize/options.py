@@ -11,7 +11,7 @@ from suture.core.errors import UserError
 from suture.surgery.quantize.formats import BLOCKS, CACHES, FORMATS, HEADS, TABLES
 
 if TYPE_CHECKING:
-    from suture.surgery.options import Options
+    from suture.surgery.options import SurgeryOptions
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def refuse_without_effect(parser: argparse.ArgumentParser, options: argparse.Nam
             parser.error(f"--{name} says nothing where {what}; leave it out")
 
 
-def read_request(options: "Options") -> Request | None:
+def read_request(options: "SurgeryOptions") -> Request | None:
     """None where nothing is to be quantised. Raises UserError for options that have no meaning together."""
     if options.quantize is None:
         given = [name for name in ("exclude", "embedding") if getattr(options, name) not in ((), "none")]

@@ -36,7 +36,7 @@ WEIGHED = (
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PassVerdict:
     """What onnxruntime says of a pass: the worst error, of the largest value of an output, or why it says nothing."""
 
     error: float | None = None
@@ -54,11 +54,11 @@ class PassReport:
     nodes_after: int
     seconds: float
     near_misses: list[NearMiss] = field(default_factory=list)
-    verdict: Verdict | None = None  # None where nobody asked
+    verdict: PassVerdict | None = None  # None where nobody asked
 
 
 @dataclass
-class Report:
+class SurgeryReport:
     """Everything report.json holds. `ops` and `nodes` by stage: before, portable, lowered."""
 
     passes: list[PassReport] = field(default_factory=list)

@@ -12,9 +12,10 @@ from suture.core.layerwise import is_large
 from suture.core.network.inputs import Feeds
 from suture.core.proof.cases import ENOUGH, make_cases, why_not
 from suture.core.proof.differences import relative_error
-from suture.core.proof.prove import EXACT, SECONDS, Subject
+from suture.core.proof.prove import EXACT, SECONDS
 from suture.core.proof.steps import Runner, Unrunnable
-from suture.core.proof.verdict import DIFFERENT, FLOAT32, NOT_RUN, PASSED, Compared, Comparison
+from suture.core.proof.subject import Subject
+from suture.core.proof.verdict import DIFFERENT, FLOAT32, NOT_RUN, PASSED, DtypeComparison, StepErrors
 from suture.core.shadow_copy import float32_shadow_copy, has_types
 
 
@@ -35,7 +36,7 @@ def compare_chain(
     if any(is_large(each.model) for each in subjects):
         return ChainVerdict(NOT_RUN, "not proven: more than 4 GB of weights")
     first, second, joined = subjects = tuple(map(_wide, subjects))
-    started, found, refused = time.monotonic(), Comparison(FLOAT32, EXACT), []
+    started, found, refused = time.monotonic(), DtypeComparison(FLOAT32, EXACT), []
     try:
         reason = next((reason for each in subjects if (reason := why_not(each.model))), None)
         cases = [] if reason else make_cases(joined.model, joined.signature, joined.model, joined.signature)
@@ -62,7 +63,7 @@ def compare_chain(
         except Unrunnable as error:
             return ChainVerdict(DIFFERENT, f"different: in '{case.name}', the joined graph fails: {error}")
         errors = {name: relative_error(expected[name], values) for name, values in given.items()}
-        found.steps.append(Compared(case.name, errors))
+        found.steps.append(StepErrors(case.name, errors))
         worst = max(errors, key=errors.get)
         if not errors[worst] <= EXACT:
             what = f"{worst} differs by {errors[worst]:.1e} of its largest value, more than {EXACT:.0e}"

@@ -20,7 +20,7 @@ from suture.surgery.graph import Graph, files
 from suture.surgery.graph.weights import new_file, settle, under_one_root
 from suture.surgery.passes import Pass
 from suture.surgery.plan import Plan
-from suture.surgery.reports.report import Verdict
+from suture.surgery.reports.report import PassVerdict
 from suture.surgery.runner import apply
 
 
@@ -88,7 +88,7 @@ class Verifier:
         """Compares what follows with this graph: what quantising changes is not a pass's error."""
         self.read = self.source = self.before = State.of(graph, self.alphas)
 
-    def __call__(self, name: str, graph: Graph) -> Verdict:
+    def __call__(self, name: str, graph: Graph) -> PassVerdict:
         after = State.of(graph, self.alphas)
         if self.read.head_dim is None and after.head_dim is not None:  # now there is a cache to run what was read with
             self.read.signature = replace(self.read.signature, head_dim=after.head_dim)
@@ -97,18 +97,18 @@ class Verifier:
             self.before.outputs  # noqa: B018
         except Unrunnable as reason:
             self.source = self.before = after
-            return Verdict(unverified=f"before it, {reason}")
+            return PassVerdict(unverified=f"before it, {reason}")
         try:
             after.outputs  # noqa: B018
         except Unrunnable as reason:
             if "TRT_" in str(reason):
-                return Verdict(unverified=str(reason))
+                return PassVerdict(unverified=str(reason))
             raise ChangedOutput(name, self.before, self.before, after, f"after it, {reason}") from None
         error = compare(name, self.before, self.before, after)
         if self.before is not self.source:
             compare(name, self.source, self.before, after)
         self.before = after
-        return Verdict(error)
+        return PassVerdict(error)
 
 
 def compare(name: str, reference: State, before: State, after: State) -> float:

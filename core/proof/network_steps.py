@@ -10,7 +10,7 @@ from suture.core.proof.steps import Step, Steps
 from suture.core.signature import Signature
 
 
-class NetworkRunner(Steps):
+class NetworkSteps(Steps):
     """`graph`: what `evaluate` has the network of; its signature is that of the portable graph."""
 
     def __init__(self, evaluate: Evaluator, graph: onnx.ModelProto, signature: Signature):
