@@ -8,11 +8,11 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 import suture
-from suture.build.options import Options
+from suture.build.options import BuildOptions
 from suture.build.stage import ENGINE, build
 from suture.core.proof.verdict import PASSED, DifferenceFound
 from suture.surgery.operate import operate
-from suture.surgery.options import Options as SurgeryOptions
+from suture.surgery.options import SurgeryOptions
 from suture.surgery.passes.lowering import zero_points
 from tests.graphs.qdq import KINDS, quantised_convolution
 
@@ -43,7 +43,7 @@ def test_a_quantised_convolution_is_int8_around_zero_where_that_is_exact(name, n
 def test_the_engine_of_one_is_built(tmp_path):
     operated = proven(quantised_convolution(**KINDS["uint8 around 117"][0]))
     onnx.save(operated.lowered, tmp_path / "model.trt.onnx")
-    build(tmp_path / "model.trt.onnx", tmp_path / "build", Options(compute_capability=("8.9",)))
+    build(tmp_path / "model.trt.onnx", tmp_path / "build", BuildOptions(compute_capability=("8.9",)))
     assert (tmp_path / "build" / ENGINE).stat().st_size > 0
 
 
