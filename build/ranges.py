@@ -4,9 +4,12 @@ A dynamic dimension gets, unless --shape says otherwise,
 
     the first axis            1 to --max-batch
     pictures [B,C,H,W,...]    sides, where all of them are dynamic, in steps of what the graph divides them by, up to 16 × that (or 8, if less)
+    stacked caches            [2, B, H, P, D]: B as the first axis elsewhere, P 0 to --max-prompt; the masks beside them
+                              have a column for each slot and each token
     every other axis          1 to --max-prompt (512): tokens, frames, points
 
-Dimensions of one name are one size, so they get one range, in whichever inputs they stand.
+Dimensions of one name are one size, so they get one range, in whichever inputs they stand. Where TensorRT says that the graph
+takes no such shapes, a table of 77 positions among its weights for instance, all but the first axes are halved (`smaller`).
 """
 
 import math
@@ -16,6 +19,7 @@ from fractions import Fraction
 import onnx
 
 from suture.core.errors import UserError
+from suture.core.network.validity import uses_of_inputs
 from suture.core.shapes import OPTION, ShapeRange
 
 Range = tuple[int, int, int]  # smallest, the one to optimise for, largest
@@ -30,14 +34,14 @@ def default_ranges(proto: onnx.ModelProto, batch: int, sequence: int | None) -> 
     """By place, for every dynamic dimension of the inputs. Raises UserError where nothing says what a dimension is for."""
     most = sequence or SEQUENCE
     tokens = (1, min(USUAL, most), most)
-    found: dict[Place, Range] = {}
-    by_name: dict[str, Range] = {}
+    found = _of_stacked_caches(proto, batch, tokens)
+    rows = {_dims(value)[1].dim_param for value in proto.graph.input if (value.name, 1) in found and _is_stacked(value)}
+    by_name: dict[str, Range] = {name: (1, 1, batch) for name in rows if name}
     for value in proto.graph.input:
         tensor = value.type.tensor_type
-        sides = tensor.shape.dim[2:]
-        picture = tensor.elem_type in FLOATS and len(sides) >= 2 and not any(dim.HasField("dim_value") for dim in sides)
+        picture = _is_picture(value)
         for axis, dim in enumerate(tensor.shape.dim):
-            if dim.HasField("dim_value"):
+            if dim.HasField("dim_value") or (value.name, axis) in found:
                 continue
             if picture and axis == 1 and dim.dim_param not in by_name:
                 wrong = f"its dimension 1 ({dim.dim_param or 'unnamed'}), a picture's channels, is dynamic"
@@ -47,6 +51,57 @@ def default_ranges(proto: onnx.ModelProto, batch: int, sequence: int | None) -> 
                 wanted = by_name.setdefault(dim.dim_param, wanted)
             found[value.name, axis] = wanted
     return found
+
+
+def smaller(proto: onnx.ModelProto, shapes: Mapping[str, tuple]) -> dict[str, tuple[tuple[int, ...], ...]] | None:
+    """A profile's `shapes` with half as much as usual, and no more, on each open axis that counts tokens; None where that
+    leaves them as they are."""
+    found = dict(shapes)
+    for value in proto.graph.input:
+        if value.name in shapes and not _is_picture(value):
+            first = 1 if _is_stacked(value) else 0
+            axes = [_half(axis > first, *sizes) for axis, sizes in enumerate(zip(*shapes[value.name]))]
+            found[value.name] = tuple(zip(*axes))
+    return None if found == dict(shapes) else found
+
+
+def _half(counts: bool, least: int, usual: int, most: int) -> Range:
+    half = max(usual // 2, least)
+    return (least, half, half) if counts else (least, usual, most)
+
+
+def _of_stacked_caches(proto: onnx.ModelProto, batch: int, tokens: Range) -> dict[Place, Range]:
+    """Of old GPT-2's caches, keys and values in one, and of what has to fit them."""
+    stacked = [value for value in proto.graph.input if _is_stacked(value)]
+    if not stacked:
+        return {}
+    past = (0, tokens[1], tokens[2])
+    found = {(value.name, axis): wanted for value in stacked for axis, wanted in ((1, (1, 1, batch)), (3, past))}
+    uses = uses_of_inputs(proto)
+    for value in proto.graph.input:
+        use = uses.get(value.name)
+        if use is not None and (use.mask or use.additive) and len(_dims(value)) == 2:
+            found[value.name, 1] = (tokens[0], tokens[1] + past[1], tokens[2] + past[2])
+    return {(name, axis): wanted for (name, axis), wanted in found.items() if not _fixed(proto, name, axis)}
+
+
+def _fixed(proto: onnx.ModelProto, name: str, axis: int) -> bool:
+    return next(_dims(value)[axis].HasField("dim_value") for value in proto.graph.input if value.name == name)
+
+
+def _is_stacked(value: onnx.ValueInfoProto) -> bool:
+    dims = _dims(value)
+    return len(dims) == 5 and dims[0].dim_value == 2 and not dims[3].HasField("dim_value") and dims[4].HasField("dim_value")
+
+
+def _is_picture(value: onnx.ValueInfoProto) -> bool:
+    sides = _dims(value)[2:]
+    floating = value.type.tensor_type.elem_type in FLOATS
+    return floating and len(sides) >= 2 and not any(dim.HasField("dim_value") for dim in sides)
+
+
+def _dims(value: onnx.ValueInfoProto):
+    return value.type.tensor_type.shape.dim
 
 
 def given_ranges(proto: onnx.ModelProto, shapes: Mapping[str, ShapeRange]) -> dict[Place, Range]:

@@ -58,7 +58,7 @@ def build(model: Path, out: Path, options: BuildOptions, force: bool = False) ->
         print(f"build: {out} is up to date")
         return
 
-    findings = audit_graph(proto, root)
+    findings = audit_graph(proto, root, signature)
     if bound:
         findings += audit_bound_weights(proto, bound)
     findings = advised(findings, proto)
@@ -66,12 +66,16 @@ def build(model: Path, out: Path, options: BuildOptions, force: bool = False) ->
     needed = estimate(proto, signature, profiles, constant, sum(weight.bytes for weight in bound))
     refuse_what_cannot_fit(model, out, needed, as_inputs=bool(bound))
     _say_memory(needed)
-    if signature is None and not shapes:
+    usual = signature is None and not shapes
+    if usual:
         _say_shapes(profiles)
     with stage.writing() as folder:
         names = frozenset(weight.name for weight in bound)
-        job = Job(model, root, folder / ENGINE, kind, capabilities, signature, profiles, names, out / TIMINGS, plugins)
+        job = Job(model, root, folder / ENGINE, kind, capabilities, signature, profiles, names, out / TIMINGS, plugins, usual)
         result = process.build(job)
+        if result["profiles"] != profiles:
+            profiles = result["profiles"]
+            _say_shapes(profiles, "the graph takes none of the usual ones: ")
         kernels, graph = result["kernels"], describe_graph(proto, signature, names)
         findings += result["findings"]
         findings += advised([finding for listed in kernels for finding in add_cost(listed, graph)], proto)
@@ -153,11 +157,11 @@ def _say_memory(needed: Estimate) -> None:
           f"on the GPU {needed.gpu / 1e9:,.2f} GB at the largest shapes ({', '.join(gpu)})")  # fmt: skip
 
 
-def _say_shapes(profiles: tuple[Profile, ...]) -> None:
+def _say_shapes(profiles: tuple[Profile, ...], why: str = "") -> None:
     """The ranges that nobody gave, as --shape takes them."""
     for profile in profiles:
         ranges = [f"{name}={','.join('x'.join(map(str, each)) for each in shapes)}" for name, shapes in profile.shapes.items()]
-        print(f"build: for the shapes {' '.join(ranges)} (--shape gives others)")
+        print(f"build: {why}for the shapes {' '.join(ranges)} (--shape gives others)")
 
 
 def _say_result(description: dict, findings: list[Finding], kernels: list[dict]) -> None:

@@ -6,7 +6,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from suture.build.audit import stop_on_errors
 from suture.build.memory_used import Memory
 from suture.build.profiles import Profile, name_apart
 from suture.build.progress import Fraction
+from suture.build.ranges import smaller
 from suture.build.weights import as_inputs
 from suture.core.command import end_with_parent
 from suture.core.dtypes import BY_TENSORRT
@@ -29,7 +30,12 @@ from suture.core.signature import Signature
 from suture.core.weights import MODEL_LIMIT
 
 LAST_PHASE = "Building engine from subgraph"  # weights are written after it, which can take half of the time, unreported
+SHAPES = "violate shape constraints"
 ACTIVATIONS = "Total Activation Memory: "  # then bytes, once a profile
+
+
+class ShapesRefused(UserError):
+    """A graph does not take the shapes of a profile."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class Job:
     weights_as_inputs: frozenset[str]
     timings: Path  # of earlier builds, where there were any
     plugins: tuple[Path, ...] = ()  # libraries
+    usual: bool = False  # whether nobody gave the profiles' shapes, so that smaller ones may take their place
 
 
 def work(job: Job, sender: Connection) -> None:
@@ -98,29 +105,47 @@ def build(job: Job, report) -> dict:
     del log.errors[errors:], log.warnings[warnings:]  # what the bindings say of attributes that are not set
     stop_on_errors(job.model, findings)
 
-    report("building", 0.0)
-    config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    flavour.set_capabilities(job.flavour, config, job.capabilities)
-    for profile in job.profiles:
-        _add_profile(builder, config, profile)
-    monitor = _monitor(trt, report)
-    config.progress_monitor = monitor
-    flavour.read_timings(job.flavour, config, job.timings)
-    _stream(trt, builder, network, config, job, log)
-    flavour.write_timings(job.flavour, config, job.engine.with_name(job.timings.name))
+    profiles = _build(trt, builder, network, job, proto, log, report)
     return {
         "version": trt.__version__,
+        "profiles": profiles,
         "inputs": [_tensor(network.get_input(i)) for i in range(network.num_inputs)],
         "outputs": [_tensor(network.get_output(i)) for i in range(network.num_outputs)],
         "layers": dict(Counter(network.get_layer(i).type.name for i in range(network.num_layers)).most_common()),
-        "kernels": kernels.read_kernels(log.layer_lists, [profile.name for profile in job.profiles] or ["fixed"]),
+        "kernels": kernels.read_kernels(log.layer_lists, [profile.name for profile in profiles] or ["fixed"]),
         "activation_bytes": log.activations,
         "findings": findings,
         "log_warnings": list(dict.fromkeys(log.warnings)),
         "seconds": {"parse": round(parsed - started, 3), "build": round(time.monotonic() - parsed, 3)},
         **memory.peaks(),
     }
+
+
+def _build(trt, builder, network, job: Job, proto: onnx.ModelProto, log, report) -> tuple[Profile, ...]:
+    """Writes the engine; returns its profiles, smaller ones than the usual where the graph does not take those."""
+    profiles = job.profiles
+    while True:
+        report("building", 0.0)
+        config = builder.create_builder_config()
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        flavour.set_capabilities(job.flavour, config, job.capabilities)
+        for profile in profiles:
+            _add_profile(builder, config, profile)
+        monitor = _monitor(trt, report)
+        config.progress_monitor = monitor
+        flavour.read_timings(job.flavour, config, job.timings)
+        before = len(log.errors)
+        try:
+            _stream(trt, builder, network, config, job, log)
+        except ShapesRefused as refused:
+            halved = [smaller(proto, profile.shapes) for profile in profiles] if job.usual else []
+            if not halved or None in halved:
+                raise UserError(*refused.parts) from None
+            profiles = tuple(replace(profile, shapes=shapes) for profile, shapes in zip(profiles, halved))
+            del log.errors[before:]
+            continue
+        flavour.write_timings(job.flavour, config, job.engine.with_name(job.timings.name))
+        return profiles
 
 
 def _parse_error(model: Path, parser, proto: onnx.ModelProto) -> UserError:
@@ -168,7 +193,7 @@ def _stream(trt, builder, network, config, job: Job, log) -> None:
     if not built:
         first = log.errors[0] if log.errors else "it does not say why"
         more = f" (and {len(log.errors) - 1} more)" if len(log.errors) > 1 else ""
-        raise UserError(
+        raise (ShapesRefused if SHAPES in first else UserError)(
             job.model,
             f"TensorRT cannot build it: {first.strip()}{more}",
             "change what it names, or --compute-capability",

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, MutableSequence
 import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto, helper
 
+from suture.core.mendable import changed_operator, implied_opset, overwritten
 from suture.core.onnx_types import check_types
 from suture.core.refusals import BrokenFile, refusals
 
@@ -68,8 +69,12 @@ def onnx_refusals(where: object, what: str = "is no valid ONNX graph", remedy: s
 def _check_imports(model: onnx.ModelProto) -> dict[str, int]:
     versions = IMPLIED | _versions(model.opset_import)
     functions = {function.domain for function in model.functions}
+    if "" not in versions and (implied := implied_opset(model)) is not None:
+        versions[""] = implied
     for domain in {_domain(node.domain) for node in model.graph.node} - set(versions) - functions:
-        raise BrokenFile(f"uses operators of {domain or 'ai.onnx'!r}, whose version its opset_import does not say")
+        node = changed_operator(model) if not domain else None
+        why = f", and {node.op_type} is not the same in all of them" if node is not None else ""
+        raise BrokenFile(f"uses operators of {domain or 'ai.onnx'!r}, whose version its opset_import does not say{why}")
     return versions
 
 
@@ -126,6 +131,8 @@ def _check_nodes(
     """Each tensor has one producer, each input some, and no node comes before itself; `slim` gets them in an order that
     says so."""
     nodes, producers, seen = list(nodes), {}, set(known)
+    again = {id(node) for node in overwritten(nodes)}
+    nodes = [node for node in nodes if id(node) not in again]
     for node in nodes:
         for name in filter(None, node.output):
             if name in seen:

@@ -26,6 +26,7 @@ class Traits:
     outputs: tuple[str, ...] = ("output",)
     attributes: Mapping[str, object] = field(default_factory=dict)
     variadic: bool = False
+    more_outputs: bool = False  # the last output any number of times
 
 
 NORM = ("X", "Scale", "B", "scale", "axis", "epsilon", "stash_type")
@@ -56,8 +57,10 @@ ACCOUNTED: dict[str, tuple[str, ...]] = {
     "Gelu": ("X", "approximate"),
     "Gemm": ("A", "B", "C", "alpha", "beta", "transA", "transB"),
     "GroupNormalization": ("X", "scale", "bias", "epsilon", "num_groups", "stash_type"),
+    "If": ("cond", "outputs", "then_branch", "else_branch"),
     "InstanceNormalization": ("input", "scale", "B", "epsilon"),
     "LayerNormalization": NORM,
+    "Loop": ("M", "cond", "v_initial", "v_final_and_scan_outputs", "body"),
     "Max": ("data_0",),
     "Min": ("data_0",),
     "Mod": ("A", "B", "fmod"),
@@ -164,10 +167,11 @@ def traits(op: str, domain: str = "") -> Traits | None:
         schema = onnx.defs.get_schema(op, OPSET, domain)
     except onnx.defs.SchemaError:
         return None
-    variadic = bool(schema.inputs) and schema.inputs[-1].option == onnx.defs.OpSchema.FormalParameterOption.Variadic
+    many = onnx.defs.OpSchema.FormalParameterOption.Variadic
+    variadic, more_outputs = (bool(side) and side[-1].option == many for side in (schema.inputs, schema.outputs))
     attributes = {name: _default(attribute) for name, attribute in schema.attributes.items()}
     inputs, outputs = (tuple(each.name for each in side) for side in (schema.inputs, schema.outputs))
-    return Traits(inputs, outputs, attributes, variadic)
+    return Traits(inputs, outputs, attributes, variadic, more_outputs)
 
 
 def input_index(op: str, name: str, domain: str = "") -> int:
@@ -225,7 +229,7 @@ def unaccounted(
         if name not in known and default is not REQUIRED and not _same(value, default):
             return f"its attribute {name}={value}"
     for index, used in enumerate(outputs):
-        name = _name(trait.outputs, index, "outputs" in trait.outputs)
+        name = _name(trait.outputs, index, trait.more_outputs)
         if used and index and name not in known:
             return f"its output {name or index}"
     return None

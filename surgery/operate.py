@@ -100,9 +100,9 @@ def operate(
     source, name, root = _source(model, root)
     if not isinstance(model, Path):
         source = _copy(source)
-    take(source, name, options.branch)
-    repair(source, name)
+    notes = [*take(source, name, options.branch), *repair(source, name)]
     graph = files.of_model(_copy(source), name, root, options.past, options.roles)
+    graph.notes = list(dict.fromkeys(notes + graph.notes))
     read = Subject(source, graph.signature, root)
     graph.weights_file = folder and new_file(folder)
     pictures = {"before": picture.draw_layer(graph, PICTURED, f"Layer {PICTURED} before surgery")}

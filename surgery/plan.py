@@ -32,20 +32,24 @@ from suture.surgery.passes.lowering import (
     attention_heads,
     attention_mask,
     attention_products,
+    constant_types,
     decomposable_attention,
     explicit_attributes,
     group_normalization,
     joint_rotary,
+    loop_counter,
     neighbouring_weights,
     pointwise_last,
     quantised_cache,
     split_products,
     unmasked,
+    zero_points,
 )
 from suture.surgery.passes.ort_contrib import bias_apart, group_query_attention, quick_gelu
 from suture.surgery.passes.ort_contrib import skip_norm as fuse_skip_norm
 from suture.surgery.passes.portable import (
     attention,
+    constant_branch,
     constants,
     duplicates,
     flat_tokens,
@@ -100,7 +104,7 @@ PORTABLE: tuple[Phase, ...] = (
         multi_head_attention,
         packed_attention,
     ),
-    phase("constants and shapes", constants, shapes, repeated=True),
+    phase("constants and shapes", constants, shapes, constant_branch, repeated=True),
     phase(
         "fusions",
         duplicates,
@@ -151,6 +155,9 @@ LOWERING: tuple[Phase, ...] = (
         "forms that TensorRT reads right and fast",
         explicit_attributes,
         unmasked,
+        loop_counter,
+        constant_types,
+        zero_points,
         group_normalization,
         neighbouring_weights,
         split_products,

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Sequence
 
+import onnx_graphsurgeon as gs
+
 from suture.surgery.graph import Graph, files
 from suture.surgery.passes import Pass, Phase
 from suture.surgery.plan import Plan
@@ -37,8 +39,18 @@ def make_portable(
         _run_pass(graph, quantise, report, unverified)
     report.count("portable", graph)
     report.list_unfused(graph, source)
-    report.notes = [*graph.notes, *cuda.notes(graph)]
+    report.notes = [*graph.notes, *_left_inside(graph), *cuda.notes(graph)]
     return graph
+
+
+def _left_inside(graph: Graph) -> list[str]:
+    """The subgraphs that stay: passes do not look into them."""
+    return [
+        f"{node.op} {node.name} stays as it is, with {len(inner.nodes)} nodes inside"
+        for node in graph.gs.nodes
+        for inner in node.attrs.values()
+        if isinstance(inner, gs.Graph)
+    ]
 
 
 def lower(

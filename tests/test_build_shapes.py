@@ -51,6 +51,46 @@ def test_ranges_of_an_encoder():
     assert profile(ENCODER) == dict.fromkeys(("input_ids", "attention_mask"), ((1, 1), (1, 128), (4, 512)))
 
 
+STACKED = f"""{HEADER} s (int64[batch, seq] input_ids, int64[batch, seq] attention_mask, float[2, batch, 2, seq, 4] past_0)
+=> (float[batch, total, 2] y) <int64 one = {{1}}, int64[1] last = {{2}}> {{
+k = Gather(past_0, one)  m = Cast<to = 1>(attention_mask)  x = Unsqueeze(m, last)  y = Mul(x, x) }}"""
+
+
+def test_a_stacked_cache_grows_and_the_mask_has_a_column_for_each_slot_and_token():
+    found = profile(STACKED)
+    assert found["input_ids"] == ((1, 1), (1, 128), (4, 512))
+    assert found["past_0"] == ((2, 1, 2, 0, 4), (2, 1, 2, 128, 4), (2, 4, 2, 512, 4))
+    assert found["attention_mask"] == ((1, 1), (1, 256), (4, 1024))
+
+
+TABLE = f"""{HEADER} t (int64[batch, seq] input_ids) => (float[batch, seq, 8] y) <float[16, 8] words, float[20, 8] positions,
+int64[1] first = {{0}}, int64[1] one = {{1}}, int64[1] two = {{2}}> {{
+e = Gather(words, input_ids)  n = Shape(input_ids)  s = Slice(n, one, two)  p = Slice(positions, first, s, first)  y = Add(e, p) }}"""
+
+
+def test_usual_shapes_that_the_graph_does_not_take_are_halved_until_it_does(tmp_path, capsys):
+    onnx.save(parsed(TABLE), tmp_path / "model.onnx")
+    build(tmp_path / "model.onnx", tmp_path / "build", BuildOptions(compute_capability=("8.9",)))
+    (made,) = json.loads((tmp_path / "build" / "engine.json").read_text())["profiles"]
+    assert made["shapes"]["input_ids"] == [[1, 1], [1, 16], [4, 16]]
+    assert "the graph takes none of the usual ones: for the shapes input_ids=1x1,1x16,4x16" in capsys.readouterr().out
+    with pytest.raises(UserError, match="violate shape constraints"):
+        build(
+            tmp_path / "model.onnx",
+            tmp_path / "given",
+            BuildOptions(compute_capability=("8.9",), shape=("input_ids=1x1,1x128,4x512",)),
+        )
+
+
+def test_an_input_that_nothing_uses_is_kept_where_there_is_no_cache(tmp_path, capsys):
+    model = onnx.parser.parse_model(f"{HEADER} u (float[2, 2] x, int32[3] unused) => (float[2, 2] y) {{ y = Exp(x) }}")
+    onnx.save(model, tmp_path / "model.onnx")
+    build(tmp_path / "model.onnx", tmp_path / "build", BuildOptions(compute_capability=("8.9",)))
+    made = json.loads((tmp_path / "build" / "engine.json").read_text())
+    assert [each["name"] for each in made["inputs"]] == ["x", "unused"]
+    assert "warning: input unused: nothing in the graph uses it" in capsys.readouterr().out
+
+
 def test_a_picture_is_what_the_graph_divides_it_by():
     assert profile(PICTURE) == {"x": ((1, 3, 4, 4), (1, 3, 64, 64), (4, 3, 128, 128))}
 

@@ -9,13 +9,16 @@ import onnxruntime as ort
 import pytest
 from foreign_graphs import OTHERS, OWN, PUBLIC, Row, load
 
+from suture.build.options import BuildOptions
+from suture.build.stage import ENGINE, build
 from suture.core.errors import UserError
+from suture.core.mendable import TYPES_ONLY
 from suture.core.network.evaluate import Evaluator
 from suture.core.network.inputs import make_feeds
 from suture.core.network.parse import Refused, describe
 from suture.core.network.runner import to_numpy
 from suture.surgery.graph import files
-from suture.surgery.graph.opsets import ADAPTERS, TYPES_ONLY, since
+from suture.surgery.graph.opsets import ADAPTERS, since
 from suture.surgery.options import SurgeryOptions
 from suture.surgery.plan import make_plan
 from suture.surgery.runner import run_plan
@@ -31,13 +34,13 @@ SIZES = (2, 3, 5, 4)  # of dynamic axes, by the name that the source gives them,
 def test_own(name, tmp_path):
     path = tmp_path / "model.onnx"
     onnx.save(load(name), path)
-    check(path, OWN[name])
+    check(path, OWN[name], tmp_path)
 
 
 @pytest.mark.skipif(not PUBLIC.is_dir(), reason="others' files are not part of the repository")
 @pytest.mark.parametrize("name", OTHERS)
-def test_others(name):
-    check(PUBLIC / f"{name}.onnx", OTHERS[name])
+def test_others(name, tmp_path):
+    check(PUBLIC / f"{name}.onnx", OTHERS[name], tmp_path)
 
 
 def test_of_every_operator_that_changed_it_is_known_how():
@@ -47,7 +50,8 @@ def test_of_every_operator_that_changed_it_is_known_how():
     assert not set(ADAPTERS) & TYPES_ONLY
 
 
-def check(path: Path, row: Row) -> None:
+def check(path: Path, row: Row, tmp_path: Path) -> None:
+    """Refused as the row says, or through: interface kept, equal in onnxruntime, parsed, network equal, engine built."""
     if row.refused is not None:
         with pytest.raises(UserError, match=row.refused) as refusal:
             run_plan(files.read(path, branch=row.branch), make_plan(SurgeryOptions(capacity=CAPACITY)))
@@ -70,9 +74,22 @@ def check(path: Path, row: Row) -> None:
         inputs = [each.values for each in make_feeds(model)] if caches else [feeds(source)]
         compared = compare_network(model, Evaluator(network, "cpu"), inputs)
         assert bool(compared) == row.run
+        assert engine_is_built(files.to_model(lowered), root, tmp_path) == row.built
     else:
         with pytest.raises(Refused):
             describe(files.to_model(lowered).SerializeToString(), path, root)
+
+
+def engine_is_built(lowered: onnx.ModelProto, root: Path, tmp_path: Path) -> bool:
+    given = onnx.ModelProto.FromString(lowered.SerializeToString())
+    onnx.load_external_data_for_model(given, str(root))
+    onnx.save(files.without_shapes(given), tmp_path / "model.trt.onnx")
+    try:
+        build(tmp_path / "model.trt.onnx", tmp_path / "build", BuildOptions(compute_capability=("8.9",), profiles="one"))
+    except UserError as error:
+        print(error)
+        return False
+    return (tmp_path / "build" / ENGINE).stat().st_size > 0
 
 
 def interface(model: onnx.ModelProto) -> list[tuple]:

@@ -55,6 +55,40 @@ def test_a_domain_of_known_version_is_imported_and_no_other():
         repair(model("(float[2] x) => (float[2] y) { y = some.body.Gelu(x) }"), "here")
 
 
+@pytest.mark.parametrize(("ir", "opset"), [(7, 14), (9, 20), (10, 22), (13, 24)])
+def test_the_standard_is_imported_where_its_operators_leave_one_meaning(ir, opset, tmp_path):
+    source = model("(float[2] x) => (float[2] y) { y = Add(x, x) }")
+    source.ir_version = ir
+    del source.opset_import[:]
+    onnx.save(source, tmp_path / "model.onnx")
+    operated = operate(tmp_path / "model.onnx")
+    said = f"the source does not import ai.onnx, whose operators it uses: version {opset} is taken"
+    assert [note for note in operated.report.notes if "import" in note] == [said]
+    assert run(operated.portable, {"x": np.ones(2, np.float32)})["y"].tolist() == [2, 2]
+
+
+def test_the_standard_is_not_imported_where_an_operator_has_changed(tmp_path):
+    source = model("(float[2] x) => (float[2] y) { a = Add(x, x)  y = Softmax(a) }")
+    del source.opset_import[:]
+    onnx.save(source, tmp_path / "model.onnx")
+    with pytest.raises(UserError, match="opset_import does not say, and Softmax is not the same in all of them"):
+        operate(tmp_path / "model.onnx")
+
+
+def test_of_two_constants_that_write_one_tensor_the_last_is_taken_as_onnxruntime_does(tmp_path):
+    source = model("(float[1] x) => (float[1] y) { y = Add(x, x) }")
+    constants = [helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.float32([n]))) for n in (2, 3)]
+    source.graph.node.insert(0, constants[0])
+    source.graph.node.extend([constants[1]])
+    source.graph.node[1].input[1] = "c"
+    onnx.save(source, tmp_path / "model.onnx")
+    x = {"x": np.ones(1, np.float32)}
+    assert run(source, x)["y"].tolist() == [4]
+    operated = operate(tmp_path / "model.onnx")
+    assert "two Constants write c: the last is taken, as onnxruntime does" in operated.report.notes
+    assert run(operated.portable, x)["y"].tolist() == [4]
+
+
 def test_two_nodes_of_one_name_get_a_name_each():
     source = model("(float[2] x) => (float[2] y) { [n] a = Neg(x) [n_2] b = Neg(a) [n] y = Neg(b) }")
     (note,) = repair(source, "here")

@@ -65,9 +65,18 @@ def test_command_prints_where_they_part_and_writes_results(tmp_path, capsys):
         check_network(good)
 
 
-def test_an_error_of_the_audit_alone_is_exit_status_1(tmp_path):
-    model = parsed("(float[N] x, float[N] idle) => (float[N] y) { y = Relu(x) }")
+def test_an_error_of_the_audit_alone_is_exit_status_1(tmp_path, capsys):
+    """Of a decoder, an input that nothing uses."""
+    cache = 'float[B,1,{0},4] "{1}.0.key", float[B,1,{0},4] "{1}.0.value"'
+    model = parsed(f"""(int64[B,S] input_ids, {cache.format("P", "past_key_values")}, int64[B] idle)
+    => (float[B,S,4] logits, {cache.format("T", "present")}) <float[8,4] table = {{{", ".join("1" * 32)}}}, int64[1] one = {{1}}> {{
+    e = Gather(table, input_ids)  u = Unsqueeze(e, one)
+    "present.0.key" = Concat<axis = 2>("past_key_values.0.key", u)
+    "present.0.value" = Concat<axis = 2>("past_key_values.0.value", u)
+    k = Transpose<perm = [0, 1, 3, 2]>("present.0.key")  s = MatMul(u, k)  p = Softmax(s)
+    a = MatMul(p, "present.0.value")  logits = Squeeze(a, one) }}""")
     assert check_network(save(model, tmp_path, "model")) == 1
+    assert "input idle: nothing in the graph uses it" in capsys.readouterr().out
 
 
 def test_made_inputs_fit_a_language_model():

@@ -6,7 +6,8 @@
 from collections.abc import Callable
 
 import numpy as np
-from onnx import TensorProto
+import onnx
+from onnx import TensorProto, helper
 
 from benchmarks.draws.canvas import Canvas
 
@@ -115,11 +116,75 @@ def dequantise(c: Canvas):
 
 
 def quantise(c: Canvas):
-    x = c.input("B", 4)
+    """To integers and back, moved between or not; a weight or a bias in integers beside it, or integers as an output."""
+    kind = c.pick(np.int8, np.int8, np.uint8, np.uint8, np.int16, np.uint16)
+    c.opset = max(c.opset, 21 if kind in (np.int16, np.uint16) else 13)
+    lowest, largest = np.iinfo(kind).min, np.iinfo(kind).max
+    x = c.input("B", "S", 4)
     x = x if c.dtype == FLOAT else c.op("Cast", x, to=FLOAT)
-    scale, zero = c.constant(np.array(0.05, np.float32)), c.constant(np.array(c.near(0, 3), np.int8))
-    small = c.op("QuantizeLinear", x, scale, zero)
-    return c.op("DequantizeLinear", small, scale, zero), FLOAT
+    along = c.chance(0.3)
+    given = {"axis": c.pick(2, -1)} if along else {}
+    sizes = (4,) if along else ()
+    scale = c.constant((c.rng.random(sizes) * 0.05 + 0.01).astype(np.float32))
+    middle = (lowest + largest + 1) // 2
+    zero = [c.constant(np.full(sizes, c.pick(middle, middle, 3), kind))] if kind != np.uint8 or c.chance(0.8) else []
+    small = c.op("QuantizeLinear", x, scale, *zero, **given)
+    if c.chance(0.3) and not along:
+        small = c.op("Transpose", small, perm=[0, 2, 1])
+    if c.chance(0.2) and kind in (np.int8, np.uint8):
+        c.output(small, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind)))
+    result = c.op("DequantizeLinear", small, scale, *zero, **given)
+    if c.chance(0.3):
+        wide = c.pick(kind, np.int32)
+        values = c.rng.integers(max(lowest, -300), min(largest, 300), (1,)).astype(wide)
+        bias = c.op("DequantizeLinear", c.constant(values), c.constant(np.array(0.01, np.float32)))
+        result = c.op("Add", result, bias)
+    return result, FLOAT
+
+
+def loop(c: Canvas):
+    """x times a number, some rounds long; ended by a count, a condition or both."""
+    c.opset = max(c.opset, 13)
+    rounds, limit = c.pick(1, 3), c.pick("count", "condition", "both")
+    count = {"count": rounds, "condition": c.pick(None, 2**63 - 1), "both": rounds + 2}[limit]
+    last = c.constant(np.array(rounds - 1, np.int64))
+    nodes = [
+        helper.make_node("Cast", ["round"], ["as_float"], to=c.dtype),
+        helper.make_node("Add", ["now", "as_float"], ["then"]),
+    ]
+    if limit == "count":
+        nodes.append(helper.make_node("Identity", ["going"], ["goes"]))
+    else:
+        nodes.append(helper.make_node("Less", ["round", last], ["goes"]))
+    value = helper.make_tensor_value_info
+    inputs = [value("round", INT64, []), value("going", BOOL, []), value("now", c.dtype, None)]
+    body = helper.make_graph(nodes, "body", inputs, [value("goes", BOOL, []), value("then", c.dtype, None)])
+    most = "" if count is None else c.constant(np.array(count, np.int64))
+    return c.op("Loop", most, c.constant(np.array(True)), c.input(*_shape(c, 2)), body=body)
+
+
+def branch(c: Canvas):
+    """One of two, by a constant, by a shape or by an input."""
+    x, size = c.input("B", 4), c.pick("constant", "shape", "input")
+    c.opset = max(c.opset, 13)
+    condition = c.constant(np.array(c.chance()))
+    if size == "shape":
+        length = c.op("Slice", c.op("Shape", x), c.ints(1), c.ints(2))
+        condition = c.op("Equal", length, c.ints(c.pick(4, 5)))
+    elif size == "input":
+        condition = c.op("Reshape", c.input(1, kind="bool"), c.ints(1))
+    value = helper.make_tensor_value_info
+    bodies = {}
+    for name, op in (("then_branch", c.pick("Neg", "Tanh")), ("else_branch", "Sigmoid")):
+        nodes = [helper.make_node(op, [x], ["inner"]), helper.make_node("Add", ["inner", x], ["inner_out"])]
+        bodies[name] = helper.make_graph(nodes, name, [], [value("inner_out", c.dtype, None)])
+    return c.op("If", condition, **bodies)
+
+
+def clip(c: Canvas):
+    c.opset = max(c.opset, 11)
+    limits = [c.number(-0.5), c.number(0.7)]
+    return c.op("Clip", c.input(*_shape(c)), *c.pick(limits, limits[:1], ["", limits[1]]))
 
 
 def dropout(c: Canvas):
@@ -378,6 +443,10 @@ STANDARD: dict[str, Drawing] = {
     "Conv": conv,
     "DequantizeLinear": dequantise,
     "QuantizeLinear": quantise,
+    "Clip": clip,
+    "If": branch,
+    "Loop": loop,
+    "Round": unary("Round"),
     "Dropout": dropout,
     "Expand": expand,
     "Gather": gather,

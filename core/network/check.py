@@ -104,7 +104,8 @@ def check(
         return result
     network = result.network
     result.tensorrt, result.attentions = network.tensorrt, fusions(network)
-    found = [*audit_graph(graph, weights_root(path)), *audit(network, graph, _signature(graph))]
+    signature = _signature(graph)
+    found = [*audit_graph(graph, weights_root(path), signature), *audit(network, graph, signature)]
     result.findings = sorted(found, key=lambda finding: finding.severity)
     result.tolerance = tolerance or default_tolerance(network)
     try:

@@ -12,14 +12,21 @@ from onnx import TensorProto, numpy_helper
 
 from suture.core.findings import Finding
 from suture.core.network.advice import lowering_advice
+from suture.core.signature import Signature
 from suture.core.subgraphs import all_nodes
 from suture.core.tensors import every_tensor, misplaced
 from suture.core.traits import MICROSOFT, STANDARD, named_input
 
 
-def audit_graph(model: onnx.ModelProto, root: Path) -> list[Finding]:
-    """`root`: the folder that external weights lie under."""
-    return [*_unused(model), *_dropped_lengths(model), *_misread(model), *_mistaken(model), *_scales(model, root)]
+def audit_graph(model: onnx.ModelProto, root: Path, signature: Signature | None = None) -> list[Finding]:
+    """`root`: the folder that external weights lie under. `signature`: of a decoder with caches."""
+    return [
+        *_unused(model, signature is not None),
+        *_dropped_lengths(model),
+        *_misread(model),
+        *_mistaken(model),
+        *_scales(model, root),
+    ]
 
 
 def unparsed_attention(model: onnx.ModelProto) -> str:
@@ -33,15 +40,17 @@ def node_name(node: onnx.NodeProto) -> str:
     return node.name or f"node_of_{node.output[0]}"
 
 
-def _unused(model: onnx.ModelProto) -> Iterator[Finding]:
-    """A weight that nothing uses is harmless, an input is one that the network's caller must bind for nothing."""
+def _unused(model: onnx.ModelProto, decoder: bool) -> Iterator[Finding]:
+    """A weight that nothing uses is harmless, an input is one that the network's caller must bind for nothing: of a decoder
+    the sign of an export that lost a mask or a length, of any other graph a part of its interface."""
     weights = {tensor.name for tensor in model.graph.initializer}
     used = {name for node in all_nodes(model.graph) for name in node.input} | {value.name for value in model.graph.output}
     for name in sorted(weights - used):
         yield Finding("warning", f"weight {name}", "nothing in the graph uses it", "remove or use it", "dropped")
     for value in model.graph.input:
         if value.name not in used | weights:
-            yield Finding("error", f"input {value.name}", "nothing in the graph uses it", "export again without it", "dropped")
+            severity = "error" if decoder else "warning"
+            yield Finding(severity, f"input {value.name}", "nothing in the graph uses it", "export again without it", "dropped")
 
 
 def _dropped_lengths(model: onnx.ModelProto) -> Iterator[Finding]:

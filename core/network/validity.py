@@ -11,11 +11,13 @@ import numpy as np
 import onnx
 
 from suture.core.subgraphs import all_nodes
+from suture.core.traits import MICROSOFT
 
 MOVES = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Flatten", "Expand", "Slice", "Concat", "Tile",
          "Split")  # fmt: skip
 CLAMPS = ("Add", "Max", "Min", "Where")  # behind which an index is likely one still
 COUNTS = {"Loop": 0, "TopK": 1, "Range": 1, "Tile": 1, "Expand": 1, "ConstantOfShape": 0, "Reshape": 1}
+PADDING = {"Attention": 3, "MultiHeadAttention": 4, "EmbedLayerNormalization": 7}  # inputs of onnxruntime's operators
 MASK = re.compile(r"mask|attn_bias", re.IGNORECASE)
 
 
@@ -45,7 +47,8 @@ def uses_of_inputs(model: onnx.ModelProto) -> dict[str, Use]:
 
 def _use(value: onnx.ValueInfoProto, readers: dict, shapes: dict, constants: dict) -> Use:
     floating = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).kind not in "iub"
-    below, inverted, count = None, False, False
+    below, inverted, count, padding = None, False, False, False
+    lengths = len(value.type.tensor_type.shape.dim) == 1  # of padding
     waiting, seen = [value.name], set()
     while waiting:
         name = waiting.pop()
@@ -55,6 +58,8 @@ def _use(value: onnx.ValueInfoProto, readers: dict, shapes: dict, constants: dic
         for node, place in readers.get(name, ()):
             if not floating and (length := _length(node, place, shapes)) is not None:
                 below = length if below is None else min(below, length)
+            if node.domain == MICROSOFT and PADDING.get(node.op_type) == place:
+                padding, count = not lengths, count or lengths
             if COUNTS.get(node.op_type) == place and name == value.name:
                 count = True
             if node.op_type == "Sub" and place == 1 and constants.get(node.input[0]) == 1:
@@ -64,7 +69,7 @@ def _use(value: onnx.ValueInfoProto, readers: dict, shapes: dict, constants: dic
             ) or node.op_type == "Concat":
                 waiting += node.output
     named = MASK.search(value.name) is not None
-    return Use(below, inverted or (named and not floating), named and floating and not inverted, count)
+    return Use(below, inverted or padding or (named and not floating), named and floating and not inverted, count)
 
 
 def _length(node: onnx.NodeProto, place: int, shapes: dict) -> int | None:

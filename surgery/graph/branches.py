@@ -16,10 +16,10 @@ def take(model: ModelProto, where: object, branch: str | None) -> list[str]:
     """Puts the branch `branch` (BRANCHES; "past": the one that reads a cache) in the place of the If that all outputs come
     from. Returns what to tell. Raises UserError where there is such an If and no branch is chosen, or the reverse."""
     found = _whole(model.graph)
-    if found is None:
+    if found is None or (branch is None and _is_constant(model.graph, found.input[0])):
         if branch is not None:
             raise UserError(f"--branch {branch}", "the outputs do not all come from one If", "leave it out")
-        return _notes(model.graph)
+        return []
     bodies = {attribute.name.removesuffix("_branch"): attribute.g for attribute in found.attribute}
     if branch is None:
         what = f"all outputs come from one If, {found.name or found.output[0]}, in which there are two graphs"
@@ -34,14 +34,11 @@ def _whole(graph: GraphProto) -> NodeProto | None:
     return next((node for node in graph.node if node.op_type == "If" and outputs <= set(node.output)), None)
 
 
-def _notes(graph: GraphProto) -> list[str]:
-    """The subgraphs that stay: passes do not look into them."""
-    return [
-        f"{node.op_type} {node.name or node.output[0]} stays as it is, with {len(inner.node)} nodes inside"
-        for node in graph.node
-        for attribute in node.attribute
-        for inner in [*([attribute.g] if attribute.type == AttributeProto.GRAPH else []), *attribute.graphs]
-    ]
+def _is_constant(graph: GraphProto, name: str) -> bool:
+    """Whether a pass will put one branch in the If's place."""
+    given = {value.name for value in graph.input}
+    constants = {tensor.name for tensor in graph.initializer} - given
+    return name in constants or any(node.op_type == "Constant" and name in node.output for node in graph.node)
 
 
 def _with_past(graph: GraphProto, found: NodeProto, bodies: dict[str, GraphProto], where: object) -> str:

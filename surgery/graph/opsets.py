@@ -12,6 +12,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper, version_converter
 
 from suture.core.errors import UserError
+from suture.core.mendable import TYPES_ONLY
 from suture.core.subgraphs import all_graphs
 from suture.core.traits import OPSET, STANDARD
 
@@ -301,15 +302,3 @@ ADAPTERS: dict[str, tuple[tuple[int, Adapter], ...]] = {  # below this opset, th
     "Unsqueeze": ((13, _axes),),
     "Upsample": ((OPSET, _resize),),
 }
-# Since opset 9 these take more types, or have gained attributes and inputs whose defaults are what was meant before.
-TYPES_ONLY = frozenset(
-    """Abs Acos Acosh Add ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool Bernoulli Cast CastLike Ceil Compress Concat
-    Constant ConstantOfShape Conv ConvTranspose Cos Cosh CumSum DeformConv DepthToSpace DequantizeLinear Det Div Elu Equal Erf Exp
-    Expand EyeLike Flatten Floor GRU Gather GatherElements GatherND Gemm GlobalAveragePool GlobalLpPool GlobalMaxPool Greater
-    GreaterOrEqual HardSigmoid HardSwish Identity If InstanceNormalization IsInf IsNaN LRN LSTM LeakyRelu Less LessOrEqual Log Loop
-    LpNormalization LpPool MatMul Max MaxPool MaxRoiPool MaxUnpool Mean MeanVarianceNormalization Min Mish Mod Mul Multinomial Neg
-    NegativeLogLikelihoodLoss NonMaxSuppression NonZero OneHot OptionalGetElement OptionalHasElement PRelu Pow QLinearMatMul
-    QuantizeLinear RNN RandomNormal RandomNormalLike RandomUniform RandomUniformLike Reciprocal Relu Reshape Round Scan
-    ScatterElements ScatterND Selu Shape Sigmoid Sign Sin Sinh Size SoftmaxCrossEntropyLoss Softplus Softsign SpaceToDepth
-    SplitToSequence Sqrt Sub Sum Tan Tanh ThresholdedRelu Tile Transpose Where""".split()  # noqa: SIM905
-)

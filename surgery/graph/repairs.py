@@ -1,6 +1,7 @@
 """Repairs of a source whose meaning is clear, each reported; what is not clear is refused.
 
-a domain of known version that is used and not imported      →  its import
+a domain of known version that is used and not imported      →  its import; the standard's, where its operators leave one
+two Constants that write one tensor                           →  the last one, as onnxruntime reads it
 two nodes of one name                                         →  a name each
 nodes before those that they read from                        →  in order, without which onnx infers nothing
 float16 and float32 where an operator takes one type          →  a Cast, as torch promotes: to what the graph declares for
@@ -19,6 +20,8 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from suture.core.errors import UserError
+from suture.core.mendable import implied_opset, overwritten
+from suture.core.onnx_checks import check_model
 from suture.core.signature import FLOATS
 from suture.core.traits import MICROSOFT, STANDARD
 from suture.surgery.graph.branches import reads
@@ -33,10 +36,14 @@ def repair(model: ModelProto, where: object) -> list[str]:
         if node.domain == MICROSOFT and node.op_type in GENERATION:
             what = f"{MICROSOFT}.{node.op_type} {node.name} generates inside the graph, around a decoder of its own"
             raise UserError(where, what, "give the decoder, and generate outside")
+    constants = _constants(model.graph)
     ordered = _order(model.graph)
     _leave_out_empty(model.graph)
     nodes = list(_every_node(model.graph))
-    return [*ordered, *_imports(model, nodes, where), *_node_names(nodes), *_types(model)]
+    notes = [*constants, *ordered, *_imports(model, nodes, where), *_node_names(nodes), *_types(model)]
+    if notes:
+        check_model(model, where)
+    return notes
 
 
 def _every_node(graph: GraphProto) -> Iterator[NodeProto]:
@@ -45,6 +52,15 @@ def _every_node(graph: GraphProto) -> Iterator[NodeProto]:
         for attribute in node.attribute:
             for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
                 yield from _every_node(inner)
+
+
+def _constants(graph: GraphProto) -> list[str]:
+    again = overwritten(graph.node)
+    for node in again:
+        graph.node.remove(node)  # the first that is equal, and it is: a later one of the same bytes stays
+    names = list(dict.fromkeys(node.output[0] for node in again))
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [f"two Constants write {names[0]}{more}: the last is taken, as onnxruntime does"] if names else []
 
 
 def _order(graph: GraphProto) -> list[str]:
@@ -98,11 +114,13 @@ def _imports(model: ModelProto, nodes: list[NodeProto], where: object) -> list[s
     for domain, node in missing.items():
         if domain in imported:
             continue
-        if domain != MICROSOFT:
+        implied = 1 if domain == MICROSOFT else implied_opset(model) if not domain else None
+        if implied is None:
             what = f"{node.op_type} {node.name} is of {domain or 'ai.onnx'}, whose version the opset_import does not say"
             raise UserError(where, what, "export it again")
-        model.opset_import.append(helper.make_opsetid(domain, 1))
-        notes.append(f"the source does not import {domain}, whose operators it uses: version 1 is taken")
+        model.opset_import.append(helper.make_opsetid(domain, implied))
+        called = domain or "ai.onnx"
+        notes.append(f"the source does not import {called}, whose operators it uses: version {implied} is taken")
     return notes
 
 

@@ -13,11 +13,12 @@ NOT_IMPLEMENTED = "NOT_IMPLEMENTED"  # valid, but without a kernel on a CPU
 
 
 def check(portable: onnx.ModelProto, source: onnx.ModelProto, where: object) -> None:
-    """Raises UserError where onnxruntime does not take the source either, and RuntimeError where it takes that alone: then
+    """Raises UserError where they do not take the source either, and RuntimeError where it takes that alone: then
     surgery made it invalid."""
     try:
         check_model(portable, where)
     except UserError as error:
+        check_model(source, where)
         raise RuntimeError(f"the portable graph would be invalid: {error}") from None
     refusal = _refusal(portable)
     if refusal is None:

@@ -60,6 +60,7 @@ def add(path: str, value: object) -> Callable[[onnx.ModelProto], None]:
 
 def no_imports(model: onnx.ModelProto) -> None:
     del model.opset_import[:]
+    model.graph.node[1].op_type = "Softmax"  # which has changed: of a graph that leaves one meaning the import is certain
 
 
 def nested(model: onnx.ModelProto) -> None:

@@ -14,6 +14,9 @@ Without a cache, query and keys in half precision take a factor each, two number
 multiplication in float32 keeps TensorRT from taking the transposes before it into its attention kernel, and one number of
 half precision is not the scale.
 
+A row that a boolean mask lets see nothing is zeros in onnxruntime and the mean of the values in TensorRT: of a constant mask
+such rows are zeros in the lowered graph, too; of a computed one the report says that they differ.
+
 On request, the lengths form, which reads no slot beyond a row's last, and is silently wrong on some GPUs:
 
         →  TRT_Attention(query * scale, keys, values, "", "", kv_lengths = nonpad_kv_seqlen, causal_kind = lower_right)
@@ -27,6 +30,8 @@ from suture.surgery.graph import Graph, input_of, inputs_of, is_half, need, onnx
 from suture.surgery.passes.lowering.attention_bias import Masks, bias
 
 KNOWN = ("Q", "K", "V", "attn_mask", "nonpad_kv_seqlen", "scale", "is_causal", "softmax_precision", "qk_matmul_output_mode")
+
+SEES_NOTHING = "rows that a mask lets see nothing are zeros in onnxruntime and the mean of the values in TensorRT"
 
 
 def run(graph: Graph, lengths: bool = False) -> int:
@@ -54,8 +59,28 @@ def _lower(graph: Graph, attention: gs.Node, masks: Masks, lengths: bool) -> boo
         query = scaled(graph, query, scale_of(attention))
     else:
         query, keys = both_scaled(graph, query, keys, scale_of(attention))
-    graph.replace(attention.outputs[0], "TRT_Attention", [query, keys, values, *inputs], attrs)
+    result, seeing = attention.outputs[0], _rows_that_see(graph, input_of(attention, "attn_mask"))
+    if seeing is None:
+        graph.replace(result, "TRT_Attention", [query, keys, values, *inputs], attrs)
+        return True
+    dtype = onnx_type(query)
+    context = graph.new("TRT_Attention", [query, keys, values, *inputs], attrs, dtype=dtype, shape=result.shape)
+    rows = gs.Constant(graph.unique("mask/rows"), seeing)
+    graph.replace(result, "Where", [rows, context, graph.number(0, dtype)], name="mask/nothing_seen")
     return True
+
+
+def _rows_that_see(graph: Graph, mask: gs.Tensor | None) -> np.ndarray | None:
+    """bool [..., S, 1], of a constant mask with rows that see nothing; None where all see something, or nobody knows."""
+    if mask is None or onnx_type(mask) != onnx.TensorProto.BOOL:
+        return None
+    values = graph.constant(mask)
+    if values is None:
+        if SEES_NOTHING not in graph.notes:
+            graph.notes.append(SEES_NOTHING)
+        return None
+    seeing = values.any(axis=-1, keepdims=True)
+    return None if seeing.all() else seeing
 
 
 def scale_of(attention: gs.Node) -> float:
