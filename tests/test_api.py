@@ -13,10 +13,12 @@ import numpy as np
 import onnx
 import pytest
 from decoder_graphs import decoder_graph
+from exporting import traced
 from onnx import numpy_helper
 
 import suture
 from suture.__main__ import COMMANDS
+from suture.export import stage as export_stage
 from suture.surgery.graph import need
 from suture.surgery.options import SurgeryOptions
 from suture.surgery.plan import make_plan
@@ -62,6 +64,7 @@ def test_the_documented_examples_run(tiny_export, tmp_path, monkeypatch, capsys)
     shutil.copytree(ROOT / "models" / "tiny-qwen", tmp_path / "checkpoint")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    monkeypatch.setattr(export_stage, "trace", lambda _, dtype: traced(tiny_export / "model.onnx", dtype))
     graph, checkpoint, own_pass = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
     exec(graph, found := {})
     assert found["operated"].report.nodes["portable"] < found["operated"].report.nodes["before"] / 2
@@ -86,6 +89,7 @@ def test_the_documented_pass_is_the_example():
 # --- operate -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.seconds
 def test_operate_leaves_its_model_and_needs_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = decoder_graph(static=False)
@@ -98,6 +102,7 @@ def test_operate_leaves_its_model_and_needs_no_file(tmp_path, monkeypatch):
     assert suture.compare(model, operated.portable).status == "passed"
 
 
+@pytest.mark.seconds
 def test_operate_on_a_file_is_what_the_stage_writes(tmp_path):
     from suture.surgery.__main__ import main
 
@@ -122,6 +127,7 @@ def test_operate_refuses_what_it_cannot_do():
 
 
 @pytest.mark.parametrize("bisect", [False, True])
+@pytest.mark.seconds
 def test_operate_raises_a_difference(bisect, tmp_path):
     (tmp_path / "negated.py").write_text(WRONG)
     with pytest.raises(ChangedOutput, match=r"^negated.*changes") as found:

@@ -9,10 +9,13 @@ import pytest
 import torch
 from exporting import CONFIG, LAYERS
 
+from suture.core.parts import DECODER
 from suture.export.repeat import LayersDiffer, repeat
 from suture.export.shallow import without_middle
-from suture.export.trace import SCOPES, TRACED_LAYERS, trace
-from suture.models.architectures import architecture
+from suture.export.trace import SCOPES, TRACED_LAYERS, trace, trace_graph
+from suture.models.architectures import architecture, open_checkpoint
+from suture.models.parts import parts_of
+from tests import stored_traces
 
 
 @pytest.mark.slow  # test_export.py compares what the repeated layers compute
@@ -102,3 +105,17 @@ def test_layers_that_differ_are_traced_one_by_one(layer):
 
 def test_few_layers_are_traced_whole():
     assert without_middle(architecture(CONFIG | {"num_hidden_layers": 4}, Path("config.json")), 4) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "dtype"), stored_traces.STORED)
+def test_stored_traces_are_what_the_tracer_makes(name, dtype, tmp_path):
+    opened = open_checkpoint(stored_traces.checkpoint(name, tmp_path))
+    parts = parts_of(architecture(opened.config, opened.folder))
+    assert [part.name for part in parts] == stored_traces.STORED[name, dtype]
+    for part in parts:
+        of_type = getattr(torch, dtype)
+        fresh = trace(part.module, of_type) if part.kind == DECODER else trace_graph(part, of_type)
+        stored = stored_traces.stored_trace(name, dtype, part.name)
+        assert differences(plain_ir(fresh), plain_ir(stored)) == []
+        assert stored.metadata_props == fresh.metadata_props

@@ -363,6 +363,7 @@ def change_a_weight(file: Path) -> None:
 
 
 @pytest.mark.parametrize("more", [[], ["--quantize", "int8"]], ids=["as they are", "quantised"])
+@pytest.mark.seconds
 def test_surgery_and_validate_see_new_weights(more, tmp_path, monkeypatch, capsys):
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
@@ -402,6 +403,7 @@ def test_build_sees_new_weights_and_a_damaged_engine(tmp_path, monkeypatch, caps
     assert built()
 
 
+@pytest.mark.seconds
 def test_an_edited_verdict_is_not_believed(graphs, monkeypatch, capsys):
     line = [graphs / "x.onnx", graphs / "surgery" / "model.onnx", "--out", graphs / "compared"]
     assert called(validate_stage.main, *line, monkeypatch=monkeypatch) == 0
@@ -436,6 +438,7 @@ def test_results_are_what_the_manifest_lists(tmp_path):
     assert result(tmp_path / "put", "a") is None
 
 
+@pytest.mark.seconds
 def test_surgery_without_an_option_removes_what_it_wrote_with_it(tmp_path):
     onnx.save(decoder_graph(static=False), tmp_path / "model.onnx")
     out = tmp_path / "out"

@@ -24,8 +24,8 @@ LAYERS, CAPACITY = 4, 336  # the model's trained length is 256: dynamic NTK is a
 
 
 def operate(model: Path, out: Path, *options: str) -> dict:
-    """Runs surgery and returns its report."""
-    assert main([str(model), "--out", str(out), *options]) == 0
+    """Runs surgery, without its proof, and returns its report."""
+    assert main([str(model), "--out", str(out), "--no-verify", *options]) == 0
     return json.loads((out / "report.json").read_text())
 
 
