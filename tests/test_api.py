@@ -13,12 +13,10 @@ import numpy as np
 import onnx
 import pytest
 from decoder_graphs import decoder_graph
-from exporting import traced
 from onnx import numpy_helper
 
 import suture
 from suture.__main__ import COMMANDS
-from suture.export import stage as export_stage
 from suture.surgery.graph import need
 from suture.surgery.options import SurgeryOptions
 from suture.surgery.plan import make_plan
@@ -64,7 +62,6 @@ def test_the_documented_examples_run(tiny_export, tmp_path, monkeypatch, capsys)
     shutil.copytree(ROOT / "models" / "tiny-qwen", tmp_path / "checkpoint")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    monkeypatch.setattr(export_stage, "trace", lambda _, dtype: traced(tiny_export / "model.onnx", dtype))
     graph, checkpoint, own_pass = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
     exec(graph, found := {})
     assert found["operated"].report.nodes["portable"] < found["operated"].report.nodes["before"] / 2
