@@ -29,7 +29,7 @@ STORED = {  # parts, by family and type
 
 def stored_trace(name: str, dtype: str, part: str) -> ir.Model:
     """As suture.export.trace.trace returns it: weights have no values."""
-    proto = onnx.load_model_from_string(gzip.decompress((FOLDER / f"{name}-{dtype}-{part}.onnx.gz").read_bytes()))
+    proto = stored(name, dtype, part)
     graph = ir.from_proto(proto)
     for tensor in proto.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -53,18 +53,29 @@ def checkpoint(name: str, folder: Path) -> Path:
     return speech.write(folder / name) if name == "speech" else families.checkpoint(name, folder)
 
 
+def export(name: str, dtype: str, work: Path) -> dict[str, onnx.ModelProto]:
+    """What export writes for each part, traced anew, without where its weights lie."""
+    options = ExportOptions(checkpoint=checkpoint(name, work), dtype=dtype, weights="reference")
+    export_stage.export(work / "out", options, pipeline=True)
+    graphs = {}
+    for part in find_parts(work / "out"):
+        graphs[part.name] = onnx.load(part.folder / "export" / "model.onnx", load_external_data=False)
+        for tensor in graphs[part.name].graph.initializer:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                del tensor.external_data[:]
+    return graphs
+
+
+def stored(name: str, dtype: str, part: str) -> onnx.ModelProto:
+    return onnx.load_model_from_string(gzip.decompress((FOLDER / f"{name}-{dtype}-{part}.onnx.gz").read_bytes()))
+
+
 def store(name: str, dtype: str) -> None:
+    FOLDER.mkdir(exist_ok=True)
     with TemporaryDirectory() as work:
-        options = ExportOptions(checkpoint=checkpoint(name, Path(work)), dtype=dtype, weights="reference")
-        export_stage.export(Path(work, "out"), options, pipeline=True)
-        for part in find_parts(Path(work, "out")):
-            model = onnx.load(part.folder / "export" / "model.onnx", load_external_data=False)
-            for tensor in model.graph.initializer:
-                if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                    del tensor.external_data[:]
+        for part, model in export(name, dtype, Path(work)).items():
             packed = gzip.compress(model.SerializeToString(deterministic=True), 9, mtime=0)
-            FOLDER.mkdir(exist_ok=True)
-            (FOLDER / f"{name}-{dtype}-{part.name}.onnx.gz").write_bytes(packed)
+            (FOLDER / f"{name}-{dtype}-{part}.onnx.gz").write_bytes(packed)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,10 @@ import pytest
 import torch
 from exporting import CONFIG, LAYERS
 
-from suture.core.parts import DECODER
 from suture.export.repeat import LayersDiffer, repeat
 from suture.export.shallow import without_middle
-from suture.export.trace import SCOPES, TRACED_LAYERS, trace, trace_graph
-from suture.models.architectures import architecture, open_checkpoint
-from suture.models.parts import parts_of
+from suture.export.trace import SCOPES, TRACED_LAYERS, trace
+from suture.models.architectures import architecture
 from tests import stored_traces
 
 
@@ -110,12 +108,9 @@ def test_few_layers_are_traced_whole():
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "dtype"), stored_traces.STORED)
 def test_stored_traces_are_what_the_tracer_makes(name, dtype, tmp_path):
-    opened = open_checkpoint(stored_traces.checkpoint(name, tmp_path))
-    parts = parts_of(architecture(opened.config, opened.folder))
-    assert [part.name for part in parts] == stored_traces.STORED[name, dtype]
-    for part in parts:
-        of_type = getattr(torch, dtype)
-        fresh = trace(part.module, of_type) if part.kind == DECODER else trace_graph(part, of_type)
-        stored = stored_traces.stored_trace(name, dtype, part.name)
-        assert differences(plain_ir(fresh), plain_ir(stored)) == []
+    graphs = stored_traces.export(name, dtype, tmp_path)
+    assert [*graphs] == stored_traces.STORED[name, dtype]
+    for part, fresh in graphs.items():
+        stored = stored_traces.stored(name, dtype, part)
+        assert differences(plain_proto(fresh), plain_proto(stored)) == []
         assert stored.metadata_props == fresh.metadata_props
