@@ -12,6 +12,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= out/tiny-qwen
 
+# What the tests and their many processes import is compiled once.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: demo test check slow abuse abuse-coverage benchmarks package lint docs clean
 
 demo: $(VENV)/installed
@@ -21,7 +24,7 @@ test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -n auto
 
 check: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -n auto -m "not exports and not further and not slow and not benchmarks and not every"
+	$(VENV)/bin/python -m pytest -n auto -m "not exports and not further and not seconds and not slow and not benchmarks and not every"
 
 slow: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -n auto -m slow

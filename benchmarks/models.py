@@ -22,13 +22,14 @@ from suture.core.command import CommandParser, run
 from suture.core.errors import UserError
 from suture.models.named import presets
 from tests.families import CAPABILITIES, TYPES
+from tests.families import FAMILIES as TESTED
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DETAILS = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md"
 PUBLISHED = ROOT / "tests" / "presets.json"
 TESTS = tuple(f"tests/test_{name}.py" for name in ("models", "presets", "real_width", "qwen", "cpm", "cpm_graphs", "cpm_text"))
 COMMAND = "python -m benchmarks.models"
-# family -> what it covers, and the preset of its real dimensions
+# family -> what it covers, and the preset of its real dimensions; any other covers what its class in transformers does
 COVERS = {
     "qwen": ("Qwen-7B, Qwen-7B-Chat", "qwen-7b"),
     "llama": ("LLaMA, LLaMA-2-7B, Aquila-7B", "llama-2-7b"),
@@ -102,15 +103,20 @@ def read(path: Path) -> Results:
 def table(results: Results) -> str:
     """families.md's. Raises UserError naming the first test that a row lacks."""
     heading = ("family", "covers", "parameters", "fused", "onnxruntime match", "network match", "engine for")
-    return _markdown(heading, [row(results, name) for name in COVERS])
+    return _markdown(heading, [row(results, name) for name in rows(results)])
+
+
+def rows(results: Results) -> list[str]:
+    """The families in the tables' order: one without a line in COVERS has a row from when its tests have run."""
+    return [*COVERS, *(name for name in TESTED if name not in COVERS and LEVELS.format(name, "float32") in results)]
 
 
 def row(results: Results, name: str) -> list[str]:
     """A type that was not run has a dash. Raises UserError for a test that did not pass, and without any in float32."""
-    covers, preset = COVERS[name]
+    covers, preset = COVERS.get(name, (TESTED[name].model, None))
     for test in NUMBERS.get(name, [NUMBER.format(name)]):
         passed(results, test)
-    size = passed(results, PRESET.format(preset))["parameters"]
+    size = f"{passed(results, PRESET.format(preset))['parameters']} ({preset})" if preset else "–"
     fused = passed(results, LEVELS.format(name, "float32"))["fused"]
     match, network, engines = [], [], {}
     for dtype in TYPES:
@@ -123,7 +129,7 @@ def row(results: Results, name: str) -> list[str]:
             engines.setdefault(passed(results, built)["compute capabilities"], []).append(dtype)
     built = "; ".join(f"{gpus} ({', '.join(types)})" for gpus, types in engines.items()) or "–"
     tests = "../tests/test_qwen.py" if name == "qwen" else "../tests/test_models.py"
-    return [f"[{name}]({tests})", covers, f"{size} ({preset})", fused, ", ".join(match), ", ".join(network), built]
+    return [f"[{name}]({tests})", covers, size, fused, ", ".join(match), ", ".join(network), built]
 
 
 def passed(results: Results, test: str) -> dict:
@@ -143,14 +149,14 @@ def documents(results: Results) -> str:
     typed = [
         [f"{name}, {dtype}", *found(LEVELS.format(name, dtype)),
          _cell(results, ENGINE.format(name, dtype, CAPABILITIES), "compute capabilities")]
-        for name in COVERS for dtype in TYPES
+        for name in rows(results) for dtype in TYPES
     ]  # fmt: skip
     widths = [
         [preset, *found(WIDTH.format(preset)), _cell(results, WIDTH.format(preset), "compute capability"),
          _cell(results, WIDTH.format(preset), "bytes")]
         for preset in presets()
     ]  # fmt: skip
-    repeated = [[name, _cell(results, REPEAT.format(name))] for name in COVERS]
+    repeated = [[name, _cell(results, REPEAT.format(name))] for name in rows(results)]
     published = {preset: (each["parameters"], each["source"]) for preset, each in json.loads(PUBLISHED.read_text()).items()}
     sizes = [[preset, _cell(results, PRESET.format(preset), "counted"), f"[{said}]({source})"]
              for preset, (said, source) in published.items()]  # fmt: skip

@@ -21,6 +21,7 @@ from suture.models.architectures import architecture
 from suture.surgery import __main__ as surgery
 from suture.validate.options import ValidateOptions
 from suture.validate.stage import validate_pipeline
+from tests.stored_traces import tracing_stored
 
 ROOT = Path(__file__).parents[1]
 CAPACITY = 64
@@ -177,7 +178,7 @@ def checkpoint(name: str, shared: Path) -> Path:
 def operated(name: str, dtype: str, shared: Path) -> Path:
     """A pipeline's folder with the family exported and operated on, once for all workers."""
     source, out = checkpoint(name, shared), shared / name / dtype
-    with FileLock(f"{shared}/{name}-{dtype}.lock"):
+    with FileLock(f"{shared}/{name}-{dtype}.lock"), tracing_stored(name, dtype):
         export_and_operate(source, out, dtype)
     return out
 

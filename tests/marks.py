@@ -1,8 +1,23 @@
-"""Marks that follow from what a test does, so that nobody has to remember them: `exports` and `further`."""
+"""What `make check`, `make test`, `make slow` and the longer runs take. Three marks a test is given here:
+
+exports     it exports, parses, builds, validates, starts a process or imports transformers: not in `make check`
+further     a case of a test beside its first: not in `make check`
+slow        a case that `sample` leaves out: not in `make test`
+
+The others stand at the tests:
+
+seconds     it takes more than one: not in `make check`
+sample(…)   cases of one kind: `make test` takes the first n, or those whose names match these patterns, `make slow` the others
+slow        it costs more than it is likely to find: not in `make test`, but in `make slow`
+every       all types and GPUs of every family, real widths: python -m benchmarks.models runs them
+benchmarks  a benchmark at a tiny size: `make benchmarks`
+"""
 
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from inspect import unwrap
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
@@ -24,8 +39,7 @@ HERE = str(Path(__file__).resolve().parent)
 
 
 def mark(items: list[pytest.Item]) -> None:
-    """Marks with `exports` each test whose code, or a fixture's of it, mentions what exports or runs another stage that takes
-    long, a process of its own among them, and with `further` each case of a test but its first."""
+    """Gives the marks `exports`, from what a test's code and its fixtures' mention, `further`, and `slow` where `sample` says so."""
     known: dict[object, bool] = {}
     seen = set()
     for item in items:
@@ -37,6 +51,24 @@ def mark(items: list[pytest.Item]) -> None:
         if test in seen:
             item.add_marker("further")
         seen.add(test)
+    _sample(items)
+
+
+def _sample(items: list[pytest.Item]) -> None:
+    tests = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("sample") and not any(item.get_closest_marker(name) for name in ("slow", "every")):
+            tests[item.nodeid.partition("[")[0]].append(item)
+    for test, cases in tests.items():
+        taken = cases[0].get_closest_marker("sample").args
+        if taken and isinstance(taken[0], int):
+            rest = cases[taken[0] :]
+        else:
+            rest = [case for case in cases if not any(fnmatchcase(case.callspec.id, pattern) for pattern in taken)]
+        if len(rest) == len(cases) > 1:
+            raise pytest.UsageError(f"{test}: none of its cases is in its sample {taken}")
+        for case in rest if len(cases) > 1 else []:
+            case.add_marker("slow")
 
 
 def takes_long(each: object, known: dict[object, bool]) -> bool:
@@ -55,6 +87,8 @@ def takes_long(each: object, known: dict[object, bool]) -> bool:
 def _mentioned(function: FunctionType) -> list[object]:
     """What the function's names stand for: its module's, and those of modules of the tests that it names."""
     names = set(_names(function.__code__))
+    if "transformers" in {name.partition(".")[0] for name in names - function.__globals__.keys()}:
+        return [trace]  # imported here alone: it takes as long
     found = [function.__globals__[name] for name in names if name in function.__globals__]
     modules = [each for each in found if isinstance(each, ModuleType) and _file(each).startswith(HERE)]
     return found + [vars(module)[name] for module in modules for name in names if name in vars(module)]

@@ -86,6 +86,7 @@ def test_the_documented_pass_is_the_example():
 # --- operate -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.seconds
 def test_operate_leaves_its_model_and_needs_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = decoder_graph(static=False)
@@ -98,6 +99,7 @@ def test_operate_leaves_its_model_and_needs_no_file(tmp_path, monkeypatch):
     assert suture.compare(model, operated.portable).status == "passed"
 
 
+@pytest.mark.seconds
 def test_operate_on_a_file_is_what_the_stage_writes(tmp_path):
     from suture.surgery.__main__ import main
 
@@ -122,6 +124,7 @@ def test_operate_refuses_what_it_cannot_do():
 
 
 @pytest.mark.parametrize("bisect", [False, True])
+@pytest.mark.seconds
 def test_operate_raises_a_difference(bisect, tmp_path):
     (tmp_path / "negated.py").write_text(WRONG)
     with pytest.raises(ChangedOutput, match=r"^negated.*changes") as found:

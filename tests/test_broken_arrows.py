@@ -184,6 +184,7 @@ def test_a_machine_without_tensorrt_has_not_run_it(pipeline, monkeypatch):
      pytest.param("[]", b"1234", marks=pytest.mark.slow), pytest.param("{}", b"1234", marks=pytest.mark.slow),
      ('{"engine_bytes": 5, "tensorrt": {"flavour": "rtx"}, "signature": null}', b"1234")],
 )  # fmt: skip
+@pytest.mark.sample(1)
 def test_an_engine_that_is_none_fails(described, engine, pipeline):
     (pipeline / "build").mkdir()
     (pipeline / "build" / "model.engine").write_bytes(engine)
@@ -198,6 +199,7 @@ def test_an_engine_that_is_none_fails(described, engine, pipeline):
 @pytest.mark.parametrize(
     ("value", "sides"), [(np.nan, "both"), (np.nan, "reference"), (np.inf, "both"), (-np.inf, "candidate")]
 )
+@pytest.mark.sample("nan-both", "-inf-candidate")
 def test_what_is_not_finite_differs(value, sides, tmp_path):
     """On both sides, too: two graphs that compute nothing do not agree on it."""
     for name, static in ((EXPORTED, False), (PORTABLE, True)):

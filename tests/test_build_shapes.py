@@ -131,6 +131,7 @@ def built(text: str, folder: Path, **options) -> Path:
     return folder / "out"
 
 
+@pytest.mark.seconds
 def test_an_encoder_is_built(tmp_path, capsys):
     out = built(ENCODER, tmp_path)
     assert "input_ids=1x1,1x128,4x512" in capsys.readouterr().out

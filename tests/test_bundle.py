@@ -98,6 +98,7 @@ def test_results_become_level_4(pipeline, run_py, capsys):
 
 
 @pytest.mark.parametrize("what", ["2/5/logits", "2/past_key_values.0.value"])
+@pytest.mark.seconds
 def test_a_wrong_value_is_different(what, pipeline, run_py):
     run_py.main()
     path = pipeline / "bundle" / "results.npz"

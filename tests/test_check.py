@@ -98,6 +98,7 @@ def test_every_refusal_is_named_with_origin_and_advice(tmp_path):
     assert result.all_read
 
 
+@pytest.mark.seconds
 def test_refusals_of_the_whole_graph_carry_advice(tmp_path):
     model = parsed("(float[6] x) => (float[6] y) { c = Cast<to = 1>(w) y = Mul(c, x) }")
     model.graph.initializer.append(helper.make_tensor("w", onnx.TensorProto.INT16, [6], [1] * 6))
@@ -117,6 +118,7 @@ def test_refusals_of_importing_come_one_after_the_other(tmp_path):
     assert {refusal.advice for refusal in result.refusals} == {"make that input an initializer"}
 
 
+@pytest.mark.seconds
 def test_the_node_that_kills_the_parser_is_found(tmp_path):
     model = parsed(
         "(float[2,3,16] x, int64[2,3] p, float[9,4] c) => (float[2,3,16] y) "
@@ -127,6 +129,7 @@ def test_the_node_that_kills_the_parser_is_found(tmp_path):
     assert "died of SIGFPE" in result.refusals[0].message
 
 
+@pytest.mark.seconds
 def test_the_parser_lives_on_after_a_death(tmp_path):
     deadly = save(parsed("(float x) => (float y) { y = Attention(x, x, x) }"), tmp_path, "deadly")
     good = save(picture(), tmp_path, "good")
@@ -175,6 +178,7 @@ def test_random_numbers_are_not_compared(tmp_path):
     assert "FILL" in result.not_compared
 
 
+@pytest.mark.seconds
 def test_inputs_that_onnxruntime_does_not_run_are_not_compared(tmp_path):
     text = "(float[N,M] x) => (float[N,K] y) { y = MatMul(x, w) }"
     model = parsed(text)
@@ -275,6 +279,7 @@ def test_a_shape_that_does_not_fit_is_one_line(text, said, tmp_path):
 # the command
 
 
+@pytest.mark.seconds
 def test_table_json_and_junit(tmp_path, capsys):
     good, bad = save(picture(), tmp_path, "good"), save(refusing(), tmp_path, "bad")
     assert main([str(good), "--json", str(tmp_path / "r.json"), "--junit", str(tmp_path / "r.xml")]) == 0
@@ -290,6 +295,7 @@ def test_table_json_and_junit(tmp_path, capsys):
     assert xml.parse(tmp_path / "b.xml").getroot().get("failures") == "1"
 
 
+@pytest.mark.seconds
 def test_a_saved_network_is_compared(tmp_path, capsys):
     path, net = save(picture(), tmp_path, "model"), tmp_path / "net.json"
     assert main([str(path), "--save", str(net)]) == 0
@@ -310,6 +316,7 @@ def test_a_saved_network_is_compared(tmp_path, capsys):
         main([str(path), "--against", str(net)])
 
 
+@pytest.mark.seconds
 def test_another_weight_is_another_network(tmp_path, capsys):
     """Planted: one weight of the convolution."""
     model, net = picture(), tmp_path / "net.json"

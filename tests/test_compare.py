@@ -52,6 +52,7 @@ def test_the_first_node_that_differs_is_named(tmp_path, capsys):
     assert run([*graphs, "--tolerance", "0.05"]) == 0
 
 
+@pytest.mark.seconds
 def test_decoders_are_compared_step_by_step_and_in_meaning(tmp_path, capsys):
     """In float16 a scale that is off by 0.4 % is within its rounding; as float32 copies it is not."""
     good, static, wrong = (

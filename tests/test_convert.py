@@ -68,6 +68,7 @@ def test_weights_keep_names_types_and_values(weights, wrapped, zipped, tmp_path)
     same(tmp_path / "out", weights)
 
 
+@pytest.mark.seconds
 def test_large_ones_are_cut_and_have_an_index(weights, tmp_path):
     del weights["empty"]
     torch.save({**weights, "epoch": 4}, tmp_path / "model.bin")
@@ -153,6 +154,7 @@ def test_nothing_is_replaced(existing, weights, tmp_path):
     assert (tmp_path / "out" / existing).read_bytes() == b"mine"
 
 
+@pytest.mark.seconds
 def test_memory_holds_the_largest_weight_alone(tmp_path):
     """Written in pieces from mapped storage: a small limit of a child that only writes is enough."""
     weights = {f"w{i}": torch.full((1 << 20,), float(i)) for i in range(8)}

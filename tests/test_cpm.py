@@ -1,11 +1,10 @@
 """CPM, whose prompt sees itself in both directions: CPM-Ant's numbers are transformers', CPM-Bee's the original's formulas."""
 
+import functools
 import math
 
 import pytest
 import torch
-from transformers import CpmAntConfig
-from transformers.models.cpmant.modeling_cpmant import CpmAntSegmentPositionEmbedding
 
 from suture.core.cpm_inputs import MOST_SEGMENTS
 from suture.core.errors import UserError
@@ -14,7 +13,15 @@ from suture.models.cpm import bucket_table
 from tests.families import FAMILIES, checkpoint, reference
 
 PREFIX = FAMILIES["cpmant"].config["prompt_length"]
-SOURCE = CpmAntSegmentPositionEmbedding(CpmAntConfig(num_attention_heads=1))  # its formula of buckets, CPM-Bee's too
+
+
+@functools.cache
+def source() -> torch.nn.Module:
+    """transformers' formula of CPM-Ant's buckets, CPM-Bee's too."""
+    from transformers import CpmAntConfig
+    from transformers.models.cpmant.modeling_cpmant import CpmAntSegmentPositionEmbedding
+
+    return CpmAntSegmentPositionEmbedding(CpmAntConfig(num_attention_heads=1))
 
 
 def padded(rows: list[torch.Tensor], left: bool) -> torch.Tensor:
@@ -22,6 +29,7 @@ def padded(rows: list[torch.Tensor], left: bool) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left" if left else "right")
 
 
+@pytest.mark.seconds
 def test_ants_numbers_are_transformers(shared):
     """Prompts of three lengths, then decoding from the cache: theirs padded on the left, with their own prefix."""
     ours, model = load_model(open_checkpoint(checkpoint("cpmant", shared)), torch.float32), reference("cpmant")
@@ -66,7 +74,7 @@ def original_bee(
     before = state or {"position": position[:0], "segment": segment[:0], "caches": [None] * layers}
     positions, segments = torch.cat([before["position"], position]), torch.cat([before["segment"], segment])
     bucket = segment_rel[segment[:, None] * num_segments + segments[None, :]]
-    inner = SOURCE._position_bucket(positions[None, :] - position[:, None], num_buckets=buckets, max_distance=farthest)
+    inner = source()._position_bucket(positions[None, :] - position[:, None], num_buckets=buckets, max_distance=farthest)
     bias = tensors["cpmbee.position_bias.relative_attention_bias"]
     bias = bias[torch.where(bucket == 0, inner.long(), bucket - 1 + buckets)].permute(2, 0, 1)
 
@@ -95,6 +103,7 @@ def original_bee(
     return logits, {"position": positions, "segment": segments, "caches": caches}
 
 
+@pytest.mark.seconds
 def test_bees_numbers_are_the_originals(shared):
     """Three samples of their own lengths, segments, relations and subscripts in one batch, then an answer, whose places the
     original numbers from 0 again."""
@@ -140,7 +149,7 @@ def test_buckets_of_the_published_models_are_the_source_formula():
     """As transformers computes them, far beyond the farthest distance."""
     for buckets, farthest in ((512, 2048), (256, 2048), (16, 24)):
         distances = torch.arange(-2 * farthest, 2 * farthest + 1)
-        expected = SOURCE._position_bucket(distances, num_buckets=buckets, max_distance=farthest)
+        expected = source()._position_bucket(distances, num_buckets=buckets, max_distance=farthest)
         table = bucket_table(buckets, farthest)
         assert torch.equal(table[distances.clamp(-farthest, farthest) + farthest], expected.long())
 

@@ -48,6 +48,7 @@ def test_every_operator_that_a_pass_names_is_drawn():
     assert STANDARD.keys() <= schemas
 
 
+@pytest.mark.seconds
 def test_draws(parser):
     verdicts = {index: judge.judge(draw(SEED, index), parser) for index in range(DRAWS)}
     faults = {index: verdict for index, verdict in verdicts.items() if verdict.result in FAULTS}
@@ -66,6 +67,7 @@ def without_bias(graph: Graph, node: gs.Node) -> bool:
     return STANDARD_GELU(graph, node)
 
 
+@pytest.mark.seconds
 def test_a_pass_that_goes_by_less_than_its_pattern_is_seen(parser, monkeypatch):
     """A GELU without its bias, and an attention in TensorRT without its scale."""
     monkeypatch.setattr(contrib_gelu, "_standard", without_bias)

@@ -57,6 +57,7 @@ IN_EACH_RUN = [("qwen2-dynamo-18", "growing"), ("qwen25vl-dynamo-18", "static")]
         for name in NAMES for cache in ("static", "growing")
     ],
 )  # fmt: skip
+@pytest.mark.sample("qwen25vl*")
 def test_fuses_all_and_changes_nothing(operated, name, cache):
     folder = operated(name, cache)
     portable = onnx.load(folder / "surgery" / "model.onnx")
@@ -79,6 +80,7 @@ def test_fuses_all_and_changes_nothing(operated, name, cache):
     assert compare_graphs(graphs[1], network, TOLERANCE).status == "passed"
 
 
+@pytest.mark.seconds
 def test_a_graph_that_reads_one_row_of_positions_is_another(operated, tmp_path):
     folder = operated("qwen25vl-dynamo-18", "static")
     changed = onnx.load(folder / "surgery" / "model.onnx")

@@ -26,6 +26,7 @@ def _by_locale(call: ast.Call) -> bool:
     return "b" not in str(mode)
 
 
+@pytest.mark.seconds
 def test_every_text_file_is_utf8():
     assert len(FILES) > 100
     found = {str(path.relative_to(ROOT)): unspecified(path.read_text(encoding="utf-8")) for path in FILES}

@@ -41,6 +41,7 @@ def test_fuse_and_prove(graph, capsys):
     assert "nodes: {'before'" in capsys.readouterr().out
 
 
+@pytest.mark.seconds
 def test_check_in_ci(graph, capsys):
     import check_in_ci
 

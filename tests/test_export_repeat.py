@@ -13,6 +13,7 @@ from suture.export.repeat import LayersDiffer, repeat
 from suture.export.shallow import without_middle
 from suture.export.trace import SCOPES, TRACED_LAYERS, trace
 from suture.models.architectures import architecture
+from tests import stored_traces
 
 
 @pytest.mark.slow  # test_export.py compares what the repeated layers compute
@@ -102,3 +103,14 @@ def test_layers_that_differ_are_traced_one_by_one(layer):
 
 def test_few_layers_are_traced_whole():
     assert without_middle(architecture(CONFIG | {"num_hidden_layers": 4}, Path("config.json")), 4) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "dtype"), stored_traces.STORED)
+def test_stored_traces_are_what_the_tracer_makes(name, dtype, tmp_path):
+    graphs = stored_traces.export(name, dtype, tmp_path)
+    assert [*graphs] == stored_traces.STORED[name, dtype]
+    for part, fresh in graphs.items():
+        stored = stored_traces.stored(name, dtype, part)
+        assert differences(plain_proto(fresh), plain_proto(stored)) == []
+        assert stored.metadata_props == fresh.metadata_props

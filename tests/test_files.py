@@ -222,6 +222,7 @@ def with_constant(location: str, tmp_path: Path) -> tuple[Path, onnx.ModelProto]
 
 
 @pytest.mark.parametrize("more", [[], ["--merge", "gate-up", "qkv"]], ids=["in place", "with weights that a pass adds"])
+@pytest.mark.seconds
 def test_surgery_keeps_a_weight_that_a_constant_has_in_a_file(more, tmp_path, monkeypatch):
     monkeypatch.setattr("suture.surgery.graph.weights.INLINE", 0)
     path, whole = with_constant("w.data", tmp_path)
@@ -244,6 +245,8 @@ def test_surgery_reads_and_writes_nothing_outside(location, more, tmp_path, monk
 
 
 @pytest.mark.parametrize("as_nodes", [False, True], ids=["initializers", "Constant nodes"])
+@pytest.mark.sample(1)
+@pytest.mark.seconds
 def test_surgery_reads_small_tensors_that_lie_outside(as_nodes, tmp_path):
     """Shapes and axes among them, without whose values nothing can be inferred."""
     whole = decoder_graph(static=False)

@@ -67,6 +67,8 @@ def test_greedy_text_is_pytorchs(model):
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "top_p": 0.9, "seed": 5, "repetition_penalty": 1.3}])
+@pytest.mark.sample("static-sampling1", "growing-sampling0")
+@pytest.mark.seconds
 def test_rows_that_take_turns_give_what_each_gives_alone(model, sampling):
     prompts = [prompt[:length] for length in (3, 9, 1) for prompt in PROMPTS]
     limits = [1 + (7 * index) % 11 for index in range(len(prompts))]

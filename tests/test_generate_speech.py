@@ -1,55 +1,30 @@
 """Whisper: an audio file in, text out, token by token as transformers' own generate() has it."""
 
-import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from suture.core.errors import UserError
+from suture.export.options import ExportOptions
+from suture.export.stage import export
 from suture.generate.command import Generator
 from suture.generate.options import parse
 from suture.generate.speech import read_audio
+from suture.surgery.__main__ import main as surgery
+from tests.speech import END, write
+from tests.stored_traces import tracing_stored
 
 ROOT = Path(__file__).parents[1]
 RATE = 16000
-SPECIALS = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|translate|>", "<|transcribe|>", "<|notimestamps|>"]
-END, START, EN, DE, TRANSLATE, TRANSCRIBE, NO_TIMESTAMPS = range(256, 263)
 NEW_TOKENS = 12
-CONFIG = {
-    "vocab_size": 264, "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96, "num_mel_bins": 80, "init_std": 0.3,
-    "max_target_positions": 40, "max_source_positions": 50, "pad_token_id": END, "bos_token_id": END, "eos_token_id": END,
-    "decoder_start_token_id": START, "suppress_tokens": None, "begin_suppress_tokens": None,
-}  # fmt: skip
-GENERATION = {
-    "decoder_start_token_id": START, "eos_token_id": END, "pad_token_id": END, "lang_to_id": {"<|en|>": EN, "<|de|>": DE},
-    "task_to_id": {"translate": TRANSLATE, "transcribe": TRANSCRIBE}, "no_timestamps_token_id": NO_TIMESTAMPS,
-    "suppress_tokens": [3, 5, 9, *range(128, 264)], "begin_suppress_tokens": [32, END], "is_multilingual": True, "max_length": 40,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    """Windows of one second; a byte-level vocabulary, of which only ASCII is ever written."""
-    folder = tmp_path_factory.mktemp("whisper")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({token: place for place, token in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer.add_special_tokens(SPECIALS)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
-    torch.manual_seed(0)
-    WhisperForConditionalGeneration(WhisperConfig(**CONFIG)).save_pretrained(folder)
-    (folder / "generation_config.json").write_text(json.dumps(GENERATION))
-    return folder
+    return write(tmp_path_factory.mktemp("whisper"))
 
 
 @pytest.fixture(scope="module")
@@ -66,18 +41,16 @@ def audio(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def out(checkpoint, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("pipeline")
-    decoder = out / "decoder"
-    for stage, given, folder in (
-        ("export", ["--checkpoint", checkpoint], out),
-        ("surgery", [decoder / "export" / "model.onnx"], decoder / "surgery"),
-    ):
-        command = [sys.executable, "-m", stage, *map(str, given), "--out", str(folder)]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    with tracing_stored("speech", "float32"):
+        export(out, ExportOptions(checkpoint=checkpoint), pipeline=True)
+    surgery([str(out / "decoder" / "export" / "model.onnx"), "--out", str(out / "decoder" / "surgery")])
     return out
 
 
 def expected(checkpoint: Path, audio: Path, language: str | None, task: str) -> list[list[int]]:
     """By transformers, window after window."""
+    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
+
     model = WhisperForConditionalGeneration.from_pretrained(checkpoint).eval()
     extract, samples = WhisperFeatureExtractor(80, chunk_length=1), read_audio(audio, RATE)
     written = []

@@ -62,6 +62,7 @@ LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.0, -1.0, -3.0, 9.0])  # the last pads th
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.7}, {"top_k": 4, "top_p": 0.8}])
+@pytest.mark.sample(3)
 def test_draws_follow_the_distribution(sampling):
     """20,000 draws, each share within five standard deviations of what the definitions of top-k and top-p give."""
     sampling = {"temperature": 1.0, **sampling}
@@ -177,6 +178,7 @@ def test_chatml_is_what_the_original_writes():
     ],
     ids=["loops", "grows", "long", "syntax", "undefined"],
 )
+@pytest.mark.seconds
 def test_a_template_has_limits(checkpoint, template, says):
     configure(checkpoint, template)
     with pytest.raises(UserError, match="its chat template cannot be rendered") as error:

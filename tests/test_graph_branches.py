@@ -43,6 +43,7 @@ def taken(merged) -> dict[str, onnx.ModelProto]:
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("branch", ["then", "else"])
+@pytest.mark.seconds
 def test_a_branch_computes_what_the_if_did(branch, step, merged, taken):
     """The else branch has no past and takes the inputs of one all the same; its own, empty one is of two rows."""
     given = feeds(*STEPS[step])

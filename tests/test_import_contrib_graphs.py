@@ -82,6 +82,7 @@ def test_a_disturbed_zero_point_shows(tmp_path):
     ("ort_genai018_qwen2_fp16_cuda", llama, 2e-2),
     ("ort_genai018_qwen2_int4_cpu", llama | {"DequantizeLinear": 11}, 1e-4),
 ])  # fmt: skip
+@pytest.mark.sample("*int4*")
 def test_shared_dialects(name, expected, tolerance, tmp_path):
     source, out = tmp_path / "source", tmp_path / "out"
     shutil.copytree(DIALECTS / name, source)  # surgery links weights, and links of theirs would make onnx refuse them

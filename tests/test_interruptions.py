@@ -58,6 +58,7 @@ def die(stage: str, line: list[str]) -> None:
         ("validate", [], {"report.json", "report.html", "summary.md", "polygraphy"}),
     ],
 )
+@pytest.mark.sample("surgery*", "build*")
 def test_a_killed_stage_is_not_taken_for_a_finished_one(stage, more, results, model, tmp_path, capfd):
     out = tmp_path / "out"
     line = list(map(str, [*arguments(stage, model, tmp_path), "--out", out, *more]))
@@ -72,6 +73,7 @@ def test_a_killed_stage_is_not_taken_for_a_finished_one(stage, more, results, mo
     assert all((out / name).stat().st_size == size for name, size in manifest["outputs"].items())
 
 
+@pytest.mark.slow  # the one above is of the same kind
 def test_results_of_before_are_not_taken_for_those_of_a_killed_run(tmp_path, capfd):
     """The two may lie side by side: nothing says any more that they are whole."""
     model, out = tmp_path / "growing.onnx", tmp_path / "out"

@@ -44,6 +44,8 @@ def written(static: bool, folder: Path, dtype: type = np.float32) -> Path:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("static", [False, True])
+@pytest.mark.sample("False-float16", "True-float32", "True-bfloat16")
+@pytest.mark.seconds
 def test_parts_compute_what_the_whole_does(static, dtype, tmp_path, monkeypatch):
     path = written(static, tmp_path, dtype)
     whole = open_graph(path)
@@ -124,6 +126,8 @@ def test_a_gemm_is_taken_by_rows(tmp_path, everything_is_large):
 
 
 @pytest.mark.parametrize("name", ["tiny-qwen", "qwen2", "gpt2"])
+@pytest.mark.sample("qwen2")
+@pytest.mark.seconds
 def test_a_checkpoint_read_as_it_goes_computes_the_same(name, monkeypatch, shared):
     """Embeddings that are the head, too, as of qwen2 and gpt2 here, are the one thing that stays."""
     folder = checkpoint_folder(name) if name == "tiny-qwen" else families.checkpoint(name, shared)

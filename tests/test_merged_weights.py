@@ -56,6 +56,8 @@ def ops(model: onnx.ModelProto) -> Counter:
 
 
 @pytest.mark.parametrize("name", GEMMS)
+@pytest.mark.sample(3)
+@pytest.mark.seconds
 def test_merging_changes_no_number(name, tmp_path):
     source = weightless.load(name)
     (apart, _, none), (merged, lowered, (said,)) = (operated(source, tmp_path, merge) for merge in ((), BOTH))
@@ -75,6 +77,7 @@ def test_merging_changes_no_number(name, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "gemms", "rotations"), [("qkv", 11, 2), ("gate-up", 13, 4)])
+@pytest.mark.seconds
 def test_each_on_its_own(kind, gemms, rotations, tmp_path):
     """Merged projections are rotated together in the lowered graph, as packed ones are."""
     merged, lowered, _ = operated(weightless.load("torch213_torchscript_qwen2_op17_float32"), tmp_path, (kind,))
@@ -115,6 +118,8 @@ def sharded(model: onnx.ModelProto, folder: Path, shards: int) -> Path:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.sample("bfloat16")
+@pytest.mark.seconds
 def test_merged_weights_go_to_one_new_file_with_all_others(dtype, tmp_path, monkeypatch):
     monkeypatch.setattr("suture.surgery.graph.weights.INLINE", 1 << 10)
     monkeypatch.setattr("suture.surgery.graph.weights.SLAB", 1000)  # many slabs, none of which ends with a row
@@ -143,6 +148,7 @@ def test_merged_weights_go_to_one_new_file_with_all_others(dtype, tmp_path, monk
         ort.InferenceSession(out / "model.onnx", options)
 
 
+@pytest.mark.seconds
 def test_a_difference_leaves_merged_weights_in_a_file_too(tmp_path, monkeypatch, capsys):
     """A pass that goes wrong behind the merging, bisected: both graphs run, and hold no weights themselves."""
     monkeypatch.setattr("suture.surgery.graph.weights.INLINE", 1 << 10)
@@ -231,6 +237,7 @@ def test_neighbours_that_are_copied_are_copied_once(tmp_path):
     assert (folder / "repacked.data").read_bytes()[4096:] == (tmp_path / "model.bin").read_bytes()[8:]
 
 
+@pytest.mark.slow  # test_surgery_tools.py has one of the kind
 def test_memory_does_not_grow_with_merged_weights(tmp_path):
     """Query, key and value of 128 MB each, as holes in files: copied, they would be memory."""
     features, outputs = 8192, 4096

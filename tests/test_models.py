@@ -129,7 +129,7 @@ def test_whispers_numbers_are_transformers(shared):
 
 HALVES = [("qwen3", "bfloat16")]  # looked at in every run of the tests
 ALIKE = ("qwen2", "decicoder", "opt", "gptbigcode")  # LLaMA and GPT-2 once more
-STORED = ("qwen", "mistral", "qwen3", "mpt")  # whose graphs, or one of that kind, the suite has from elsewhere
+STORED = ("qwen", "llama", "mistral", "qwen3", "mpt")  # whose graphs, or one of that kind, the suite has from elsewhere
 IN_EACH_RUN = [(name, "float32") for name in FAMILIES if name not in ALIKE + STORED] + HALVES
 SLOW = [(name, "float32") for name in STORED]
 TYPED = [

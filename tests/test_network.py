@@ -211,6 +211,7 @@ def test_audit_names_a_changed_dtype_and_a_lost_node(tmp_path):
 @pytest.mark.parametrize(
     "dialect", sorted(path.name for path in DIALECTS.glob("[!.]*") if not path.name.startswith("ort_genai"))
 )
+@pytest.mark.sample(2)
 def test_graphs_of_other_exporters(dialect):
     path = DIALECTS / dialect / "model.onnx"
     network = parse(path)

@@ -4,7 +4,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from network_cases import Agrees, Case, Dies, Refused, Unknown, cases
+from network_cases import Case, cases
+from network_rows import Agrees, Dies, Refused, Unknown
 
 from suture.core.as_written import open_session
 from suture.core.errors import UserError

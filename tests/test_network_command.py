@@ -49,6 +49,7 @@ def test_intermediate_tensors_can_be_kept(tmp_path):
     assert evaluate(feeds, keep=evaluate.network.tensors).keys() == evaluate.network.tensors.keys()
 
 
+@pytest.mark.seconds
 def test_command_prints_where_they_part_and_writes_results(tmp_path, capsys):
     path = save(graphs.portable("float16"), tmp_path, "model")
     assert check_network(path, out=tmp_path / "out") == 1
@@ -113,6 +114,7 @@ def test_a_parser_that_dies_gives_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float", "float16"])
+@pytest.mark.sample(1)
 def test_scenarios_of_validation(dtype, tmp_path):
     """Level 3: prompts, chunks, decoding, ragged batches, each side with its own caches; and a fault shows there too."""
     portable = open_graph(save(graphs.portable(dtype), tmp_path, "portable"), "portable")

@@ -96,6 +96,7 @@ def cases():
     return [case for case in node_tests.node_tests(MODULES) if case.name in names]
 
 
+@pytest.mark.seconds
 def test_sample(cases):
     results = list(node_tests.run_cases(cases))
     found = {result.case.removeprefix("test_"): result.result for result in results}

@@ -135,6 +135,7 @@ def test_a_branch_reads_what_both_graphs_compute(tmp_path):
         np.testing.assert_allclose(found, run(model, given)["w"], rtol=1e-6)
 
 
+@pytest.mark.seconds
 def test_a_unet(tmp_path):
     """SD 1.5's form, of torch's exporter: the text's keys and values of four cross-attentions, and what the time step adds to
     eight blocks, are no part of the step any more."""
@@ -200,6 +201,7 @@ def test_refused(tmp_path, options, said):
     assert not (tmp_path / "out" / "model.onnx").exists()
 
 
+@pytest.mark.seconds
 def test_what_is_cut_wrongly_is_found(tmp_path, monkeypatch):
     """The proof takes both graphs together: here two results have changed places."""
     cut_right = operate.cut

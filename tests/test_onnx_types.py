@@ -72,6 +72,7 @@ def mutants(model: onnx.ModelProto):
 @pytest.mark.parametrize(
     "model", [small(), decoder_graph(static=False), decoder_graph(static=True)], ids=["small", "growing", "static"]
 )
+@pytest.mark.sample("small", "static")
 def test_types_are_refused_as_onnxruntime_refuses_them(model):
     wrong, count = [], 0
     for what, mutant in mutants(model):

@@ -60,6 +60,7 @@ def both(source: onnx.ModelProto, folder: Path) -> tuple[onnx.ModelProto, onnx.M
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.sample(4)
 def test_other_families_and_exporters(tmp_path, name):
     portable, own, report = both(weightless.load(name), tmp_path)
     assert counts(own) == FAMILIES[name]

@@ -38,6 +38,7 @@ def run(out: Path, *arguments: object) -> int:
     return command.outcome("validate", lambda: validate([str(out), *map(str, arguments)]))
 
 
+@pytest.mark.seconds
 def test_both_graphs_agree_with_what_was_saved(out, capsys):
     assert run(out, "--golden", out.parent / "saved", "--json") == 0
     found = json.loads(capsys.readouterr().out)
@@ -112,9 +113,13 @@ def test_polygraphy_reads_all_that_holds_outputs(out):
     assert command.outcome("validate", lambda: validate(list(map(str, arguments)))) == 0
     kinds.append(network.glob("*.polygraphy.json"))
     files = [sorted(each)[0] for each in kinds]
-    code = "import sys; from polygraphy.tools import main; sys.exit(main())"
-    for path in files:
-        command_line = [sys.executable, "-c", code, "inspect", "data", str(path)]
-        read = subprocess.run(command_line, capture_output=True, text=True, cwd=out)
-        assert read.returncode == 0, f"{path}: {read.stdout}{read.stderr}"
-        assert "logits" in read.stdout
+    code = """
+import sys
+from polygraphy.tools import main
+for path in sys.argv[1:]:
+    sys.argv = ["polygraphy", "inspect", "data", path]
+    assert not main(), path
+"""
+    read = subprocess.run([sys.executable, "-c", code, *map(str, files)], capture_output=True, text=True, cwd=out)
+    assert read.returncode == 0, read.stdout + read.stderr
+    assert read.stdout.count("logits") >= len(files) == 4

@@ -75,6 +75,7 @@ def test_unpacking_is_exact(model, kind, source, tmp_path):
         ("qwen2", "gptq-act-order"),
     ],
 )
+@pytest.mark.sample("qwen2*")
 def test_from_checkpoint_to_network(model, kind, source, tmp_path):
     """The exported graph's own bytes dequantise to the checkpoint's weights, bit by bit; and every later graph computes
     with them, zeros off the middle and inputs out of order included."""

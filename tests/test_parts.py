@@ -2,16 +2,16 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from exporting import CONFIG, export
+from exporting import CONFIG, export, traced
 from families import CAPACITY, operated
 from families import checkpoint as family
 from processes import pipeline
+from stored_traces import stored_trace
 
 from suture.core.errors import UserError
 from suture.core.manifest import read_manifest
@@ -20,41 +20,31 @@ from suture.export import stage as export_stage
 from suture.generate.opening import find_files, open_model
 from suture.models.families.qwen import Qwen
 from suture.models.parts import DECODER, Part
-from suture.models.random_weights import write
 from suture.runtime.graphs import open_embedding, open_graph
 from suture.surgery.__main__ import main as surgery
 from suture.validate.options import ValidateOptions
 from suture.validate.pipeline import find_pipeline
 from suture.validate.stage import validate_pipeline
 
-SMALL = CONFIG | {"num_hidden_layers": 2}
+
+@pytest.fixture
+def qwen(checkpoint) -> Path:
+    return checkpoint
 
 
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("qwen")
-    write(SMALL, folder, "float32", seed=3)
-    return folder
+@pytest.fixture(autouse=True)
+def traced_before(exported, monkeypatch):
+    """Both models' graphs, and that of Qwen's embedding, which its part alone has, as they were traced before."""
+    trace_graph = export_stage.trace_graph
 
+    def trace(module, dtype):
+        return traced(exported, dtype) if isinstance(module, Qwen) else stored_trace("whisper", "float32", "decoder")
 
-@pytest.fixture(scope="module", autouse=True)
-def traced_once():
-    """Each module, whose class says which of the two models here it is of, is traced once for all tests."""
-    graphs = {}
+    def trace_part(part, dtype):
+        return stored_trace("whisper", "float32", "encoder") if part.name == "encoder" else trace_graph(part, dtype)
 
-    def once(trace: Callable) -> Callable:
-        def traced(subject, dtype):
-            key = type(getattr(subject, "module", subject)), dtype
-            if key not in graphs:
-                graphs[key] = trace(subject, dtype)
-            return graphs[key].clone()
-
-        return traced
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("trace", "trace_graph"):
-            patch.setattr(export_stage, name, once(getattr(export_stage, name)))
-        yield
+    monkeypatch.setattr(export_stage, "trace", trace)
+    monkeypatch.setattr(export_stage, "trace_graph", trace_part)
 
 
 @pytest.fixture
@@ -150,7 +140,7 @@ def test_embeddings_are_a_part_of_their_own(qwen, tmp_path, embedding):
     """By reference to the checkpoint's table, and through every level; tokens as those of the model in one part."""
     export(qwen, tmp_path, weights="reference")
     embed, decoder = find_parts(tmp_path)
-    assert embed.inputs == {"input_ids": {"shape": ["batch", "sequence"], "dtype": "INT64", "below": SMALL["vocab_size"]}}
+    assert embed.inputs == {"input_ids": {"shape": ["batch", "sequence"], "dtype": "INT64", "below": CONFIG["vocab_size"]}}
     assert embed.outputs == {"inputs_embeds": {"shape": ["batch", "sequence", 64], "dtype": "FLOAT"}}
     assert decoder.source("inputs_embeds") == "embed"
     assert "input_ids" not in decoder.inputs

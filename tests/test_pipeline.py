@@ -17,9 +17,11 @@ from processes import ROOT, children, pipeline, running_still, started, wait_for
 from safetensors.torch import save_file
 from test_surgery_verify import WRONG, own_pass
 
+from suture.core import command
 from suture.core.command import FAULT, INTERRUPTED
 from suture.core.manifest import read_manifest
 from suture.export import stage as export_stage
+from suture.export.__main__ import main as export_main
 from suture.models.families.qwen import build
 
 CONFIG = {
@@ -153,6 +155,7 @@ def test_a_killed_stage_leaves_nothing_and_the_next_run_carries_on(finished, tmp
 
 
 @pytest.mark.parametrize("ended", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.sample(1)
 def test_a_pipeline_that_ends_takes_its_stage_with_it(ended, finished, tmp_path):
     """Else the stage would write on, beside the next run's."""
     running = exporting(tmp_path / "out", finished.checkpoint)
@@ -201,6 +204,7 @@ def raise_on_import(name):
         ("validate", "os._exit(1)", FAULT),
     ],
 )
+@pytest.mark.sample("surgery-raise*", "build*")
 def test_nothing_runs_after_a_stage_that_broke(broken, how, status, finished, tmp_path):
     """An earlier run's results lie there, which are not this one's: no stage works on them, and no verdict is reported."""
     patch = BROKEN.format(stages=tuple(STAGES), broken=broken, how=how)
@@ -220,12 +224,10 @@ def test_a_difference_of_surgerys_own_check_ends_the_pipeline(finished, tmp_path
     assert "passed" not in table(done)
 
 
-def test_a_place_that_cannot_be_written_is_one_line(finished):
-    running = started("-m", "suture.export", "--checkpoint", finished.checkpoint, "--out", "/sys/kernel/suture",
-                      stderr=subprocess.PIPE)  # fmt: skip
-    _, errors = running.communicate(timeout=60)
-    assert running.returncode == 2
-    (line,) = errors.splitlines()
+def test_a_place_that_cannot_be_written_is_one_line(finished, capsys):
+    line = ["--checkpoint", str(finished.checkpoint), "--out", "/sys/kernel/suture"]
+    assert command.outcome("export", lambda: export_main(line)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("export: /sys/kernel/suture")
     assert line.endswith("choose a place that can be written")
 
@@ -238,6 +240,7 @@ def test_a_place_that_cannot_be_written_is_one_line(finished):
         (["--model", "tiny-qwen", "--dtype", "float8"], "--dtype"),
     ],
 )
+@pytest.mark.sample("*nowhere*", "*--dtype")
 def test_unusable_arguments_get_one_line_and_status_2(arguments, said, tmp_path):
     done = pipeline(*arguments, "--out", tmp_path / "out")
     assert done.returncode == 2

@@ -46,6 +46,7 @@ def exported(tmp_path_factory) -> Path:
         (("--quantize", "int8", "--kv-cache", "int8", "--cache", "growing"), "int8", "half", CAPABILITIES),
     ],
 )
+@pytest.mark.sample("*options0*", "*options3*")
 def test_kernels_read_small_weights(exported, tmp_path, monkeypatch, options, weights, activations, capable):
     static = [] if "growing" in options else ["--capacity", "64"]
     assert main([str(exported), "--out", str(tmp_path / "surgery"), *static, *options]) == 0
@@ -80,6 +81,7 @@ def exported_bfloat16(exported) -> Path:
     return out / "model.onnx"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skipped", [[], ["--skip", "neighbouring_weights"]])
 def test_int8_weights_stay_small_in_bfloat16(exported_bfloat16, tmp_path, monkeypatch, skipped):
     """Gate and up that are apart TensorRT writes out in bfloat16 at every step, to join them; in float16 it does not."""

@@ -27,6 +27,7 @@ ROUNDED = ("int8-smoothquant", "fp8")
 
 
 @pytest.mark.parametrize("name", [*WEIGHT_ONLY, *ROUNDED])
+@pytest.mark.sample("int8", "int4-awq", "int8-smoothquant")
 def test_tensorrt_understands_every_format(quantised, name):
     """In float32 the parsed network computes the same, but for activations that lie half-way between two numbers."""
     folder = quantised("--quantize", name, "--group-size", "64")
@@ -90,6 +91,7 @@ def test_a_value_half_way_goes_to_either_side(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["int8", "fp8"])
+@pytest.mark.sample(1)
 def test_a_quantised_cache_grows(quantised, name):
     folder = quantised("--kv-cache", name, "--cache", "growing")
     graph = open_graph(folder / "model.onnx")

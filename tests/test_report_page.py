@@ -59,6 +59,7 @@ def page(report) -> str:
     return render(report)
 
 
+@pytest.mark.seconds
 def test_the_page_opens_with_what_a_reader_wants(report, page):
     headings = [re.sub(r"<[^>]*>|\s+", " ", each).split() for each in re.findall(r"<h2>(.*?)</h2>", page, re.DOTALL)]
     assert [heading[0] for heading in headings] == ["Levels", "Exported", "Tokens", "Not", "Stages", "Surgery", "Engine"]

@@ -66,6 +66,7 @@ def test_scatters_become_cache_updates(name, cache, tmp_path):
     assert largest_error(decode_static(source), decode(portable, alone=cache == "growing")) < 1e-4
 
 
+@pytest.mark.slow  # the others read stored ones
 def test_a_fresh_export(tmp_path):
     script, out = Path(decoding.__file__).parent / "graphs" / "export.py", tmp_path / "static.onnx"
     command = [sys.executable, script, "qwen3", "torchscript", "17", "float32", out, "static"]

@@ -24,8 +24,8 @@ LAYERS, CAPACITY = 4, 336  # the model's trained length is 256: dynamic NTK is a
 
 
 def operate(model: Path, out: Path, *options: str) -> dict:
-    """Runs surgery and returns its report."""
-    assert main([str(model), "--out", str(out), *options]) == 0
+    """Runs surgery, without its proof, and returns its report."""
+    assert main([str(model), "--out", str(out), "--no-verify", *options]) == 0
     return json.loads((out / "report.json").read_text())
 
 
@@ -161,7 +161,7 @@ def test_idempotent(operated, tmp_path):
 
 
 def test_up_to_date(exported, operated, capsys):
-    arguments = [str(exported), "--out", str(operated), "--capacity", str(CAPACITY)]
+    arguments = [str(exported), "--out", str(operated), "--capacity", str(CAPACITY), "--no-verify"]
     written = (operated / "model.onnx").stat().st_mtime_ns
     assert main(arguments) == 0
     assert "up to date" in capsys.readouterr().out

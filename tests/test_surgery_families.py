@@ -105,6 +105,11 @@ def test_every_committed_graph_is_expected():
 
 
 @pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.sample(
+    "torch213_dynamo_[gl]*", "torch213_torch*", "*static*", "bloom-dynamo*", "gemma*", "gpt2-*", "gptneox-dynamo*", "gptj*",
+    "gptbigcode-torch*", "llama-torchscript-14*", "mpt*", "opt-dynamo*", "phi3-torch*", "qwen2_bare*", "qwen3-dynamo*",
+    "sam_vision-torch*", "whisper-dynamo*", "whisper_encoder*",
+)  # fmt: skip
 def test_fuses_all_and_changes_nothing(name, tmp_path):
     source = weightless.load(name)
     portable, report = operated(source, tmp_path)
@@ -147,6 +152,7 @@ def as_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+@pytest.mark.seconds
 def test_keys_and_values_are_not_repeated(tmp_path):
     for name in ("torch213_torchscript_qwen2_op17_float32", "llama-dynamo-24-float16", "gptbigcode-dynamo-18-float32"):
         portable, _ = operated(weightless.load(name), tmp_path)
@@ -155,6 +161,7 @@ def test_keys_and_values_are_not_repeated(tmp_path):
         assert {name for node in attentions for name in node.input[1:3]} == caches
 
 
+@pytest.mark.seconds
 def test_growing_cache_on_request(tmp_path):
     source = weightless.load("torch213_torchscript_qwen2_op17_float32")
     portable, _ = operated(source, tmp_path, cache="growing")
@@ -167,6 +174,8 @@ AGAIN = ("torch213_torchscript_qwen2_op17_float32", "bloom-dynamo-18-float32", "
 
 
 @pytest.mark.parametrize("name", AGAIN)
+@pytest.mark.sample("torch213*", "whisper*")
+@pytest.mark.seconds
 def test_surgery_on_its_own_output_changes_nothing(name, tmp_path):
     once, _ = operated(weightless.load(name), tmp_path)
     twice, _ = operated(once, tmp_path)

@@ -126,6 +126,7 @@ def test_a_cache_without_its_output_is_named():
         find_signature(source)
 
 
+@pytest.mark.seconds
 def test_inputs_whose_names_say_nothing(tmp_path, capsys):
     source = renamed(weightless.load(GROWING), {"input_ids": "a", "attention_mask": "b", "position_ids": "c", "logits": "d"})
     onnx.save(source, tmp_path / "model.onnx")

@@ -51,6 +51,7 @@ class Given:
 
 
 @pytest.mark.parametrize("module", NODES)
+@pytest.mark.seconds
 def test_surgery_keeps_what_they_mean(module):
     cases = [case for case in node_tests([module], f"^test_{NODES[module]}") if _in_numpy(case)]
     with ParserProcess() as parser:

@@ -171,6 +171,8 @@ EXAMPLES = [6, pytest.param(48, marks=pytest.mark.slow)]
 
 @pytest.mark.parametrize("masks", [False, True], ids=["graph", "mask"])
 @pytest.mark.parametrize("examples", EXAMPLES)
+@pytest.mark.sample("6-graph")
+@pytest.mark.seconds
 def test_what_is_disturbed_is_never_fused_into_something_else(examples, masks, tmp_path_factory):
     @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(name=st.sampled_from(GRAPHS), seed=st.integers(0, 10_000))

@@ -46,6 +46,7 @@ def with_experts(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+@pytest.mark.seconds
 def test_a_mixture_of_experts_stays_and_is_said(tmp_path):
     source = with_experts(weightless.load(QWEN))
     portable, report = operated(source, tmp_path)
@@ -63,6 +64,8 @@ def test_inputs_of_other_axes_are_no_caches_whatever_they_are_called(sizes):
 
 
 @pytest.mark.parametrize("name", ["gpt2_mask-dynamo-18-float32", "opt-dynamo-18-float32", "gptj-torchscript-17-float32"])
+@pytest.mark.sample(1)
+@pytest.mark.seconds
 def test_capacity_ends_where_positions_do(name, tmp_path, capsys):
     """96 positions learned, or tabled for a rotation; OPT's table begins with two rows for padding."""
     onnx.save(weightless.load(name), tmp_path / "model.onnx")
@@ -78,6 +81,7 @@ def test_capacity_ends_where_positions_do(name, tmp_path, capsys):
         capacity.main([str(tmp_path / "less"), "--capacity", "97", "--out", str(tmp_path / "more")])
 
 
+@pytest.mark.seconds
 def test_a_capacity_grows_no_further_than_positions_that_once_were_enough(tmp_path):
     onnx.save(weightless.load("gpt2_mask-dynamo-18-float32"), tmp_path / "model.onnx")
     assert main([str(tmp_path / "model.onnx"), "--out", str(tmp_path / "out"), "--capacity", "64"]) == 0

@@ -51,6 +51,7 @@ def integers(graph: onnx.GraphProto) -> list[list[int]]:
 # --- capacity ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.seconds
 def test_capacity_changes_without_surgery(growing, tmp_path):
     assert main([str(growing), "--out", str(tmp_path / "16"), "--capacity", "16"]) == 0
     assert main([str(growing), "--out", str(tmp_path / "40"), "--capacity", "40"]) == 0
@@ -74,6 +75,7 @@ def test_capacity_lowered_graph_computes_the_same(growing, tmp_path):
     assert verify.compare("lowered", portable, portable, lowered) < 1e-5
 
 
+@pytest.mark.seconds
 def test_capacity_of_a_graph_with_a_bias_over_slots(tmp_path):
     """ALiBi's bias reads the capacity from the cache."""
     onnx.save(weightless.load("bloom-dynamo-18-float32"), tmp_path / "source.onnx")

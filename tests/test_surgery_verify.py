@@ -116,6 +116,7 @@ def test_a_step_that_does_not_fit_is_not_taken():
 # --- --verify, --bisect, --pass ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.seconds
 def test_verify_passes_and_says_so(growing, tmp_path, capsys):
     assert main([str(growing), "--out", str(tmp_path), "--capacity", "32", "--verify"]) == 0
     assert "worst error" in capsys.readouterr().out
@@ -141,6 +142,7 @@ def test_verify_names_the_pass_and_leaves_both_graphs(growing, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.seconds
 def test_bisect_finds_the_match(growing, tmp_path, capsys, number):
     wrong = own_pass(tmp_path, WRONG.format(number=number))
     assert main([str(growing), "--out", str(tmp_path / "out"), "--bisect", "--pass", str(wrong)]) == command.FOUND_DIFFERENCE
@@ -149,17 +151,20 @@ def test_bisect_finds_the_match(growing, tmp_path, capsys, number):
     assert f"match {number} of {len(norms)}, at {norms[number - 1]}" in capsys.readouterr().out
 
 
+@pytest.mark.seconds
 def test_bisect_knows_what_is_no_match(growing, tmp_path, capsys):
     text = WRONG.format(number=2).replace("graph.match(change, ", "sum(change(graph, node) for node in ")
     assert main([str(growing), "--out", str(tmp_path / "out"), "--bisect", "--pass", str(own_pass(tmp_path, text))]) == 1
     assert "outside its matches" in capsys.readouterr().out
 
 
+@pytest.mark.seconds
 def test_a_difference_within_the_tolerance_is_none(growing, tmp_path):
     text = WRONG.format(number=3).replace("0.5", "1.1e-5")
     assert main([str(growing), "--out", str(tmp_path / "out"), "--verify", "--pass", str(own_pass(tmp_path, text))]) == 0
 
 
+@pytest.mark.seconds
 def test_own_pass_runs_where_it_is_told_to(growing, tmp_path):
     own = own_pass(tmp_path, HARMLESS)
     for after, place in (("rms_norm", "portable"), ("attention_mask", "lowered")):
@@ -169,6 +174,7 @@ def test_own_pass_runs_where_it_is_told_to(growing, tmp_path):
         assert names[names.index("own_pass") - 1] == after, place
 
 
+@pytest.mark.seconds
 def test_a_changed_own_pass_runs_again(growing, tmp_path, capsys):
     arguments = [str(growing), "--out", str(tmp_path / "out"), "--pass", str(own_pass(tmp_path, HARMLESS))]
     assert main(arguments) == 0
@@ -196,6 +202,7 @@ def test_own_pass_that_is_none(growing, tmp_path, text, wrong):
             make_plan(SurgeryOptions(capacity=64, own=(argument,)))
 
 
+@pytest.mark.seconds
 def test_a_failed_verification_says_whose_the_results_are(growing, tmp_path, capsys):
     """What an earlier run wrote stays, with the manifest that belongs to it; nobody is to take it for this run's."""
     assert main([str(growing), "--out", str(tmp_path / "out"), "--capacity", "32"]) == 0

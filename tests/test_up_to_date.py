@@ -225,6 +225,7 @@ def walk(folder: Path, seed: int, steps: int, monkeypatch) -> Walk:
 
 
 @pytest.mark.parametrize("seed", [0])
+@pytest.mark.seconds
 def test_results_are_those_of_a_fresh_run(seed, tmp_path, monkeypatch):
     walk(tmp_path, seed, 150, monkeypatch)
 
@@ -247,6 +248,7 @@ def test_the_walk_sees_a_stage_that_does_not_look(blind, tmp_path, monkeypatch):
         walk(tmp_path, 0, 300, monkeypatch)
 
 
+@pytest.mark.seconds
 def test_surgery_after_edits_is_that_of_a_fresh_run(tmp_path):
     """The same over the real stage, whose weights it copies."""
     choose, source, out = random.Random(5), tmp_path / "source", tmp_path / "out"

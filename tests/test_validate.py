@@ -50,6 +50,7 @@ def test_an_input_that_no_step_has_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("given", "within"), [({}, 1e-6), ({"last": True}, 1e-6), ({"dtype": np.float16}, 5e-3)])
+@pytest.mark.seconds
 def test_static_agrees_with_growing(growing, given, within):
     level = compare_graphs(growing, decoder(static=True, **given))
     assert statuses(level) == {PASSED}
@@ -59,11 +60,14 @@ def test_static_agrees_with_growing(growing, given, within):
         assert len(scenario.token_errors) == sum(scenario.step_tokens)
 
 
+@pytest.mark.seconds
 def test_float16_is_not_exact(growing):
     assert compare_graphs(growing, decoder(static=True, dtype=np.float16), tolerance=1e-5).status == DIFFERENT
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+@pytest.mark.sample("cache*", "mask one slot too far", "not a number")
+@pytest.mark.seconds
 def test_a_fault_shows_in_every_scenario(growing, fault):
     assert statuses(compare_graphs(growing, decoder(static=True, **fault))) == {DIFFERENT}
 
@@ -90,6 +94,7 @@ class Leaking(OnnxDecoder):
         return BatchLeak(decoder.forward, decoder.pasts)
 
 
+@pytest.mark.seconds
 def test_leaks_between_the_rows_of_a_batch_are_a_difference(growing):
     leaking = Leaking(**{**vars(growing), "name": "leaking"})
     scenarios = make_scenarios(random_tokens(VOCAB, 0), None, None)
@@ -123,6 +128,7 @@ def test_a_static_cache_begins_full_of_noise(static):
         assert not np.array_equal(cache[0], cache[1])
 
 
+@pytest.mark.seconds
 def test_a_step_that_fails_is_a_difference_and_says_where(growing):
     level = compare_graphs(growing, decoder(static=True, late=1))
     failed = next(scenario for scenario in level.comparison.scenarios if scenario.name == "to the last slot")
@@ -194,6 +200,7 @@ def bfloat16_files(tmp_path_factory) -> dict[bool, Path]:
     return files
 
 
+@pytest.mark.seconds
 def test_bfloat16_graphs_agree_as_float32_shadow_copies(bfloat16_files):
     level = compare_graphs(open_graph(bfloat16_files[False]), open_graph(bfloat16_files[True]))
     assert statuses(level) == {PASSED}

@@ -121,13 +121,11 @@ def test_nothing_run_is_not_passed(pipeline):
     assert "passed" not in {level["status"] for level in report["levels"]}
 
 
-def test_two_graphs_on_the_command_line(tmp_path):
+def test_two_graphs_on_the_command_line(tmp_path, capsys):
     reference = write(tmp_path / "reference", decoder_graph(static=False))
     candidate = write(tmp_path / "candidate", decoder_graph(static=True, nan=np.nan))
-    command = [sys.executable, "-m", "suture.validate", reference, candidate, "--out", tmp_path / "out"]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert found.returncode == 1, found.stderr
-    assert "not a number" in found.stdout
+    assert main([str(reference), str(candidate), "--out", str(tmp_path / "out")]) == 1
+    assert "not a number" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "report.json").read_text(), parse_constant=pytest.fail)["verdict"] == DIFFERENT
     assert "not a number" in (tmp_path / "out" / "report.html").read_text()
 

@@ -4,7 +4,7 @@ import numpy as np
 from onnx import TensorProto
 
 from benchmarks.draws.canvas import Canvas
-from benchmarks.draws.operators import Drawing, _shape
+from benchmarks.draws.shapes import Drawing, some_shape
 
 FLOAT = TensorProto.FLOAT
 HEADS, KV_HEADS, SIZE, VOCABULARY = 4, 2, 8, 16
@@ -12,7 +12,7 @@ HEADS, KV_HEADS, SIZE, VOCABULARY = 4, 2, 8, 16
 
 def activation(op: str) -> Drawing:
     def draw(c: Canvas):
-        x = c.input(*_shape(c, 3)[:2], 4)
+        x = c.input(*some_shape(c, 3)[:2], 4)
         if op == "QuickGelu":
             return c.contrib(op, x, alpha=c.pick(None, 1.702, 1.0))
         bias = op == "BiasGelu" or (op == "FastGelu" and c.chance())
