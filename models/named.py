@@ -20,7 +20,8 @@ def checkpoint_folder(name: str) -> Path:
 
 def shipped() -> dict[str, Path]:
     """The folders of checkpoints that come with the project, by name."""
-    return {config.parent.name: config.parent for config in Path(__file__).parent.glob("*/config.json")}
+    described = [found for name in ("config.json", "model_index.json") for found in Path(__file__).parent.glob(f"*/{name}")]
+    return {file.parent.name: file.parent for file in described}
 
 
 def presets() -> list[str]:
