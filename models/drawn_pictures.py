@@ -109,6 +109,14 @@ def random_scene(random: np.random.Generator, height: int, width: int, shapes: i
     return Scene(tuple(placed), background, tuple(float(part) for part in random.uniform(-25, 25, 2)))
 
 
+def distinct_scene(random: np.random.Generator, height: int, width: int) -> Scene:
+    """Two shapes of different kinds: which colour is whose then does not hang on "left of" alone, which a small model hardly learns."""
+    while True:
+        scene = random_scene(random, height, width)
+        if scene.shapes[0].kind != scene.shapes[1].kind:
+            return scene
+
+
 def shows(picture: np.ndarray, scene: Scene) -> bool:
     """Whether a picture, uint8 [height, width, 3], shows the scene: the pixels nearest to each shape's colour are that shape's, and the
     others' median is nearest to the background's."""

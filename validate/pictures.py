@@ -21,7 +21,7 @@ from suture.core.network.parse import NoTensorRT
 from suture.core.parts import PartFolder
 from suture.core.weights import load_graph, weight_files, weights_root
 from suture.models.architectures import open_checkpoint
-from suture.models.drawn_pictures import Scene, random_scene, shows
+from suture.models.drawn_pictures import Scene, distinct_scene, shows
 from suture.models.parts import Part, parts_of
 from suture.runtime.networks import Arrays, Network, in_onnxruntime
 from suture.runtime.pictures import PictureModel, Wanted
@@ -78,7 +78,7 @@ def compare_pictures(
     steps, count = (FEW_STEPS, 1) if large else (STEPS, PICTURES)
     psnr, ssim = LEAST[dtype]
     result = PictureResult("PyTorch in float32", "portable graphs", (side, side), steps, GUIDANCE, {"psnr": psnr, "ssim": ssim})
-    scenes = [random_scene(np.random.default_rng([seed, number]), side, side) for number in range(count)]
+    scenes = [distinct_scene(np.random.default_rng([seed, number]), side, side) for number in range(count)]
     wanted = [
         Wanted(scene.caption(), control=scene.edges(side, side) if reference.controlled else None, seed=seed + number)
         for number, scene in enumerate(scenes)
