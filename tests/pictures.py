@@ -18,7 +18,8 @@ RESNET = {
 
 
 def networks(hint: tuple[int, ...] = (8, 16)) -> dict[str, torch.nn.Module]:
-    """`hint`: widths of the ControlNet's first convolutions, of which all but the last halve its picture. UNet and ControlNet of two levels, which halve the latents once; an autoencoder of half its picture's sides."""
+    """UNet and ControlNet of two levels, which halve the latents once; an autoencoder of half its picture's sides. `hint`: widths of
+    the ControlNet's first convolutions, of which all but the last halve its picture."""
     torch.manual_seed(0)
     text = CLIPTextConfig(
         vocab_size=585, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
