@@ -39,7 +39,7 @@ class Line(Strict):
 
 
 @dataclass(frozen=True)
-class Job:
+class PictureJob:
     wanted: Wanted
     picture: Path
     where: str
@@ -90,7 +90,7 @@ class Pictures:
                     Image.fromarray(pixels).save(job.picture)
                     progress.console.print(f"generate: {job.picture}", markup=False, highlight=False, soft_wrap=True)
 
-    def _jobs(self) -> Iterator[Job]:
+    def _jobs(self) -> Iterator[PictureJob]:
         options = self.options
         given = {"negative": options.negative or "", "control": options.control, "seed": options.seed}
         if options.prompts is None:
@@ -113,14 +113,16 @@ class Pictures:
             negative = given["negative"] if line.get("negative") is None else line["negative"]
             yield self._job(line["prompt"], place, where, negative, control, seed)
 
-    def _job(self, prompt: str, picture: Path, where: str, negative: str, control: Path | None, seed: int) -> Job:
+    def _job(self, prompt: str, picture: Path, where: str, negative: str, control: Path | None, seed: int) -> PictureJob:
         if CONTROL in self.graphs and control is None:
             raise UserError(where, "the model has a ControlNet, which needs a picture", "give one with --control EDGES.png")
         if control is not None and CONTROL not in self.graphs:
             raise UserError(where, "has a picture for a ControlNet, and the model has none", "leave it out")
         if picture.suffix.lower() != ".png" or not picture.parent.is_dir():
             raise UserError(picture, "is not a .png file in a folder that there is", "name one, such as out.png")
-        return Job(Wanted(prompt, negative, None if control is None else read_picture(control), seed), picture, where, control)
+        return PictureJob(
+            Wanted(prompt, negative, None if control is None else read_picture(control), seed), picture, where, control
+        )
 
     def _size(self) -> tuple[int, int]:
         """That of --size, or of the controls."""

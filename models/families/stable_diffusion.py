@@ -62,7 +62,7 @@ class StableDiffusion(nn.Module):
         denoised = {"out_sample": Port(("batch", unet.out_channels, "height", "width"))}
         parts.append(Part("unet", GRAPH, Denoiser(self.unet), {**step, **residuals}, denoised, reads, whole))
         picture = {"sample": Port(("batch", vae.out_channels, *_times(2 ** (len(vae.block_out_channels) - 1))))}
-        parts.append(Part("vae_decoder", GRAPH, Decoder(self.vae), {"latent_sample": latents}, picture))
+        parts.append(Part("vae_decoder", GRAPH, LatentDecoder(self.vae), {"latent_sample": latents}, picture))
         return tuple(parts)
 
 
@@ -106,7 +106,7 @@ class Denoiser(nn.Module):
         )[0]
 
 
-class Decoder(nn.Module):
+class LatentDecoder(nn.Module):
     """Of an autoencoder, whose other half is left out."""
 
     def __init__(self, vae: nn.Module):
