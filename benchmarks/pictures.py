@@ -20,8 +20,8 @@ from suture.core.parts import find_parts
 from suture.core.sessions import FUSED, new_session
 from suture.core.weights import load_graph, weights_root
 from suture.models.drawn_pictures import distinct_scene
+from suture.models.pictures import PictureModel
 from suture.runtime.networks import Arrays, Network, in_network, in_onnxruntime
-from suture.runtime.pictures import PictureModel
 from suture.validate.pictures import GUIDANCE, in_pytorch, scenes_shown
 
 ROWS = ("pytorch", "portable", "network", "faults")

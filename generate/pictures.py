@@ -21,8 +21,8 @@ from suture.core.refusals import refusals
 from suture.core.typed import Strict, check
 from suture.core.weights import load_graph, weight_files, weights_root
 from suture.generate.opening import GRAPHS, first_result
+from suture.models.pictures import CONTROL, NAMES, PictureModel, Wanted
 from suture.runtime.networks import in_onnxruntime
-from suture.runtime.pictures import CONTROL, NAMES, PictureModel, Wanted
 
 BATCH = 4
 MOST_PIXELS = 1 << 26  # of a picture that is read

@@ -29,6 +29,11 @@ def presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.json"))
 
 
+def decoders() -> list[str]:
+    """Those of the presets that are one config.json, and not several networks'."""
+    return [name for name in presets() if "networks" not in read_config(preset_path(name))]
+
+
 def preset_path(name: str) -> Path:
     return PRESETS / f"{name}.json"
 

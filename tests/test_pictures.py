@@ -19,7 +19,7 @@ from transformers import CLIPTokenizer
 from suture.core.errors import UserError
 from suture.models.drawn_pictures import distinct_scene, shows
 from suture.models.named import checkpoint_folder
-from suture.runtime.pictures import PictureModel, Wanted
+from suture.models.pictures import PictureModel, Wanted
 from suture.validate.level import Level
 from suture.validate.pictures import compare_pictures, in_pytorch
 from suture.validate.report import make_report, render

@@ -23,8 +23,8 @@ from suture.core.weights import load_graph, weight_files, weights_root
 from suture.models.architectures import open_checkpoint
 from suture.models.drawn_pictures import Scene, distinct_scene, shows
 from suture.models.parts import Part, parts_of
+from suture.models.pictures import PictureModel, Wanted
 from suture.runtime.networks import Arrays, Network, in_onnxruntime
-from suture.runtime.pictures import PictureModel, Wanted
 from suture.validate.compare import DIFFERENT, PASSED
 from suture.validate.level import Level, failed, not_run
 from suture.validate.picture_result import Pair, PictureResult
