@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 from benchmarks.tables import FAMILIES, put
 from suture.core.command import CommandParser, run
 from suture.core.errors import UserError
-from suture.models.named import presets
+from suture.models.named import decoders
 from tests.families import CAPABILITIES, TYPES
 from tests.families import FAMILIES as TESTED
 
@@ -154,7 +154,7 @@ def documents(results: Results) -> str:
     widths = [
         [preset, *found(WIDTH.format(preset)), _cell(results, WIDTH.format(preset), "compute capability"),
          _cell(results, WIDTH.format(preset), "bytes")]
-        for preset in presets()
+        for preset in decoders()
     ]  # fmt: skip
     repeated = [[name, _cell(results, REPEAT.format(name))] for name in rows(results)]
     published = {preset: (each["parameters"], each["source"]) for preset, each in json.loads(PUBLISHED.read_text()).items()}

@@ -8,8 +8,9 @@ A dynamic dimension gets, unless --shape says otherwise,
                               have a column for each slot and each token
     every other axis          1 to --max-prompt (512): tokens, frames, points
 
-Dimensions of one name are one size, so they get one range, in whichever inputs they stand. Where TensorRT says that the graph
-takes no such shapes, a table of 77 positions among its weights for instance, all but the first axes are halved (`smaller`).
+Dimensions of one name are one size, so they get one range, in whichever inputs they stand, and so do those whose name says how
+they follow from another: 8*height (suture.core.axes). Where TensorRT says that the graph takes no such shapes, a table of 77
+positions among its weights for instance, all but the first axes are halved (`smaller`).
 """
 
 import math
@@ -18,6 +19,7 @@ from fractions import Fraction
 
 import onnx
 
+from suture.core import axes
 from suture.core.errors import UserError
 from suture.core.network.validity import uses_of_inputs
 from suture.core.shapes import OPTION, ShapeRange
@@ -46,9 +48,11 @@ def default_ranges(proto: onnx.ModelProto, batch: int, sequence: int | None) -> 
             if picture and axis == 1 and dim.dim_param not in by_name:
                 wrong = f"its dimension 1 ({dim.dim_param or 'unnamed'}), a picture's channels, is dynamic"
                 raise UserError(f"input {value.name}", wrong, f"give {OPTION} {value.name}=min,opt,max")
-            wanted = (1, 1, batch) if axis == 0 else picture_range(proto, value.name) if picture else tokens
+            wanted = _following(dim.dim_param, by_name)
+            if wanted is None:
+                wanted = (1, 1, batch) if axis == 0 else picture_range(proto, value.name) if picture else tokens
             if dim.dim_param:
-                wanted = by_name.setdefault(dim.dim_param, wanted)
+                by_name[dim.dim_param] = wanted
             found[value.name, axis] = wanted
     return found
 
@@ -60,8 +64,8 @@ def smaller(proto: onnx.ModelProto, shapes: Mapping[str, tuple]) -> dict[str, tu
     for value in proto.graph.input:
         if value.name in shapes and not _is_picture(value):
             first = 1 if _is_stacked(value) else 0
-            axes = [_half(axis > first, *sizes) for axis, sizes in enumerate(zip(*shapes[value.name]))]
-            found[value.name] = tuple(zip(*axes))
+            ranges = [_half(axis > first, *sizes) for axis, sizes in enumerate(zip(*shapes[value.name]))]
+            found[value.name] = tuple(zip(*ranges))
     return None if found == dict(shapes) else found
 
 
@@ -118,15 +122,23 @@ def given_ranges(proto: onnx.ModelProto, shapes: Mapping[str, ShapeRange]) -> di
                 continue
             wanted = (given.minimum[axis], given.optimum[axis], given.maximum[axis])
             found[value.name, axis] = wanted
-            other, before = by_name.setdefault(dim.dim_param or f"{value.name}[{axis}]", (value.name, wanted))
+            follows = _following(dim.dim_param, {name: each for name, (_, each) in by_name.items()})
+            other, before = by_name.setdefault(dim.dim_param or f"{value.name}[{axis}]", (value.name, follows or wanted))
             if before != wanted:
                 what = f"its dimension {axis} ({dim.dim_param}) is {_said(wanted)}, and that of {other} is {_said(before)}"
                 raise UserError(f"{OPTION} {value.name}", what, "give dimensions of one name one range")
     for value in proto.graph.input:
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if dim.dim_param in by_name and dim.dim_param:
-                found.setdefault((value.name, axis), by_name[dim.dim_param][1])
+            follows = _following(dim.dim_param, {name: each for name, (_, each) in by_name.items()})
+            if follows and not dim.HasField("dim_value"):
+                found.setdefault((value.name, axis), follows)
     return found
+
+
+def _following(name: str, known: Mapping[str, Range]) -> Range | None:
+    """The range of a dimension of this name, where those of the `known` names say it."""
+    ends = [axes.length(name, {other: each[end] for other, each in known.items()}) for end in range(3)] if name else [None]
+    return None if None in ends else tuple(ends)
 
 
 def picture_range(proto: onnx.ModelProto, name: str) -> Range:

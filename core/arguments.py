@@ -68,6 +68,14 @@ def capability(text: str) -> str:
     return text
 
 
+def size(text: str) -> tuple[int, int]:
+    """HxW, in pixels."""
+    height, _, width = text.lower().partition("x")
+    if not all(each.isascii() and each.isdigit() and 0 < int(each) <= 1 << 14 for each in (height, width)):
+        raise ArgumentTypeError(f"{_brief(text)} is not a size; write HEIGHTxWIDTH in pixels, such as 512x512")
+    return int(height), int(width)
+
+
 def pair(text: str) -> str:
     """ONE=OTHER, as it was given."""
     one, equals, other = text.partition("=")

@@ -3,13 +3,15 @@
 Example sizes are all different, and neither 0 nor 1, which torch.export would fix.
 """
 
-from collections.abc import Iterator
+import inspect
+import math
 from dataclasses import dataclass
 from itertools import count
 
 import torch
 from torch.export import Dim
 
+from suture.core import axes
 from suture.core.cpm_inputs import LAYOUT, MOST_SEGMENTS, PLACED, PLACES, RELATIONS, made_up
 from suture.core.signature import LOGITS, MASK, NTK_ALPHA, POSITIONS, TOKENS, past_name, present_name
 from suture.models.dimensions import Dimensions
@@ -64,20 +66,24 @@ def decoder_interface(dimensions: Dimensions, dtype: torch.dtype) -> ExportInter
 
 
 def graph_interface(part: Part, dtype: torch.dtype) -> ExportInterface:
-    """Of a part that has neither cache nor steps. An axis of one name has one length in all inputs."""
+    """Of a part that has neither cache nor steps. An axis of one name has one length in all inputs, and one whose name says how it
+    follows from another has the length that follows."""
+    ports = part.inputs.values()
+    divisors = axes.divisors(size for port in ports for size in port.shape if isinstance(size, str))
     lengths: dict[str, int] = {}
+    for name, divisor in divisors.items():
+        divisor = math.lcm(divisor, part.multiples.get(name, 1))
+        lengths[name] = next(each for each in count(BATCH * divisor, divisor) if each not in lengths.values())
     examples, dynamic = [], []
-    for port in part.inputs.values():
-        names = {axis: size for axis, size in enumerate(port.shape) if isinstance(size, str)}
-        shape = [size if isinstance(size, int) else lengths.setdefault(size, next(_unlike(lengths))) for size in port.shape]
+    for port in ports:
+        shape = [size if isinstance(size, int) else axes.length(size, lengths) for size in port.shape]
         examples.append(torch.zeros(shape, dtype=dtype if port.below is None else torch.int64))
-        dynamic.append(dict.fromkeys(names, Dim.AUTO))
+        dynamic.append({axis: Dim.AUTO for axis, size in enumerate(port.shape) if isinstance(size, str)})
+    parameters = list(inspect.signature(part.module.forward).parameters.values())
+    if parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL:  # of which torch takes the axes together
+        dynamic[len(parameters) - 1 :] = [tuple(dynamic[len(parameters) - 1 :])]
     inputs, outputs = ({name: list(port.shape) for name, port in ports.items()} for ports in (part.inputs, part.outputs))
     return ExportInterface(tuple(examples), tuple(dynamic), inputs, outputs)
-
-
-def _unlike(lengths: dict[str, int]) -> Iterator[int]:
-    return (length for length in count(BATCH) if length not in lengths.values())
 
 
 def _places(layers: int, side: str) -> list[tuple[int, str]]:

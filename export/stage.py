@@ -19,7 +19,7 @@ from suture.export.packed import write_packed
 from suture.export.trace import trace, trace_graph
 from suture.export.weights import attach
 from suture.models.architectures import meta_model, open_checkpoint
-from suture.models.checkpoint import CONFIG, Checkpoint
+from suture.models.checkpoint import Checkpoint
 from suture.models.named import presets, shipped
 from suture.models.parts import Part, part_named, parts_of, table_of
 from suture.models.random_weights import of_preset
@@ -49,7 +49,7 @@ def _export_all(out: Path, parts: tuple[Part, ...], checkpoint: Checkpoint, opti
     """Each part, and last of all parts.json: while parts are written there is none, so that nobody takes some of one model
     and some of another."""
     names = [part.name for part in parts]
-    index = Stage(STAGE, out, [checkpoint.folder / CONFIG], {**_asked(checkpoint, options), "parts": names}, [PARTS])
+    index = Stage(STAGE, out, [checkpoint.described[0]], {**_asked(checkpoint, options), "parts": names}, [PARTS])
     listed = recorded_option(out, "parts", list) or []
     stages = [_stage(part, checkpoint, out / part.name / "export", options) for part in parts]
     if force or not all(stage.up_to_date() for stage in (index, *stages)):

@@ -47,10 +47,14 @@ def find_files(out: Path, checkpoint: Path | None) -> Files:
     parts = _parts(out)
     decoder = next((part for part in parts if part.kind == DECODER), None)
     if decoder is None:
-        raise UserError(out, "has no part that writes text", f"its parts are {', '.join(part.name for part in parts)}")
+        names = ", ".join(part.name for part in parts)
+        remedy = (
+            "for a picture, add --picture FILE.png" if any(part.name == "vae_decoder" for part in parts) else "name another"
+        )
+        raise UserError(out, f"has no part that writes text: its parts are {names}", remedy)
     folder = decoder.folder
-    graph = out if out.is_file() else _first(folder, *GRAPHS)
-    engine = None if out.is_file() else _first(folder, "build/model.engine")
+    graph = out if out.is_file() else first_result(folder, *GRAPHS)
+    engine = None if out.is_file() else first_result(folder, "build/model.engine")
     if graph is None and engine is None:
         raise UserError(folder, "has neither surgery/model.onnx nor export/model.onnx", "name the --out folder of pipeline.py")
     recorded = recorded_option(folder / "export", "checkpoint")
@@ -58,7 +62,7 @@ def find_files(out: Path, checkpoint: Path | None) -> Files:
     if found is None or not found.is_dir():
         wrong = "is not a folder" if found else "does not say from which checkpoint it came"
         raise UserError(found or out, wrong, "name the checkpoint, whose tokenizer is needed, with --checkpoint DIR")
-    graphs = {part.name: _first(part.folder, *GRAPHS) for part in parts if part is not decoder}
+    graphs = {part.name: first_result(part.folder, *GRAPHS) for part in parts if part is not decoder}
     others = {name: path for name, path in graphs.items() if path is not None}
     return Files(graph, engine, found, others, others.get(decoder.source(EMBEDDINGS)))
 
@@ -116,7 +120,7 @@ def _why_no_engine(engine: Path | None) -> str | None:
     return "it is not a decoder with a KV cache" if description["signature"] is None else why_not(description)
 
 
-def _first(folder: Path, *names: str) -> Path | None:
+def first_result(folder: Path, *names: str) -> Path | None:
     """The first of these results, STAGE/FILE, that its stage's last run has written."""
     found = (result((folder / name).parent, Path(name).name) for name in names)
     return next((path for path in found if path is not None), None)

@@ -3,12 +3,28 @@
 import argparse
 from pathlib import Path
 
-from suture.core.arguments import count, real, rows, seed
+from suture.core.arguments import count, real, rows, seed, size, whole
 from suture.core.command import CommandParser, given
+
+DRAWING = ("negative", "control", "steps", "guidance", "size")
+WRITING = (
+    "audio",
+    "chat",
+    "system",
+    "language",
+    "translate",
+    "temperature",
+    "top_k",
+    "top_p",
+    "repetition_penalty",
+    "max_tokens",
+    "stop",
+    "results",
+)
 
 
 def parse(arguments: list[str] | None = None, prog: str = "generate") -> argparse.Namespace:
-    parser = CommandParser(prog=prog, description="Continue text, answer, or converse, with what a pipeline has made.")
+    parser = CommandParser(prog=prog, description="Continue text, answer, converse, or draw, with what a pipeline has made.")
     parser.add_argument("out", metavar="OUT", type=Path, help="a pipeline's folder, or one of its graphs")
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument("--prompt", metavar="TEXT", help="text to continue")
@@ -21,6 +37,19 @@ def parse(arguments: list[str] | None = None, prog: str = "generate") -> argpars
 
     parser.add_argument("--language", metavar="CODE", help="with --audio: what is spoken, as in en (default: what is heard)")
     parser.add_argument("--translate", action="store_true", help="with --audio: write it in English")
+
+    drawing = parser.add_argument_group("pictures, of a model that makes them")
+    drawing.add_argument(
+        "--picture", metavar="FILE.png", type=Path, help="where the picture goes; with --prompts FILE-1.png, FILE-2.png, ..."
+    )
+    drawing.add_argument("--negative", metavar="TEXT", help="what the picture is not to show")
+    drawing.add_argument("--control", metavar="FILE.png", type=Path, help="what the ControlNet is shown, such as edges")
+    drawing.add_argument("--steps", metavar="N", type=whole(1, 1000), default=20, help="of denoising (default: %(default)s)")
+    drawing.add_argument("--guidance", metavar="G", type=real(1, 100), default=7.5,
+                         help="how far to move from what is not asked for; 1: not at all (default: %(default)s)")  # fmt: skip
+    drawing.add_argument(
+        "--size", metavar="HxW", type=size, help="pixels (default: the control's, or what the model was trained on)"
+    )
 
     sampling = parser.add_argument_group("how each token is chosen")
     sampling.add_argument("--temperature", metavar="T", type=real(0.001, 1000, or_zero=True), help="above 0: draw; 0: the likeliest token "
@@ -45,6 +74,11 @@ def parse(arguments: list[str] | None = None, prog: str = "generate") -> argpars
     running.add_argument("--out", metavar="FILE", dest="results", type=Path, help="with --prompts: results go there")
     options = parser.parse_args(arguments)
 
+    if options.picture is not None:
+        _check_drawing(parser, options)
+        return options
+    if named := [f"--{name}" for name in DRAWING if given(options, name)]:
+        parser.error(f"{named[0]} needs --picture FILE.png")
     if options.prompt is None and options.prompts is None and options.audio is None and not options.chat:
         parser.error("give --prompt TEXT, --prompts FILE, --chat or --audio FILE.wav")
     if options.audio is not None and options.chat:
@@ -66,3 +100,17 @@ def parse(arguments: list[str] | None = None, prog: str = "generate") -> argpars
     if options.temperature == 0 and given(options, "seed"):
         parser.error("--seed says nothing where nothing is drawn; add --temperature, --top-k or --top-p")
     return options
+
+
+def _check_drawing(parser: CommandParser, options: argparse.Namespace) -> None:
+    if options.prompt is None and options.prompts is None:
+        parser.error("--picture needs --prompt TEXT or --prompts FILE")
+    if named := [name for name in WRITING if given(options, name)]:
+        option = {"results": "out"}.get(named[0], named[0]).replace("_", "-")
+        parser.error(f"--{option} is of text and does not go with --picture")
+    if options.batch is not None and options.prompts is None:
+        parser.error("--batch needs --prompts: there is one picture without")
+    if options.runtime not in ("auto", "cpu"):
+        parser.error(f"--runtime {options.runtime} does not go with --picture: pictures are made in onnxruntime on the CPU")
+    if options.guidance == 1 and options.negative is not None:
+        parser.error("--negative says nothing at --guidance 1, which moves away from nothing")

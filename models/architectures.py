@@ -10,8 +10,8 @@ from torch import nn
 
 from suture.core.errors import UserError
 from suture.models import checkpoint as checkpoints
-from suture.models import families
-from suture.models.checkpoint import CONFIG, Checkpoint
+from suture.models import diffusers_folder, families
+from suture.models.checkpoint import Checkpoint
 from suture.models.config import check_config
 from suture.models.packed import check_biases
 
@@ -19,6 +19,11 @@ from suture.models.packed import check_biases
 def open_checkpoint(folder: Path | str) -> Checkpoint:
     """models.checkpoint.open_checkpoint, tensors under the names that the architecture gives them: a decoder saved without
     its head lacks the first part of each."""
+    folder = Path(folder)
+    if diffusers_folder.is_folder(folder):
+        index = diffusers_folder.read_model_index(folder)
+        family = _family({"architectures": [index["_class_name"]]}, folder / diffusers_folder.MODEL_INDEX)
+        return diffusers_folder.open_folder(folder, index, family.NETWORKS, family.OPTIONAL, family.renamed)
     checkpoint = checkpoints.open_checkpoint(folder)
     family = _named_family(checkpoint.config)
     return checkpoint.under(family.PREFIX) if family else checkpoint
@@ -35,7 +40,7 @@ def architecture(config: dict, where: Path) -> nn.Module:
 def meta_model(checkpoint: Checkpoint) -> nn.Module:
     """The checkpoint's architecture without weights (device "meta", eval mode), its tensors' names and shapes checked
     against the files. Raises UserError for an architecture that is not supported, a missing tensor, a wrong shape."""
-    model = architecture(checkpoint.config, checkpoint.folder / CONFIG)
+    model = architecture(checkpoint.config, checkpoint.described[0])
     tensors = model.state_dict()
     for name, tensor in tensors.items():
         checkpoint.entry(name, tuple(tensor.shape))

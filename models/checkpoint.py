@@ -8,6 +8,7 @@ import math
 import os
 import struct
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -55,12 +56,12 @@ class Checkpoint:
     folder: Path
     config: dict
     tensors: dict[str, TensorEntry]  # by the architecture's name for each
+    described: tuple[Path, ...]  # config.json, or what stands in its place, and what else was read beside the weights
 
     @property
     def files(self) -> list[Path]:
         """All that it is read from: config.json, the index of shards where there is one, and the weights' files."""
-        index = [self.folder / INDEX] if os.path.lexists(self.folder / INDEX) else []
-        return [self.folder / CONFIG, *index, *sorted({entry.file for entry in self.tensors.values()})]
+        return [*self.described, *sorted({entry.file for entry in self.tensors.values()})]
 
     def under(self, prefix: str) -> "Checkpoint":
         """The same, where tensors were saved without the prefix that the architecture's names begin with."""
@@ -134,11 +135,19 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
     if not folder.is_dir():
         raise UserError(folder, "no such folder", "name a checkpoint folder with config.json and safetensors files")
     config = read_config(inside(folder, CONFIG))
-    if os.path.lexists(folder / INDEX):  # a link to nothing is a download that is not complete
-        return Checkpoint(folder, config, _read_shards(folder))
-    if not (folder / SINGLE).exists():
-        raise _no_weights(folder)
-    return Checkpoint(folder, config, read_header(inside(folder, SINGLE)))
+    index, tensors = read_weights(folder, [(SINGLE, INDEX)])
+    return Checkpoint(folder, config, tensors, (folder / CONFIG, *index))
+
+
+def read_weights(folder: Path, places: Sequence[tuple[str, str]]) -> tuple[list[Path], dict[str, TensorEntry]]:
+    """The tensors of the first of `places` that there is: a file of weights, or the index of its shards, by their names in the
+    folder. With them the index, where there is one. Raises UserError where there is none of them."""
+    for single, index in places:
+        if os.path.lexists(folder / index):  # a link to nothing is a download that is not complete
+            return [folder / index], _read_shards(folder, index)
+        if (folder / single).exists():
+            return [], read_header(inside(folder, single))
+    raise _no_weights(folder, *places[0])
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -183,18 +192,19 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     return entries
 
 
-def _read_shards(folder: Path) -> dict[str, TensorEntry]:
-    places = read_index(inside(folder, INDEX))
+def _read_shards(folder: Path, index: str) -> dict[str, TensorEntry]:
+    places = read_index(inside(folder, index))
+    beside = (folder / index).parent
     tensors = {}
     for shard in sorted(set(places.values())):
         if Path(shard).name != shard or "\0" in shard:
-            raise UserError(folder / INDEX, f"names a shard outside its folder, {shard!r}", "put the shards beside it")
+            raise UserError(folder / index, f"names a shard outside its folder, {shard!r}", "put the shards beside it")
         if Path(shard).suffix != ".safetensors":
-            raise UserError(folder / shard, "is not a safetensors file", f"convert the checkpoint: {CONVERT}")
-        found = read_header(inside(folder, shard))
+            raise UserError(beside / shard, "is not a safetensors file", f"convert the checkpoint: {CONVERT}")
+        found = read_header(inside(folder, str(Path(index).parent / shard)))
         lacking = next((name for name, place in places.items() if place == shard and name not in found), None)
         if lacking is not None:
-            raise UserError(folder / shard, f"has no tensor {lacking}, which the index puts there", "download both again")
+            raise UserError(beside / shard, f"has no tensor {lacking}, which the index puts there", "download both again")
         tensors |= {name: entry for name, entry in found.items() if places.get(name) == shard}
     return tensors
 
@@ -222,11 +232,12 @@ def _corrupt(file: Path, reason: str) -> UserError:
     return UserError(file, f"is not a safetensors file: its header is corrupt ({reason})", "download it again")
 
 
-def _no_weights(folder: Path) -> UserError:
-    pickled = next((found for pattern in PICKLES for found in sorted(folder.glob(pattern))), None)
+def _no_weights(folder: Path, single: str, index: str) -> UserError:
+    beside, names = (folder / single).parent, (Path(single).name, Path(index).name)
+    pickled = next((found for pattern in PICKLES for found in sorted(beside.glob(pattern))), None)
     if pickled is not None:
         return UserError(pickled, "is a pickle, which can run code when read", f"convert it with {CONVERT}, which runs none")
-    return UserError(folder, f"has neither {SINGLE} nor {INDEX}", "download the weights as safetensors")
+    return UserError(beside, f"has neither {names[0]} nor {names[1]}", "download the weights as safetensors")
 
 
 def _truncated(file: Path, size: int, end: int) -> UserError:

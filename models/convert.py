@@ -13,7 +13,18 @@ def main(arguments: list[str] | None = None, prog: str = "convert") -> int:
     parser.add_argument(
         "out", metavar="OUT", type=Path, help="a folder, for model.safetensors, or the name of a .safetensors file"
     )
+    parser.add_argument(
+        "--like",
+        metavar="FOLDER|PRESET",
+        help="of Stable Diffusion or a ControlNet in one file: whose config.json its networks get",
+    )
     options = parser.parse_args(arguments)
+    if options.like is not None:
+        from suture.models.single_file import convert_single_file
+
+        folders = convert_single_file(options.file, options.out, options.like)
+        print(f"convert: {options.file} → {', '.join(map(str, folders))}")
+        return DONE
     from suture.models.pickles import convert  # only now: torch takes seconds
 
     names, left_out = convert(options.file, options.out)

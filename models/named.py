@@ -20,12 +20,18 @@ def checkpoint_folder(name: str) -> Path:
 
 def shipped() -> dict[str, Path]:
     """The folders of checkpoints that come with the project, by name."""
-    return {config.parent.name: config.parent for config in Path(__file__).parent.glob("*/config.json")}
+    described = [found for name in ("config.json", "model_index.json") for found in Path(__file__).parent.glob(f"*/{name}")]
+    return {file.parent.name: file.parent for file in described}
 
 
 def presets() -> list[str]:
     """The models whose dimensions come with the project."""
     return sorted(path.stem for path in PRESETS.glob("*.json"))
+
+
+def decoders() -> list[str]:
+    """Those of the presets that are one config.json, and not several networks'."""
+    return [name for name in presets() if "networks" not in read_config(preset_path(name))]
 
 
 def preset_path(name: str) -> Path:

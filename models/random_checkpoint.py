@@ -27,9 +27,15 @@ def main() -> None:
     if options.empty and given(options, "seed"):
         parser.error("--seed says nothing with --empty, which draws nothing; leave one out")
     config = read_config(options.config or preset_path(options.preset), options.layers)
-    from suture.models.random_weights import write  # only now: torch takes seconds
+    from suture.models.random_weights import write, write_networks  # only now: torch takes seconds
 
     started = time.monotonic()
+    if "networks" in config:
+        if options.layers is not None:
+            parser.error("--layers says nothing of a model of several networks; leave it out")
+        size = write_networks(config, options.out, options.dtype, None if options.empty else options.seed)
+        print(f"random_checkpoint: {size:,} bytes in {time.monotonic() - started:.1f} s → {options.out}")
+        return
     size, shards = write(config, options.out, options.dtype, None if options.empty else options.seed)
     seconds = time.monotonic() - started
     print(f"random_checkpoint: {size:,} bytes in {shards} files in {seconds:.1f} s → {options.out}")

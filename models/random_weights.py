@@ -7,10 +7,11 @@ from a seed, the same on every machine. Memory stays at a few chunks.
 import json
 import math
 import os
+import shutil
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from suture.core.errors import UserError
 from suture.core.reader import read_json
 from suture.models.architectures import architecture
 from suture.models.checkpoint import CONFIG, FLOATS, INDEX, SINGLE
+from suture.models.diffusers_folder import DIFFUSERS, MODEL_INDEX
 from suture.models.named import preset_path, read_config
 
 SHARD_BYTES = 2_050_000_000  # cuts Qwen-7B into the shards that were published
@@ -77,6 +79,34 @@ def write(config: dict, out: Path, dtype: str, seed: int | None, shard_bytes: in
     return size, len(shards)
 
 
+def write_networks(config: dict, out: Path, dtype: str, seed: int | None) -> int:
+    """The same of a model of several networks, in diffusers' layout and without tokenizer and scheduler. Returns its tensors' bytes."""
+    if (out / MODEL_INDEX).exists() and not (out / MADE).exists():
+        raise UserError(out / MODEL_INDEX, "was not made here and would be replaced", "name another folder with --out")
+    draws = _draws(architecture(config, out / MODEL_INDEX))
+    size = getattr(torch, dtype).itemsize * sum(draw.elements for draw in draws)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MADE).write_text("random weights, made by suture: these files may be replaced by others\n", encoding="utf-8")
+    (out / MODEL_INDEX).unlink(missing_ok=True)
+    free = shutil.disk_usage(out).free
+    if size > free and seed is not None:
+        raise UserError(out, f"no space left: needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free", "choose another --out")
+    for network, own in config["networks"].items():
+        (out / network).mkdir(exist_ok=True)
+        prefix = f"{network}."
+        mine = [replace(draw, name=draw.name.removeprefix(prefix)) for draw in draws if draw.name.startswith(prefix)]
+        single = SINGLE if "_class_name" not in own else f"{DIFFUSERS}.safetensors"
+        _write_shard(out / network / single, mine, dtype, seed)
+        (out / network / CONFIG).write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
+    index = _model_index(config, dtype)
+    (out / MODEL_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return size
+
+
+def _model_index(config: dict, dtype: str) -> dict:
+    return {"_class_name": config["architectures"][0], **config, "torch_dtype": dtype}
+
+
 def _shards_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("model-*-of-*.safetensors"))
 
@@ -84,6 +114,12 @@ def _shards_in(folder: Path) -> list[str]:
 def of_preset(name: str, out: Path, dtype: str) -> bool:
     """The checkpoint of a preset in `out`, as write makes it; returns whether it had to be made."""
     config = read_config(preset_path(name))
+    if "networks" in config:
+        made = out / MODEL_INDEX
+        if made.exists() and (out / MADE).exists() and read_json(made) == _model_index(config, dtype):
+            return False
+        write_networks(config, out, dtype, seed=0)
+        return True
     made = out / CONFIG
     if made.exists() and (out / MADE).exists() and read_json(made) == {**config, "torch_dtype": dtype}:
         return False

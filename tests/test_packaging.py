@@ -32,7 +32,12 @@ def test_the_packages_are_the_folders():
     }  # fmt: skip
     assert set(SETTINGS["packages"]) == found
     assert len(SETTINGS["packages"]) == len(found)
-    modules = [path for folder in folders.values() for path in (ROOT / folder).rglob("*.py") if path.parent.name != "tiny-qwen"]
+    modules = [
+        path
+        for folder in folders.values()
+        for path in (ROOT / folder).rglob("*.py")
+        if not path.parent.name.startswith("tiny-")
+    ]
     assert all((path.parent / "__init__.py").is_file() for path in modules)
 
 

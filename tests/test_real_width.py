@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from suture.core import layerwise
-from suture.models.named import PRESETS, presets, read_config
+from suture.models.named import PRESETS, decoders, read_config
 from suture.models.random_weights import write
 from suture.validate import reference
 from suture.validate.compare import PASSED
@@ -23,7 +23,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.every
-@pytest.mark.parametrize("preset", presets())
+@pytest.mark.parametrize("preset", decoders())
 def test_two_layers_at_real_width(preset, folder, monkeypatch, record_property):
     for module in (layerwise, reference):
         monkeypatch.setattr(module, "LARGE", 0)

@@ -13,20 +13,18 @@ import numpy as np
 import torch
 from onnx import TensorProto
 
-from suture.core.as_written import open_session
 from suture.core.dtypes import FLOATS
 from suture.core.errors import UserError
 from suture.core.network.compare import difference
-from suture.core.network.dtypes import TORCH
-from suture.core.network.evaluate import Evaluator, NotEvaluated
+from suture.core.network.evaluate import NotEvaluated
 from suture.core.network.inputs import make_noise
-from suture.core.network.parse import NoTensorRT, parse
-from suture.core.network.runner import to_numpy
+from suture.core.network.parse import NoTensorRT
 from suture.core.parts import PartFolder
 from suture.core.tolerances import REWRITTEN, between_sessions
-from suture.core.weights import load_graph, weights_root
+from suture.core.weights import load_graph
 from suture.models.architectures import open_checkpoint
 from suture.models.parts import part_named
+from suture.runtime import networks
 from suture.runtime.engine import Engine, read_description, run_once, why_not
 from suture.validate.compare import DIFFERENT, PASSED, Comparison, OutputError, ScenarioResult
 from suture.validate.level import TITLES, Level, failed, not_run
@@ -124,28 +122,12 @@ def in_pytorch(checkpoint: Path, files: PartFiles, dtype: int) -> Runnable:
 
 
 def in_onnxruntime(path: Path, name: str) -> Runnable:
-    graph = load_graph(path)
-    session = open_session(graph, weights_root(path), str(path))  # a bfloat16 graph runs as its float32 shadow copy
-    names = [output.name for output in session.get_outputs()]
-    halves = {value.name for value in graph.graph.input if value.type.tensor_type.elem_type == TensorProto.FLOAT16}
-
-    def run(inputs: Arrays) -> Arrays:
-        feeds = {key: value.astype(np.float16) if key in halves else value for key, value in inputs.items()}
-        return dict(zip(names, session.run(names, feeds)))
-
-    return Runnable(name, run)
+    return Runnable(name, networks.in_onnxruntime(path))
 
 
 def in_network(lowered: Path) -> Runnable:
     """What TensorRT's parser made of the lowered graph. Raises UserError where it refuses."""
-    evaluate = Evaluator(parse(lowered))
-    dtypes = {name: TORCH[evaluate.network.tensors[name].dtype] for name in evaluate.network.inputs}
-
-    def run(inputs: Arrays) -> Arrays:
-        outputs = evaluate({name: torch.from_numpy(inputs[name]).to(dtype) for name, dtype in dtypes.items()})
-        return {name: to_numpy(value) for name, value in outputs.items()}
-
-    return Runnable("TensorRT's network", run)
+    return Runnable("TensorRT's network", networks.in_network(lowered))
 
 
 def in_engine(path: Path) -> Runnable:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from suture.core.proof import verdict
 from suture.validate.compare import FAILED, NOT_RUN, Comparison
+from suture.validate.picture_result import PictureResult
 from suture.validate.tokens import TokenResult
 
 TITLES = {
@@ -29,22 +30,25 @@ class Level:
     reason: str | None = None
     comparison: Comparison | None = None
     tokens: TokenResult | None = None
+    pictures: PictureResult | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
     def worst(self) -> str:
-        """The largest error of a comparison, "" where there is none."""
+        """The largest error of a comparison, or the least alike of pictures; "" where there is none."""
+        if self.pictures:
+            return f"{self.pictures.worst} dB, {self.pictures.least_similar:.3f} alike"
         worst = self.comparison.worst if self.comparison else None
         if worst is None:
             return ""
         return worst.problem or f"{worst.error:.1e} of {self.comparison.tolerance:.0e}"
 
 
-def not_run(number: int, reason: str) -> Level:
+def not_run(number: int, reason: str, title: str | None = None) -> Level:
     """For what this machine cannot do, and for what no stage was asked for."""
-    return Level(number, TITLES[number], NOT_RUN, reason)
+    return Level(number, title or TITLES[number], NOT_RUN, reason)
 
 
-def failed(number: int, reason: object) -> Level:
+def failed(number: int, reason: object, title: str | None = None) -> Level:
     """For what a stage wrote, or should have written, and nothing can be made of."""
-    return Level(number, TITLES[number], FAILED, str(reason))
+    return Level(number, title or TITLES[number], FAILED, str(reason))

@@ -27,6 +27,7 @@ from suture.validate.bundle import Results, read_results
 from suture.validate.compare import DIFFERENT, NOT_RUN, PASSED, ScenarioResult, compare
 from suture.validate.graph_part import graph_level
 from suture.validate.level import TITLES, BrokenStage, Level, failed, not_run
+from suture.validate.pictures import TITLE, is_picture_model, picture_level
 from suture.validate.pipeline import PartFiles, Pipeline
 from suture.validate.progress import Progress
 from suture.validate.proven import compared_here, level_of, recorded, with_pair
@@ -75,7 +76,10 @@ def run_levels(
 
             levels.append(progress.level(f"level {number}, {name}{TITLES[number]}", found))
             levels[-1].title = name + TITLES[number]
-    levels.append(progress.level(f"level 5, {TITLES[5]}", lambda: decoder.check(5) if decoder else not_run(5, NO_TOKENS)))
+    if is_picture_model(tuple(files.part for files in pipeline.parts)):
+        levels.append(progress.level(f"level 5, {TITLE}", lambda: picture_level(pipeline, seed, progress.tell)))
+    else:
+        levels.append(progress.level(f"level 5, {TITLES[5]}", lambda: decoder.check(5) if decoder else not_run(5, NO_TOKENS)))
     return levels
 
 

@@ -87,6 +87,21 @@ def token_divergence(readings: list[dict]) -> str:
         return _svg(figure, "divergence")
 
 
+def latent_errors(pictures: dict) -> str:
+    """How far the latents are apart after each step of denoising."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5.4, 2.6))
+        panel = figure.subplots()
+        figure.subplots_adjust(left=0.14, right=0.99, bottom=0.18, top=0.97)
+        values = np.log10(np.maximum(pictures["latent_errors"], 1e-9))
+        panel.plot(1 + np.arange(len(values)), values, color=BLUE, linewidth=1, marker="o", markersize=2.5)
+        low, high = panel.get_ylim()
+        _log_axis(panel, 10.0 ** (low - 0.5), 10.0 ** (high + 0.5))
+        panel.set_xlabel("denoising step")
+        panel.set_ylabel("difference of latents, of their size")
+        return _svg(figure, "latents")
+
+
 def text_bits(readings: list[dict]) -> str:
     """Bits per token by position, smoothed: the reference as a broad line, the candidate as a thin one upon it."""
     with _panel() as (figure, panel):

@@ -43,6 +43,13 @@ def _levels(levels: list[dict]) -> Iterator[str]:
             reading = tokens["readings"][0]
             agreed, limit = (100 * number for number in (reading["agreement"], tokens["limits"]["agreement"]))
             cells = [reading["name"], f"{agreed:.4g} % of the likeliest tokens alike", f"{limit:g} % at least"]
+        elif pictures := level["pictures"]:
+            least = min(pair["ssim"] for pair in pictures["pairs"])
+            cells = [
+                f"{len(pictures['pairs'])} pictures",
+                f"structural similarity {least:.4f}",
+                f"{pictures['limits']['ssim']:g} at least",
+            ]
         mark = level["status"] if level["status"] == "passed" else f"**{level['status']}**"
         yield f"| {_title(level)} | {mark} | {' | '.join(map(_plain, cells))} |"
 

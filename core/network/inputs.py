@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from suture.core import axes
 from suture.core.additive_mask import hiding
 from suture.core.arrays import read_npz
 from suture.core.cpm_inputs import made_up
@@ -169,14 +170,15 @@ def _noise(
     rows: int = ROWS,
     length: int = LENGTH,
 ) -> dict[str, np.ndarray]:
-    """A dimension's name means one length everywhere: what a given shape says, else a usual one for its place. A sum of
-    names (past + sequence) is the sum of theirs."""
+    """A dimension's name means one length everywhere: what a given shape says, else a usual one for its place, or what follows
+    from others (suture.core.axes)."""
     uses, given = uses or {}, given or {}
     lengths: dict[str, int] = {}
     for value in inputs:
         for size, chosen in zip(_sizes(value), given.get(value.name, ())):
             if isinstance(size, str) and size:
                 lengths.setdefault(size, chosen)
+                lengths.setdefault(*(axes.solved(size, chosen) or (size, chosen)))
     feeds = {}
     for value in inputs:
         sizes = _sizes(value)
@@ -196,10 +198,14 @@ def _usual(axis: int, rank: int, rows: int, length: int) -> int:
 
 
 def _length(name: str, usual: int, lengths: dict[str, int]) -> int:
-    parts = [part.strip() for part in name.split("+")]
-    if len(parts) > 1 and all(part in lengths or part.isdigit() for part in parts):
-        return sum(int(part) if part.isdigit() else lengths[part] for part in parts)
-    return lengths.setdefault(name, usual) if name else usual
+    if not name:
+        return usual
+    known = axes.length(name, lengths)
+    if known is None:
+        other, size = axes.solved(name, usual) or (name, usual)
+        lengths.setdefault(other, max(size, 1))
+        known = axes.length(name, lengths)
+    return lengths.setdefault(name, usual if known is None else known)
 
 
 def _values(value: onnx.ValueInfoProto, shape, use: Use, rng) -> np.ndarray:

@@ -1,0 +1,152 @@
+"""Pictures from a latent diffusion model, whatever computes its networks: PyTorch, onnxruntime, TensorRT's network.
+
+Tokenizer and scheduler are transformers' and diffusers', from the checkpoint's own files. Everything between networks is float32 in
+numpy; a network takes and gives arrays by name, as its part of the model does (suture.models.families.stable_diffusion).
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from suture.core.errors import UserError
+from suture.core.reader import read_json
+from suture.core.refusals import refusals
+from suture.models.architectures import open_checkpoint
+
+Arrays = dict[str, np.ndarray]
+Network = Callable[[Arrays], Arrays]
+REMEDY = "use the file that came with the weights"
+NAMES = ("text_encoder", "unet", "vae_decoder")
+CONTROL = "controlnet"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A picture that is asked for. `control`: uint8 [H,W,3], what a ControlNet is shown."""
+
+    prompt: str
+    negative: str = ""
+    control: np.ndarray | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """Latents, float32 [N,C,h,w], after one of the schedule's steps."""
+
+    step: int
+    timestep: int
+    latents: np.ndarray
+
+
+class PictureModel:
+    """The model of a checkpoint, computed by `networks`, by name. Without the ControlNet's the UNet takes no residuals."""
+
+    def __init__(self, checkpoint: Path, networks: Mapping[str, Network]):
+        self.networks, self.checkpoint = networks, checkpoint
+        configs = open_checkpoint(checkpoint).config["networks"]
+        self.unet, self.vae, text = configs["unet"], configs["vae"], configs["text_encoder"]
+        self.length = text["max_position_embeddings"]
+        self.channels = self.unet["in_channels"]
+        self.factor = 2 ** (len(self.vae["block_out_channels"]) - 1)
+        self.multiple = self.factor * 2 ** (
+            len(self.unet["block_out_channels"]) - 1
+        )  # of which a picture's sides are multiples
+        self.usual = self.factor * (self.unet.get("sample_size") or 64)  # pixels a side
+        self.tokenizer = _tokenizer(checkpoint)
+        self.schedule = _scheduler(checkpoint)
+
+    @property
+    def controlled(self) -> bool:
+        return CONTROL in self.networks
+
+    def check_size(self, height: int, width: int, where: object) -> None:
+        """Raises UserError for sides that the UNet cannot halve as often as it does."""
+        if height < 1 or width < 1 or height % self.multiple or width % self.multiple:
+            wrong = f"{height}x{width} pixels, of which a side is not a multiple of {self.multiple}"
+            raise UserError(where, wrong, f"give one that is, such as {self.usual}x{self.usual}")
+
+    def tokens(self, texts: list[str]) -> np.ndarray:
+        """int64 [N,T], padded; what is beyond the text encoder's length is left out."""
+        made = self.tokenizer(texts, padding="max_length", max_length=self.length, truncation=True, return_tensors="np")
+        return made.input_ids.astype(np.int64)
+
+    def left_out(self, text: str) -> int:
+        """How many of a text's tokens the text encoder has no room for."""
+        return max(0, len(self.tokenizer(text, verbose=False).input_ids) - self.length)
+
+    def denoise(self, wanted: list[Wanted], height: int, width: int, steps: int, guidance: float) -> Iterator[Denoised]:
+        """The latents step by step, of pictures of `height` by `width` pixels. With `guidance` above 1 each step computes both what
+        is asked for and the negative prompt, and moves beyond the one away from the other."""
+        import torch  # here: --help needs none of it
+
+        guided = guidance > 1
+        texts = [each.negative for each in wanted] * guided + [each.prompt for each in wanted]
+        context = self.networks["text_encoder"]({"input_ids": self.tokens(texts)})["last_hidden_state"]
+        given = {"encoder_hidden_states": context}
+        hint = self._hint(wanted, height, width, guided)
+        random = [torch.Generator().manual_seed(each.seed) for each in wanted]
+        shape = (self.channels, height // self.factor, width // self.factor)
+        schedule = type(self.schedule).from_config(self.schedule.config)
+        schedule.set_timesteps(steps)
+        latents = torch.stack([torch.randn(shape, generator=each) for each in random]) * schedule.init_noise_sigma
+        takes_random = "generator" in inspect.signature(schedule.step).parameters
+        for number, time in enumerate(schedule.timesteps):
+            rows = torch.cat([latents] * (2 if guided else 1))
+            noisy = schedule.scale_model_input(rows, time).numpy().astype(np.float32)
+            now = given | {"sample": noisy, "timestep": np.full(len(noisy), _whole(time), np.int64)}
+            residuals = {} if hint is None else self.networks[CONTROL](now | {"controlnet_cond": hint})
+            noise = torch.from_numpy(self.networks["unet"](now | residuals)["out_sample"].astype(np.float32))
+            if guided:
+                away, towards = noise.chunk(2)
+                noise = away + guidance * (towards - away)
+            extra = {"generator": random[0] if len(random) == 1 else random} if takes_random else {}
+            latents = schedule.step(noise, time, latents, **extra).prev_sample
+            yield Denoised(number, _whole(time), latents.numpy())
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """uint8 [N,H,W,3], one at a time, since at full size the decoder takes the most memory of all networks."""
+        scaled = latents / self.vae.get("scaling_factor", 0.18215) + (self.vae.get("shift_factor") or 0)
+        made = [self.networks["vae_decoder"]({"latent_sample": each[None].astype(np.float32)})["sample"][0] for each in scaled]
+        pixels = np.stack(made).astype(np.float32).transpose(0, 2, 3, 1)
+        return np.rint((np.nan_to_num(pixels).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
+
+    def _hint(self, wanted: list[Wanted], height: int, width: int, guided: bool) -> np.ndarray | None:
+        if not self.controlled:
+            return None
+        blank = np.zeros([height, width, 3], np.uint8)
+        shown = np.stack([blank if each.control is None else each.control for each in wanted] * (2 if guided else 1))
+        return shown.transpose(0, 3, 1, 2).astype(np.float32) / 255
+
+
+def _whole(time: Any) -> int:
+    if float(time) != int(time):
+        raise UserError("the scheduler", f"gives the time step {float(time)}, and the graphs take whole ones", "use another")
+    return int(time)
+
+
+def _tokenizer(checkpoint: Path):
+    from transformers import CLIPTokenizer
+
+    folder = checkpoint / "tokenizer"
+    if not folder.is_dir():
+        raise UserError(checkpoint, "has no folder tokenizer", "download all of the model's folder")
+    with refusals(folder, "is not a tokenizer that transformers can read", REMEDY):
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _scheduler(checkpoint: Path):
+    """diffusers' class of the name that scheduler_config.json gives; nothing of the checkpoint runs."""
+    import diffusers
+
+    file = checkpoint / "scheduler" / "scheduler_config.json"
+    config = read_json(file, "download all of the model's folder")
+    known = getattr(diffusers.schedulers, str(config.get("_class_name")), None)
+    if not (inspect.isclass(known) and issubclass(known, diffusers.SchedulerMixin)):
+        raise UserError(file, f"names the scheduler {str(config.get('_class_name'))[:60]}, which diffusers has not", REMEDY)
+    with refusals(file, "is refused by diffusers", REMEDY):
+        return known.from_config(config)
