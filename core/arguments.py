@@ -68,6 +68,23 @@ def capability(text: str) -> str:
     return text
 
 
+def point(text: str) -> tuple[float, float]:
+    """X,Y, in pixels."""
+    return _pixels(text, 2, "a point; write X,Y in pixels, such as 120,80")
+
+
+def box(text: str) -> tuple[float, float, float, float]:
+    """LEFT,TOP,RIGHT,BOTTOM, in pixels."""
+    return _pixels(text, 4, "a box; write LEFT,TOP,RIGHT,BOTTOM in pixels, such as 20,30,120,80")
+
+
+def _pixels(text: str, count: int, what: str) -> tuple[float, ...]:
+    numbers = text.split(",")
+    if len(numbers) != count or not all(re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", number, re.ASCII) for number in numbers):
+        raise ArgumentTypeError(f"{_brief(text)} is not {what}")
+    return tuple(map(float, numbers))
+
+
 def pair(text: str) -> str:
     """ONE=OTHER, as it was given."""
     one, equals, other = text.partition("=")

@@ -1,4 +1,5 @@
 """python -m generate OUT --prompt TEXT | --prompts FILE | --chat | --audio FILE.wav [--temperature T] [--top-k K] [--top-p P] [--stop TEXT] ...
+python -m generate OUT --picture FILE.png --point X,Y | --box LEFT,TOP,RIGHT,BOTTOM --mask FILE.png
 
 The text goes to standard output, all else to standard error.
 """
@@ -13,6 +14,12 @@ from suture.generate.prompts import read_prompts, said
 
 def main(arguments: list[str] | None = None, prog: str = "generate") -> int:
     options = parse(arguments, prog)
+    if options.mask is not None:
+        let_threads_sleep()
+        from suture.generate.masks import segment  # here, as below
+
+        print(f"generate: {segment(options)}", file=sys.stderr)
+        return DONE
     prompts = read_prompts(options.prompts, options.chat, options.system) if options.prompts else []
     let_threads_sleep()
     from suture.generate.command import Generator  # here: torch, onnxruntime and transformers take seconds

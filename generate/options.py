@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from suture.core.arguments import count, real, rows, seed
+from suture.core.arguments import box, count, point, real, rows, seed
 from suture.core.command import CommandParser, given
 
 
@@ -21,6 +21,15 @@ def parse(arguments: list[str] | None = None, prog: str = "generate") -> argpars
 
     parser.add_argument("--language", metavar="CODE", help="with --audio: what is spoken, as in en (default: what is heard)")
     parser.add_argument("--translate", action="store_true", help="with --audio: write it in English")
+
+    masks = parser.add_argument_group("masks, of a model that makes them (SAM)")
+    masks.add_argument("--picture", metavar="FILE.png", type=Path, help="what is looked at")
+    masks.add_argument("--point", metavar="X,Y", type=point, action="append", default=[],
+                       help="in what is to be masked, in pixels from left and top; may be repeated")  # fmt: skip
+    masks.add_argument("--beside", metavar="X,Y", type=point, action="append", default=[],
+                       help="a point that is not in it; may be repeated")  # fmt: skip
+    masks.add_argument("--box", metavar="LEFT,TOP,RIGHT,BOTTOM", type=box, help="around what is to be masked")
+    masks.add_argument("--mask", metavar="FILE.png", type=Path, help="where the mask goes, white on black")
 
     sampling = parser.add_argument_group("how each token is chosen")
     sampling.add_argument("--temperature", metavar="T", type=real(0.001, 1000, or_zero=True), help="above 0: draw; 0: the likeliest token "
@@ -45,6 +54,13 @@ def parse(arguments: list[str] | None = None, prog: str = "generate") -> argpars
     running.add_argument("--out", metavar="FILE", dest="results", type=Path, help="with --prompts: results go there")
     options = parser.parse_args(arguments)
 
+    if options.mask is not None:
+        _check_masks(parser, options)
+        return options
+    if options.point or options.beside or options.box is not None:
+        parser.error("--point, --beside and --box need --picture FILE.png and --mask FILE.png")
+    if options.picture is not None:
+        parser.error("--picture needs --point X,Y or --box, and --mask FILE.png")
     if options.prompt is None and options.prompts is None and options.audio is None and not options.chat:
         parser.error("give --prompt TEXT, --prompts FILE, --chat or --audio FILE.wav")
     if options.audio is not None and options.chat:
@@ -66,3 +82,18 @@ def parse(arguments: list[str] | None = None, prog: str = "generate") -> argpars
     if options.temperature == 0 and given(options, "seed"):
         parser.error("--seed says nothing where nothing is drawn; add --temperature, --top-k or --top-p")
     return options
+
+
+def _check_masks(parser: CommandParser, options: argparse.Namespace) -> None:
+    if options.picture is None or not (options.point or options.box is not None):
+        parser.error("--mask needs --picture FILE.png and --point X,Y or --box LEFT,TOP,RIGHT,BOTTOM")
+    taken = ("out", "picture", "point", "beside", "box", "mask", "checkpoint", "runtime")
+    others = [action for action in parser._actions if action.dest not in (*taken, "help") and given(options, action.dest)]
+    if others:
+        parser.error(f"{others[0].option_strings[-1]} does not go with --mask")
+    if not options.mask.parent.is_dir():
+        parser.error(f"--mask {options.mask}: no such folder")
+    if options.mask.resolve() == options.picture.resolve():
+        parser.error(f"--mask {options.mask} is the picture, which would be lost")
+    if options.mask.suffix.lower() != ".png":
+        parser.error(f"--mask {options.mask}: name a .png file")

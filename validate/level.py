@@ -14,6 +14,28 @@ TITLES = {
 }
 
 
+DRAWN = 0.01  # by how much less of what was drawn a candidate may find, in the mean
+
+
+@dataclass
+class MaskResult:
+    """Means over the pictures of intersections over union, from 0 to 1."""
+
+    reference: str
+    candidate: str
+    pictures: int
+    limit: float
+    alike: float  # of both models' masks
+    least_alike: float
+    of_reference: float  # of the reference's masks and what was drawn
+    of_candidate: float
+    shown: str  # a PNG picture as a data URI: a row for each of the first pictures, as drawn, the reference's mask, the candidate's
+
+    @property
+    def passed(self) -> bool:
+        return self.alike >= self.limit and self.of_candidate >= self.of_reference - DRAWN
+
+
 @dataclass(frozen=True)
 class BrokenStage:
     """What a stage wrote, or should have written, and nothing can be made of: each level that needs it has failed."""
@@ -29,22 +51,25 @@ class Level:
     reason: str | None = None
     comparison: Comparison | None = None
     tokens: TokenResult | None = None
+    masks: MaskResult | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
     def worst(self) -> str:
-        """The largest error of a comparison, "" where there is none."""
+        """The largest error of a comparison, how alike masks are, "" where there is neither."""
+        if self.masks:
+            return f"IoU {self.masks.alike:.4f} of {self.masks.limit:g}"
         worst = self.comparison.worst if self.comparison else None
         if worst is None:
             return ""
         return worst.problem or f"{worst.error:.1e} of {self.comparison.tolerance:.0e}"
 
 
-def not_run(number: int, reason: str) -> Level:
+def not_run(number: int, reason: str, title: str = "") -> Level:
     """For what this machine cannot do, and for what no stage was asked for."""
-    return Level(number, TITLES[number], NOT_RUN, reason)
+    return Level(number, title or TITLES[number], NOT_RUN, reason)
 
 
-def failed(number: int, reason: object) -> Level:
+def failed(number: int, reason: object, title: str = "") -> Level:
     """For what a stage wrote, or should have written, and nothing can be made of."""
-    return Level(number, TITLES[number], FAILED, str(reason))
+    return Level(number, title or TITLES[number], FAILED, str(reason))

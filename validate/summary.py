@@ -43,6 +43,9 @@ def _levels(levels: list[dict]) -> Iterator[str]:
             reading = tokens["readings"][0]
             agreed, limit = (100 * number for number in (reading["agreement"], tokens["limits"]["agreement"]))
             cells = [reading["name"], f"{agreed:.4g} % of the likeliest tokens alike", f"{limit:g} % at least"]
+        elif masks := level["masks"]:
+            alike, limit = (f"{masks[name]:.4f}" for name in ("alike", "limit"))
+            cells = [f"{masks['pictures']} pictures", f"masks alike by {alike}", f"{limit} at least"]
         mark = level["status"] if level["status"] == "passed" else f"**{level['status']}**"
         yield f"| {_title(level)} | {mark} | {' | '.join(map(_plain, cells))} |"
 
