@@ -40,6 +40,7 @@ from suture.surgery.passes.lowering import (
     pointwise_last,
     quantised_cache,
     split_products,
+    transposed_convolution,
     unmasked,
 )
 from suture.surgery.passes.ort_contrib import bias_apart, group_query_attention, quick_gelu
@@ -152,6 +153,7 @@ LOWERING: tuple[Phase, ...] = (
         explicit_attributes,
         unmasked,
         group_normalization,
+        transposed_convolution,
         neighbouring_weights,
         split_products,
         joint_rotary,
