@@ -47,10 +47,10 @@ def scenes() -> list:
 
 
 def found(segmenter: Segmenter, scenes: list) -> float:
-    """The mean intersection over union of the first shape of each scene, of which the middle is given."""
+    """The mean intersection over union of the first shape of each scene, outlined, of which the middle is given."""
     each = []
     for scene in scenes:
-        shape, picture = scene.shapes[0], Image.fromarray(scene.picture(SIDE, SIDE))
+        shape, picture = scene.shapes[0], Image.fromarray(scene.edges(SIDE, SIDE))
         best = segmenter(picture, Prompt(((shape.x, shape.y),), (INSIDE,))).best
         each.append(overlap(best, scene.masks(SIDE, SIDE)[0]))
     return float(np.mean(each))

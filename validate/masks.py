@@ -1,4 +1,5 @@
-"""What a difference means for masks: both models are asked for the shapes of the same drawn pictures, each by a point in it.
+"""What a difference means for masks: both models are asked for the shapes of the same drawn pictures, coloured
+and outlined, each by a point in it.
 
 Whether a model knows such pictures is its own affair: the masks of two are compared with each other, and with what was drawn.
 """
@@ -50,9 +51,9 @@ def masks_level(pipeline: Pipeline, seed: int) -> Level:
 def compare_masks(reference: Segmenter, candidate: Segmenter, side: int, limit: float, seed: int) -> MaskResult:
     random = np.random.default_rng(seed)
     alike, of_reference, of_candidate, rows = [], [], [], []
-    for _ in range(MANY if side <= LARGE else FEW):
+    for at in range(MANY if side <= LARGE else FEW):
         scene = random_scene(random, side, side, int(random.integers(1, 4)))
-        picture, drawn = scene.picture(side, side), scene.masks(side, side)[0]
+        picture, drawn = (scene.edges if at % 2 else scene.picture)(side, side), scene.masks(side, side)[0]
         prompt = Prompt(((scene.shapes[0].x, scene.shapes[0].y),), (INSIDE,))
         ours, theirs = (_best(each, picture, prompt) for each in (reference, candidate))
         alike.append(overlap(ours, theirs))

@@ -5,7 +5,8 @@
 
 The shape that a prompt is on is the mask: a point in it, two of them, a point beside one in another shape that does not count,
 or its box. In half of the pictures only its outline is drawn, so that what lies inside shows by nothing but what is around it, which a
-model learns through the encoder's attention alone. Of the three masks that SAM gives the best one is taught, and each one's score to be its intersection over union.
+model learns through attention alone. Of the three masks that SAM gives the best one is taught, and each one's score to be its
+intersection over union.
 """
 
 import argparse
