@@ -90,3 +90,18 @@ def error(expected: list[np.ndarray], found: list[np.ndarray]) -> float:
     """The largest, of what the output's largest number is."""
     pairs = [(a.astype(np.float64), b.astype(np.float64)) for a, b in zip(expected, found, strict=True)]
     return max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in pairs)
+
+
+def test_constants_in_bfloat16_are_folded_where_onnxruntime_has_no_kernel(tmp_path):
+    """A product of two, as a picture's embedded positions are of its grid and a table."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 18]> g (bfloat16[2, 3] x) => (bfloat16[2, 3] y) { c = MatMul(a, b)  y = Add(x, c) }'
+    )
+    values = {"a": np.full([2, 2], 0.5, np.float32), "b": np.array([[1, 2, 3], [4, 5, 6]], np.float32)}
+    kind = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(value.astype(kind), name) for name, value in values.items())
+    portable, _ = operated(model, tmp_path)
+    assert [node.op_type for node in portable.graph.node] == ["Add"]
+    (folded,) = portable.graph.initializer
+    assert folded.data_type == onnx.TensorProto.BFLOAT16
+    assert np.array_equal(onnx.numpy_helper.to_array(folded).astype(np.float32), values["a"] @ values["b"])
