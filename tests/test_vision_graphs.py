@@ -11,7 +11,7 @@ from suture.core.network.evaluate import Evaluator
 from suture.core.network.parse import describe
 from suture.core.network.runner import to_numpy
 from suture.surgery.graph import files
-from suture.surgery.options import Options
+from suture.surgery.options import SurgeryOptions
 from suture.surgery.plan import make_plan
 from suture.surgery.runner import run_plan
 from tests.graphs import weightless
@@ -71,7 +71,7 @@ def test_parameters_that_half_precision_has_not_keep_a_group_normalisation_in_fl
 
 def operated(source: onnx.ModelProto, folder) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     onnx.save(source, folder / "source.onnx")
-    portable, lowered, _ = run_plan(files.read(folder / "source.onnx"), make_plan(Options()))
+    portable, lowered, _ = run_plan(files.read(folder / "source.onnx"), make_plan(SurgeryOptions()))
     return files.without_shapes(files.to_model(portable)), files.without_shapes(files.to_model(lowered))
 
 
