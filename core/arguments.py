@@ -70,12 +70,14 @@ def capability(text: str) -> str:
 
 def point(text: str) -> tuple[float, float]:
     """X,Y, in pixels."""
-    return _pixels(text, 2, "a point; write X,Y in pixels, such as 120,80")
+    x, y = _pixels(text, 2, "a point; write X,Y in pixels, such as 120,80")
+    return x, y
 
 
 def box(text: str) -> tuple[float, float, float, float]:
     """LEFT,TOP,RIGHT,BOTTOM, in pixels."""
-    return _pixels(text, 4, "a box; write LEFT,TOP,RIGHT,BOTTOM in pixels, such as 20,30,120,80")
+    left, top, right, bottom = _pixels(text, 4, "a box; write LEFT,TOP,RIGHT,BOTTOM in pixels, such as 20,30,120,80")
+    return left, top, right, bottom
 
 
 def _pixels(text: str, count: int, what: str) -> tuple[float, ...]:
