@@ -134,7 +134,7 @@ def graphs() -> Iterator[tuple[str, onnx.ModelProto]]:
     """Every graph of tests/graphs with its weights."""
     for name in weightless.names():
         yield name, weightless.load(name)
-    for folder in ("static", "genai"):
+    for folder in ("static", "genai", "vision"):
         for path in sorted((weightless.FOLDER / folder).glob("*.onnx.gz")):
             name = f"{folder}/{path.name.removesuffix('.onnx.gz')}"
             yield name, weightless.load(name)

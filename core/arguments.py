@@ -76,6 +76,25 @@ def size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def point(text: str) -> tuple[float, float]:
+    """X,Y, in pixels."""
+    x, y = _pixels(text, 2, "a point; write X,Y in pixels, such as 120,80")
+    return x, y
+
+
+def box(text: str) -> tuple[float, float, float, float]:
+    """LEFT,TOP,RIGHT,BOTTOM, in pixels."""
+    left, top, right, bottom = _pixels(text, 4, "a box; write LEFT,TOP,RIGHT,BOTTOM in pixels, such as 20,30,120,80")
+    return left, top, right, bottom
+
+
+def _pixels(text: str, count: int, what: str) -> tuple[float, ...]:
+    numbers = text.split(",")
+    if len(numbers) != count or not all(re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", number, re.ASCII) for number in numbers):
+        raise ArgumentTypeError(f"{_brief(text)} is not {what}")
+    return tuple(map(float, numbers))
+
+
 def pair(text: str) -> str:
     """ONE=OTHER, as it was given."""
     one, equals, other = text.partition("=")

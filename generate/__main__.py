@@ -1,5 +1,6 @@
 """python -m generate OUT --prompt TEXT | --prompts FILE | --chat | --audio FILE.wav [--temperature T] [--top-k K] [--top-p P] [--stop TEXT] ...
 python -m generate OUT --prompt TEXT | --prompts FILE --picture FILE.png [--negative TEXT] [--control FILE.png] [--steps N] ...
+python -m generate OUT --picture FILE.png --point X,Y | --box LEFT,TOP,RIGHT,BOTTOM --mask FILE.png
 
 The text goes to standard output, all else to standard error.
 """
@@ -17,6 +18,12 @@ from suture.generate.prompts import read_prompts, said
 
 def main(arguments: list[str] | None = None, prog: str = "generate") -> int:
     options = parse(arguments, prog)
+    if options.mask is not None:
+        let_threads_sleep()
+        from suture.generate.masks import segment  # here, as below
+
+        print(f"generate: {segment(options)}", file=sys.stderr)
+        return DONE
     if options.picture is not None:
         return _draw(options)
     prompts = read_prompts(options.prompts, options.chat, options.system) if options.prompts else []

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from suture.core.arguments import count, real, rows, seed, size, whole
+from suture.core.arguments import box, count, point, real, rows, seed, size, whole
 from suture.core.command import CommandParser, given
 
 DRAWING = ("negative", "control", "steps", "guidance", "size")
@@ -40,7 +40,10 @@ def parse(arguments: list[str] | None = None, prog: str = "generate") -> argpars
 
     drawing = parser.add_argument_group("pictures, of a model that makes them")
     drawing.add_argument(
-        "--picture", metavar="FILE.png", type=Path, help="where the picture goes; with --prompts FILE-1.png, FILE-2.png, ..."
+        "--picture",
+        metavar="FILE.png",
+        type=Path,
+        help="where it goes (with --prompts FILE-1.png, ...); with --mask: what is looked at",
     )
     drawing.add_argument("--negative", metavar="TEXT", help="what the picture is not to show")
     drawing.add_argument("--control", metavar="FILE.png", type=Path, help="what the ControlNet is shown, such as edges")
@@ -50,6 +53,14 @@ def parse(arguments: list[str] | None = None, prog: str = "generate") -> argpars
     drawing.add_argument(
         "--size", metavar="HxW", type=size, help="pixels (default: the control's, or what the model was trained on)"
     )
+
+    masks = parser.add_argument_group("masks, of a model that makes them (SAM)")
+    masks.add_argument("--point", metavar="X,Y", type=point, action="append", default=[],
+                       help="in what is to be masked, in pixels from left and top; may be repeated")  # fmt: skip
+    masks.add_argument("--beside", metavar="X,Y", type=point, action="append", default=[],
+                       help="a point that is not in it; may be repeated")  # fmt: skip
+    masks.add_argument("--box", metavar="LEFT,TOP,RIGHT,BOTTOM", type=box, help="around what is to be masked")
+    masks.add_argument("--mask", metavar="FILE.png", type=Path, help="where the mask goes, white on black")
 
     sampling = parser.add_argument_group("how each token is chosen")
     sampling.add_argument("--temperature", metavar="T", type=real(0.001, 1000, or_zero=True), help="above 0: draw; 0: the likeliest token "
@@ -74,6 +85,11 @@ def parse(arguments: list[str] | None = None, prog: str = "generate") -> argpars
     running.add_argument("--out", metavar="FILE", dest="results", type=Path, help="with --prompts: results go there")
     options = parser.parse_args(arguments)
 
+    if options.mask is not None:
+        _check_masks(parser, options)
+        return options
+    if options.point or options.beside or options.box is not None:
+        parser.error("--point, --beside and --box need --picture FILE.png and --mask FILE.png")
     if options.picture is not None:
         _check_drawing(parser, options)
         return options
@@ -114,3 +130,18 @@ def _check_drawing(parser: CommandParser, options: argparse.Namespace) -> None:
         parser.error(f"--runtime {options.runtime} does not go with --picture: pictures are made in onnxruntime on the CPU")
     if options.guidance == 1 and options.negative is not None:
         parser.error("--negative says nothing at --guidance 1, which moves away from nothing")
+
+
+def _check_masks(parser: CommandParser, options: argparse.Namespace) -> None:
+    if options.picture is None or not (options.point or options.box is not None):
+        parser.error("--mask needs --picture FILE.png and --point X,Y or --box LEFT,TOP,RIGHT,BOTTOM")
+    taken = ("out", "picture", "point", "beside", "box", "mask", "checkpoint", "runtime")
+    others = [action for action in parser._actions if action.dest not in (*taken, "help") and given(options, action.dest)]
+    if others:
+        parser.error(f"{others[0].option_strings[-1]} does not go with --mask")
+    if not options.mask.parent.is_dir():
+        parser.error(f"--mask {options.mask}: no such folder")
+    if options.mask.resolve() == options.picture.resolve():
+        parser.error(f"--mask {options.mask} is the picture, which would be lost")
+    if options.mask.suffix.lower() != ".png":
+        parser.error(f"--mask {options.mask}: name a .png file")

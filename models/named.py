@@ -44,7 +44,12 @@ def read_config(path: Path, layers: int | None = None) -> dict:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(path, f"cannot be read ({error})", "name a config.json") from None
-    if layers is not None:
-        config |= {key: layers for key in LAYER_KEYS if key in config}
-        config.pop("layer_types", None)  # one word a layer, which follows from what else is there
-    return config
+    return config if layers is None else _with_layers(config, layers)
+
+
+def _with_layers(config: dict, layers: int) -> dict:
+    """Also the configs of a model's parts in it. Where some layers attend to all of a picture, others to windows, the last one does."""
+    inner = {key: _with_layers(value, layers) for key, value in config.items() if isinstance(value, dict)}
+    config = config | inner | {key: layers for key in LAYER_KEYS if key in config}
+    config.pop("layer_types", None)  # one word a layer, which follows from what else is there
+    return config | {key: [layers - 1] for key in ("global_attn_indexes",) if key in config}

@@ -2,7 +2,8 @@
 
 Such a file is a pickle, a program that makes objects. torch's restricted unpickler (weights_only) knows tensors and the containers
 around them and calls nothing else; it runs in a child process with limits of time and memory, as what it reads may grow or crash it.
-Weights keep their names and types. They are mapped, not read, and written one after another: memory holds the largest of them.
+Weights keep their names and types, but that a published file of SAM gets transformers' names and a config.json. They are mapped, not
+read, and written one after another: memory holds the largest of them.
 """
 
 import json
@@ -23,6 +24,7 @@ import torch
 from suture.core import reader
 from suture.core.errors import UserError
 from suture.core.refusals import BrokenFile, refusals
+from suture.models import segment_anything
 
 SHARD_BYTES = 5_000_000_000
 LOADING, WRITING = 60, 6 * 3600  # seconds
@@ -36,6 +38,7 @@ CODES = {
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL", torch.complex64: "C64",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.uint16: "U16", torch.uint32: "U32", torch.uint64: "U64",
 }  # fmt: skip
+CONFIG = "config.json"
 REMEDY = "check where it comes from; only weights are converted"
 
 
@@ -93,11 +96,23 @@ def _work(file: Path, folder: Path, stem: str, size: int, shard_bytes: int, conn
     try:
         weights, left_out = load(file)
         connection.send(([], []))
-        connection.send((write(weights, file, size, folder, stem, shard_bytes), left_out))
+        weights, described = _known(weights, file, folder)
+        names = write(weights, file, size, folder, stem, shard_bytes)
+        connection.send(([*described, *names], left_out))
     except (UserError, OSError) as error:
         connection.send(error)
     except MemoryError:
         connection.send(UserError(file, f"needs more than {limit >> 20:,} MB of memory to read", REMEDY))
+
+
+def _known(weights: dict[str, torch.Tensor], file: Path, folder: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The weights under the names by which a family reads them, where they are a published file's, and what is written beside."""
+    if not segment_anything.is_published(weights):
+        return weights, []
+    with refusals(file, "is no file of SAM's weights", REMEDY):
+        described, named = segment_anything.config(weights), segment_anything.renamed(weights)
+    (folder / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    return named, [CONFIG]
 
 
 def load(file: Path) -> tuple[dict[str, torch.Tensor], list[str]]:

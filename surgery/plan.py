@@ -42,6 +42,7 @@ from suture.surgery.passes.lowering import (
     pointwise_last,
     quantised_cache,
     split_products,
+    transposed_convolution,
     unmasked,
     zero_points,
 )
@@ -159,6 +160,7 @@ LOWERING: tuple[Phase, ...] = (
         constant_types,
         zero_points,
         group_normalization,
+        transposed_convolution,
         neighbouring_weights,
         split_products,
         joint_rotary,

@@ -45,12 +45,12 @@ OWN = {
     "bevformer_d18": Row({"LayerNormalization": 5}),
     "clip_text_f16_d18": Row({"Attention": 2, "LayerNormalization": 5, "Swish": 2}),
     "codef_d18": Row(kept="TensorRT has no bitwise operators", parsed=False),
-    "flux_d18": Row(),
+    "flux_d18": Row({"Attention": 2, "RotaryEmbedding": 4, "RMSNormalization": 6}),
     "instruct_qformer_d18": Row({"Attention": 3, "LayerNormalization": 8, "Gelu": 4}),
     "sam_vision_ts17": Row({"Attention": 2, "LayerNormalization": 6, "Gelu": 2}),
     "sd15_tblock_f16_d18": Row({"Attention": 2, "LayerNormalization": 3 + 1, "Gelu": 1}),
     "sd15_unet_d18": Row({"Attention": 8, "LayerNormalization": 12 + 21, "Gelu": 4, "Swish": 19}),
-    "siglip_d18": Row(),
+    "siglip_d18": Row({"Attention": 3, "LayerNormalization": 6, "Gelu": 3}),
     "vae_decoder_d18": Row({"Attention": 1, "LayerNormalization": 14, "Swish": 13}),
 }
 GPT2_LAYER = {"Attention": 1, "LayerNormalization": 2, "Gelu": 1}

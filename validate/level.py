@@ -15,6 +15,28 @@ TITLES = {
 }
 
 
+DRAWN = 0.01  # by how much less of what was drawn a candidate may find, in the mean
+
+
+@dataclass
+class MaskResult:
+    """Means over the pictures of intersections over union, from 0 to 1."""
+
+    reference: str
+    candidate: str
+    pictures: int
+    limit: float
+    alike: float  # of both models' masks
+    least_alike: float
+    of_reference: float  # of the reference's masks and what was drawn
+    of_candidate: float
+    shown: str  # a PNG picture as a data URI: a row for each of the first pictures, as drawn, the reference's mask, the candidate's
+
+    @property
+    def passed(self) -> bool:
+        return self.alike >= self.limit and self.of_candidate >= self.of_reference - DRAWN
+
+
 @dataclass(frozen=True)
 class BrokenStage:
     """What a stage wrote, or should have written, and nothing can be made of: each level that needs it has failed."""
@@ -31,13 +53,16 @@ class Level:
     comparison: Comparison | None = None
     tokens: TokenResult | None = None
     pictures: PictureResult | None = None
+    masks: MaskResult | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
     def worst(self) -> str:
-        """The largest error of a comparison, or the least alike of pictures; "" where there is none."""
+        """The largest error of a comparison, the least alike of pictures or masks; "" where there is none."""
         if self.pictures:
             return f"{self.pictures.worst} dB, {self.pictures.least_similar:.3f} alike"
+        if self.masks:
+            return f"IoU {self.masks.alike:.4f} of {self.masks.limit:g}"
         worst = self.comparison.worst if self.comparison else None
         if worst is None:
             return ""

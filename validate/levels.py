@@ -1,8 +1,8 @@
 """The levels of validation that a pipeline's folder allows, each a comparison with the step before.
 
 Of each part: 1 PyTorch ↔ exported graph. 2 Exported ↔ portable graph. 3 Portable graph ↔ TensorRT's network. 4 Portable graph ↔
-engine. Of the whole model: 5 Tokens: PyTorch ↔ portable graph on real text. A level that this machine cannot run says why; it
-has not passed. A level whose files are broken or lost, though a stage wrote them, has failed.
+engine. Of the whole model: 5 PyTorch ↔ portable graph on real text, or on drawn pictures of which it makes masks. A level that
+this machine cannot run says why; it has not passed. A level whose files are broken or lost, though a stage wrote them, has failed.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from pathlib import Path
 from onnx import TensorProto
 
 from suture.core.errors import UserError
+from suture.core.masks import makes_masks
 from suture.core.network.evaluate import NotEvaluated
 from suture.core.network.parse import NoTensorRT
 from suture.core.parts import DECODER
@@ -27,7 +28,8 @@ from suture.validate.bundle import Results, read_results
 from suture.validate.compare import DIFFERENT, NOT_RUN, PASSED, ScenarioResult, compare
 from suture.validate.graph_part import graph_level
 from suture.validate.level import TITLES, BrokenStage, Level, failed, not_run
-from suture.validate.pictures import TITLE, is_picture_model, picture_level
+from suture.validate.pictures import TITLE as PICTURES
+from suture.validate.pictures import is_picture_model, picture_level
 from suture.validate.pipeline import PartFiles, Pipeline
 from suture.validate.progress import Progress
 from suture.validate.proven import compared_here, level_of, recorded, with_pair
@@ -76,10 +78,14 @@ def run_levels(
 
             levels.append(progress.level(f"level {number}, {name}{TITLES[number]}", found))
             levels[-1].title = name + TITLES[number]
+    title, whole = TITLES[5], partial(decoder.check, 5) if decoder else partial(not_run, 5, NO_TOKENS)
+    if makes_masks(files.part for files in pipeline.parts):
+        from suture.validate.masks import TITLE, masks_level  # here: what prepares pictures takes seconds
+
+        title, whole = TITLE, partial(masks_level, pipeline, seed)
     if is_picture_model(tuple(files.part for files in pipeline.parts)):
-        levels.append(progress.level(f"level 5, {TITLE}", lambda: picture_level(pipeline, seed, progress.tell)))
-    else:
-        levels.append(progress.level(f"level 5, {TITLES[5]}", lambda: decoder.check(5) if decoder else not_run(5, NO_TOKENS)))
+        title, whole = PICTURES, partial(picture_level, pipeline, seed, progress.tell)
+    levels.append(progress.level(f"level 5, {title}", whole))
     return levels
 
 

@@ -90,13 +90,13 @@ def load_reference(checkpoint: Checkpoint, weights: int) -> nn.Module:
 
 def _reading_as_it_goes(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     """The checkpoint's model without weights: each module reads its own when it is called, and drops them after. Only
-    embeddings that are the head, too, stay: what multiplies with them is not a module."""
+    embeddings that are the head, too, stay: what multiplies with them is not a module. So do those of a model that is no decoder."""
     model = meta_model(checkpoint)
-    vocab = model.dimensions.vocab
+    vocab = model.dimensions.vocab if hasattr(model, "dimensions") else None
     tied = not any(isinstance(module, nn.Linear) and module.out_features == vocab for module in model.modules())
     for path, module in model.named_modules():
         names = {name: f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)}
-        if tied and isinstance(module, nn.Embedding) and module.num_embeddings == vocab:
+        if tied and isinstance(module, nn.Embedding) and vocab in (None, module.num_embeddings):
             module.weight = nn.Parameter(checkpoint.load_float32(names["weight"], rounded_to=dtype))
         elif names:
             _read_when_called(module, names, checkpoint, dtype)

@@ -50,6 +50,9 @@ def _levels(levels: list[dict]) -> Iterator[str]:
                 f"structural similarity {least:.4f}",
                 f"{pictures['limits']['ssim']:g} at least",
             ]
+        elif masks := level["masks"]:
+            alike, limit = (f"{masks[name]:.4f}" for name in ("alike", "limit"))
+            cells = [f"{masks['pictures']} pictures", f"masks alike by {alike}", f"{limit} at least"]
         mark = level["status"] if level["status"] == "passed" else f"**{level['status']}**"
         yield f"| {_title(level)} | {mark} | {' | '.join(map(_plain, cells))} |"
 

@@ -4,13 +4,26 @@
         →  GroupNormalization(Reshape(x, [N, C, D1, …]), scale, bias, num_groups = groups)        scale, bias: [C] or none
 
 without the Reshape where x has that shape. One group stays as it is: TensorRT's parser makes of it what it makes of
-InstanceNormalization.
+InstanceNormalization. Casts of half precision to float32 and back around it go, where scale and bias lose nothing by it: the
+kernel's statistics are float32 anyway, and each cast would be a kernel of its own.
 """
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
-from suture.surgery.graph import Graph, need, only_consumer, onnx_type, other_input, producer, rank, static_dim
+from suture.surgery.graph import (
+    Graph,
+    is_half,
+    need,
+    only_consumer,
+    onnx_type,
+    other_input,
+    producer,
+    rank,
+    static_dim,
+    through,
+)
 from suture.surgery.graph.files import sort
 from suture.surgery.shapes.shape_values import ShapeValues
 
@@ -54,9 +67,35 @@ def _fuse(graph: Graph, norm: gs.Node, sizes: ShapeValues) -> bool:
     result, bias = _parameter(graph, result, "Add", dims, channels)
     neutral = [np.ones(channels, np.float32), np.zeros(channels, np.float32)]
     given = [_constant(graph, values, onnx_type(x)) if each is None else each for each, values in zip((scale, bias), neutral)]
+    x, result, given = _narrowed(graph, x, result, given)
     attrs = {"num_groups": groups, "epsilon": norm.attrs.get("epsilon", 1e-5), "stash_type": norm.attrs.get("stash_type", 1)}
     graph.replace(result, "GroupNormalization", [x, *given], attrs, name=norm.name)
     return True
+
+
+def _narrowed(
+    graph: Graph, x: gs.Tensor, result: gs.Variable, parameters: list[gs.Tensor]
+) -> tuple[gs.Tensor, gs.Variable, list[gs.Tensor]]:
+    """x, what comes of it and scale and bias in half precision, where casts stand around them."""
+    cast_in, cast_out = producer(x, "Cast"), only_consumer(result, "Cast")
+    half = onnx_type(cast_in.inputs[0]) if cast_in is not None and is_half(cast_in.inputs[0]) else None
+    if half is None or cast_out is None or cast_out.attrs["to"] != half:
+        return x, result, parameters
+    narrow = [_exactly(graph, each, half) for each in parameters]
+    if any(each is None for each in narrow):
+        return x, result, parameters
+    return cast_in.inputs[0], cast_out.outputs[0], narrow
+
+
+def _exactly(graph: Graph, parameter: gs.Tensor, half: int) -> gs.Tensor | None:
+    """The same numbers in half precision; None where it has not all of them."""
+    source = through(parameter, "Reshape", "Unsqueeze", "Cast")
+    if onnx_type(source) != half:
+        values = graph.constant(source)
+        kind = onnx.helper.tensor_dtype_to_np_dtype(half)
+        if values is None or not np.array_equal(values.astype(kind).astype(values.dtype), values):
+            return None
+    return graph.new("Cast", [parameter], {"to": half}, dtype=half, shape=parameter.shape)
 
 
 def _same(sizes: ShapeValues, a: gs.Tensor, b: gs.Tensor, axes: int | None = None) -> bool:

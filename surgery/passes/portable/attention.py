@@ -3,9 +3,9 @@
     softmax(scale * query @ key^T + mask) @ value          [B, heads, S, D] and [B, kv_heads, T, D]
 
 Matches the scale on the scores, or on query and key each; masks by Where or Add, before or after the scale; key^T as a
-Transpose of any layout; products over three dimensions, batch and heads merged; a float32 softmax between half-precision
-products, or before a value cast to float32; guards against NaN. A mask that Where applies stays boolean, one that Add
-applies stays a bias: what it means is for later passes.
+Transpose of any layout; products over three dimensions, batch and heads merged or not told apart; learned queries; a
+float32 softmax between half-precision products, or before a value cast to float32; guards against NaN. A mask that Where
+applies stays boolean, one that Add applies stays a bias: what it means is for later passes.
 """
 
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from suture.surgery.graph import (
     static_dim,
     through,
 )
+from suture.surgery.heads import of_batch, one_batch, same_matrices, sizes_of, split, unmerged
 from suture.surgery.masks.mask_builders import both
 from suture.surgery.rows import of_tokens
 
@@ -59,10 +60,18 @@ def _fuse(graph: Graph, softmax: gs.Node, steps: set[int]) -> bool:
     query, query_scale = _unscaled(graph, scores.product.inputs[0])
     key_T, key_scale = _unscaled(graph, scores.product.inputs[1])
     merged = rank(query) == 3
-    key = _untransposed(graph, _unmerged(key_T))
+    key = _untransposed(graph, unmerged(key_T))
     need(key is not None, "the second operand of query @ key^T is not a transposed key")
-    key, inner_scale = _unscaled(graph, _unmerged(key))
-    query, value = _unmerged(query), _unmerged(context.inputs[1])
+    of_three = query, key, context.inputs[1]
+    key, inner_scale = _unscaled(graph, unmerged(key))
+    query, value = unmerged(query), unmerged(context.inputs[1])
+    if [rank(tensor) for tensor in of_three] == [3, 3, 3] and 3 in (rank(query), rank(key), rank(value)):
+        inner_scale = 1.0
+        query, key, value = one_batch(graph, of_three)
+        need(
+            scores.mask is None or rank(scores.mask) in (1, 2, 3),
+            "what is added to the scores has heads that query, key and value do not show",
+        )
     widened = producer(value, "Cast") if onnx_type(value) != onnx_type(query) else None
     if widened is not None and onnx_type(widened.inputs[0]) == onnx_type(query):
         value = widened.inputs[0]
@@ -70,6 +79,8 @@ def _fuse(graph: Graph, softmax: gs.Node, steps: set[int]) -> bool:
         need(rank(tensor) == 4, f"the {name} has rank {rank(tensor)}, not [batch, heads, sequence, head_dim]")
     need(onnx_type(query) == onnx_type(key) == onnx_type(value), "query, key and value differ in type")
     mask, grouped = scores.mask, None
+    if isinstance(query, gs.Constant) and query.shape[0] == 1 != key.shape[0]:
+        query = of_batch(graph, query, key)
     heads = _heads_in_rows(graph, query, key)
     if heads is not None:
         need(not merged, "query heads lie in the rows of a product of three dimensions")
@@ -126,7 +137,7 @@ def _put(graph: Graph, result: gs.Variable, inputs: list[gs.Tensor], attrs: dict
     name = result.inputs[0].name
     tensor = graph.new("Attention", inputs, attrs, name=name, shape=[*query.shape[:3], inputs[2].shape[3]])
     if merged:
-        target = _sizes(graph, [-1], query, 2, [int(inputs[2].shape[3])])
+        target = sizes_of(graph, [-1], query, 2, [int(inputs[2].shape[3])])
         if onnx_type(result) == onnx_type(query):
             graph.replace(result, "Reshape", [tensor, target])
             return
@@ -151,20 +162,6 @@ def _over_rows(graph: Graph, mask: gs.Tensor, query: gs.Tensor, of_tokens: bool)
     return graph.new("Expand", [mask, target], shape=[*mask.shape[:-2], query.shape[2], mask.shape[-1]])
 
 
-def _unmerged(tensor: gs.Tensor) -> gs.Tensor:
-    """[B, heads, S, D], if the tensor is that with its first two axes merged; else the tensor."""
-    node = producer(tensor, "Reshape")
-    return node.inputs[0] if rank(tensor) == 3 and node is not None and _same_matrices(node.inputs[0], tensor) else tensor
-
-
-def _same_matrices(first: gs.Tensor, second: gs.Tensor) -> bool:
-    """Whether two ranks of one tensor differ in the axes before the last two alone."""
-    if rank(first) is None or rank(second) is None:
-        return False
-    sizes = list(first.shape[-2:])
-    return sizes == list(second.shape[-2:]) and all(size is not None and size != "" for size in sizes)
-
-
 def _context(graph: Graph, softmax: gs.Node) -> gs.Node | None:
     """The product weights @ value that the softmax feeds, past casts and NaN guards."""
     weights = softmax.outputs[0]
@@ -178,7 +175,7 @@ def _context(graph: Graph, softmax: gs.Node) -> gs.Node | None:
             weights = where.outputs[0]
         elif (cast := only_consumer(weights, "Cast", "Identity")) is not None:
             weights = cast.outputs[0]
-        elif (reshape := only_consumer(weights, "Reshape")) is not None and _same_matrices(weights, reshape.outputs[0]):
+        elif (reshape := only_consumer(weights, "Reshape")) is not None and same_matrices(weights, reshape.outputs[0]):
             weights = reshape.outputs[0]
         else:
             product = only_consumer(weights, "MatMul")
@@ -197,7 +194,7 @@ def _scores(graph: Graph, tensor: gs.Tensor) -> Scores | None:
         elif op in ("Mul", "Div") and (factor := _factor(graph, node)) is not None:
             tensor, number = factor
             scale *= number
-        elif op == "Reshape" and rank(node.inputs[0]) == 3 and _same_matrices(node.inputs[0], tensor):
+        elif op == "Reshape" and rank(node.inputs[0]) == 3 and same_matrices(node.inputs[0], tensor):
             heads, tensor = tensor, node.inputs[0]
         elif op == "Max" and len(node.inputs) == 2 and _least(graph, node.inputs[1]):
             tensor = node.inputs[0]  # clamps the mask's -inf
@@ -210,6 +207,8 @@ def _scores(graph: Graph, tensor: gs.Tensor) -> Scores | None:
             mask, tensor = both(graph, seen, mask), node.inputs[2]
         elif op == "Add":
             leads = [_leads_to_product(graph, operand) for operand in node.inputs]
+            if not any(leads):
+                leads = [_leads_to_product(graph, operand, learned=True) for operand in node.inputs]
             if sum(leads) != 1:
                 return None
             tensor = node.inputs[leads.index(True)]
@@ -228,24 +227,7 @@ def _with_heads(graph: Graph, bias: gs.Tensor, heads: gs.Tensor | None) -> gs.Te
         return bias
     need(rank(bias) == 3 and isinstance(heads.shape[1], int), "a bias is added whose heads are not known")
     need(bias.shape[0] not in (None, 1), "a bias is added to the scores of all heads and rows at once")
-    return _split(graph, bias, heads)
-
-
-def _split(graph: Graph, merged: gs.Tensor, heads: gs.Tensor) -> gs.Variable:
-    """[B·heads, x, y] as [B, heads, x, y], with B and heads of `heads` [B, heads, ...]."""
-    target = _sizes(graph, [-1, heads.shape[1]], merged, 1, [])
-    return graph.new("Reshape", [merged, target], shape=[*heads.shape[:2], *merged.shape[1:]])
-
-
-def _sizes(graph: Graph, before: list[int], tensor: gs.Tensor, axis: int, after: list[int]) -> gs.Tensor:
-    """`before`, the sizes of `tensor` from `axis` up to those of its last axes that `after` replaces, and `after`: int64."""
-    end = rank(tensor) - len(after)
-    known = [static_dim(tensor, each) for each in range(axis, end)]
-    if None not in known:
-        return graph.int64([*before, *known, *after])
-    sizes = graph.new("Shape", [tensor], {"start": axis, "end": end}, dtype=np.int64, shape=[end - axis])
-    parts = [graph.int64(before), sizes, *([graph.int64(after)] if after else [])]
-    return graph.new("Concat", parts, {"axis": 0}, dtype=np.int64, shape=[len(before) + end - axis + len(after)])
+    return split(graph, bias, heads)
 
 
 def _factor(graph: Graph, node: gs.Node) -> tuple[gs.Tensor, float] | None:
@@ -266,19 +248,20 @@ def _least(graph: Graph, tensor: gs.Tensor) -> bool:
     return values is not None and bool(np.all(values.astype(np.float64) <= FAR_BELOW))
 
 
-def _leads_to_product(graph: Graph, tensor: gs.Tensor) -> bool:
-    """Whether a walk up through what may lie on the scores' way ends at a MatMul of two activations."""
+def _leads_to_product(graph: Graph, tensor: gs.Tensor, learned: bool = False) -> bool:
+    """Whether a walk up through what may lie on the scores' way ends at a MatMul of two activations, or, of `learned` queries, at
+    one whose second operand is."""
     node = producer(tensor)
     while node is not None:
         op = op_of(node)
         if op == "MatMul":
-            return not any(isinstance(operand, gs.Constant) for operand in node.inputs)
+            return not any(isinstance(operand, gs.Constant) for operand in node.inputs[int(learned) :])
         if op in ("Mul", "Div") and (factor := _factor(graph, node)) is not None:
             node = producer(factor[0])
         elif op in ("Cast", "Identity", "Max", "Reshape"):
             node = producer(node.inputs[0])
         elif op in ("Add", "Where"):
-            return any(_leads_to_product(graph, operand) for operand in node.inputs)
+            return any(_leads_to_product(graph, operand, learned) for operand in node.inputs)
         else:
             return False
     return False
@@ -295,26 +278,24 @@ def _untransposed(graph: Graph, key_T: gs.Tensor) -> gs.Tensor | None:
     node = producer(key_T, "Transpose")
     if node is not None:
         perm = list(node.attrs.get("perm", []))
-        if perm == [0, 2, 1]:
-            return node.inputs[0]
-        if len(perm) != 4:
+        if len(perm) not in (3, 4):
             return None
-        swapped = [perm[0], perm[1], perm[3], perm[2]]
-        if swapped == [0, 1, 2, 3]:
+        swapped = [*perm[:-2], perm[-1], perm[-2]]
+        if swapped == sorted(perm):
             return node.inputs[0]
         return graph.new("Transpose", [node.inputs[0]], {"perm": swapped}, shape=_swapped(key_T))
     if (joined := producer(key_T, "Concat")) is not None:
         return _joined_before(graph, key_T, joined)
     reshape = producer(key_T, "Reshape")  # [B, heads, T, D] → [B·heads, T, D] → [B·heads, D, T] → [B, heads, D, T]
-    if reshape is None or not _same_matrices(reshape.inputs[0], key_T):
+    if reshape is None or not same_matrices(reshape.inputs[0], key_T):
         return None
     transpose = producer(reshape.inputs[0], "Transpose")
     if transpose is None or list(transpose.attrs.get("perm", [])) != [0, 2, 1]:
         return None
-    key = _unmerged(transpose.inputs[0])
+    key = unmerged(transpose.inputs[0])
     if rank(key) == 4:
         return key
-    return _split(graph, key, key_T) if isinstance(key_T.shape[1], int) else None
+    return split(graph, key, key_T) if isinstance(key_T.shape[1], int) else None
 
 
 def _joined_before(graph: Graph, key_T: gs.Tensor, joined: gs.Node) -> gs.Tensor | None:
@@ -337,4 +318,4 @@ def _joined_before(graph: Graph, key_T: gs.Tensor, joined: gs.Node) -> gs.Tensor
 
 
 def _swapped(key_T: gs.Tensor) -> list | None:
-    return None if key_T.shape is None else [*key_T.shape[:2], key_T.shape[3], key_T.shape[2]]
+    return None if key_T.shape is None else [*key_T.shape[:-2], key_T.shape[-1], key_T.shape[-2]]

@@ -5,6 +5,7 @@ Weights stay where they are: nothing is folded that reads or makes more than 65,
 
 import re
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -12,6 +13,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from suture.core.errors import UserError
 from suture.core.sessions import new_session
+from suture.core.shadow_copy import has_bfloat16, runnable
 from suture.core.traits import traits
 from suture.surgery.graph import SMALL, Graph, need, onnx_type, operands, producer, rank
 from suture.surgery.graph.files import sort
@@ -94,15 +96,24 @@ def _fold(graph: Graph) -> int:
     for number, node in enumerate(part.graph.node):
         node.name = str(number)  # the source's need not be unique, and onnxruntime insists
     part.ir_version = 10
-    try:
-        computed = new_session(part).run(None, {})
-    except Exception as error:  # onnxruntime's errors share no public base
-        raise _refusal(folding, str(error)) from None
-    for tensor, values in zip(outputs, computed):
+    for tensor, values in zip(outputs, _computed(part, folding)):
+        if onnx_type(tensor) == onnx.TensorProto.BFLOAT16:
+            values = values.astype(ml_dtypes.bfloat16)
         if values.size <= SMALL and not graph.is_output(tensor):
             proto = onnx.numpy_helper.from_array(values)
             graph.redirect(tensor, gs.Constant(graph.unique(f"{tensor.name}_value"), LazyValues(proto)))
     return len(folding)
+
+
+def _computed(part: onnx.ModelProto, folding: list[gs.Node]) -> list[np.ndarray]:
+    """The values of the part's outputs; bfloat16, which onnxruntime's CPU has few operators for, as float32 where it lacks one."""
+    of_bfloat16 = has_bfloat16(part)
+    for model in (part, runnable(part))[: 1 + of_bfloat16]:
+        try:
+            return new_session(model).run(None, {})
+        except Exception as error:  # onnxruntime's errors share no public base
+            failure = str(error)
+    raise _refusal(folding, failure)
 
 
 def _refusal(folding: list[gs.Node], error: str) -> UserError:

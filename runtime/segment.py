@@ -1,0 +1,105 @@
+"""A picture and points in it to masks: transformers' own processor of SAM around whatever runs the model's two parts."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
+from transformers.models.sam.processing_sam import SamProcessor
+
+from suture.core.errors import UserError
+from suture.core.masks import FEATURES, FIRST_CORNER, LABELS, LAST_CORNER, MASKS, NONE, PIXELS, POINTS, SCORES
+from suture.core.reader import read_json
+from suture.core.refusals import refusals
+
+PREPROCESSOR = "preprocessor_config.json"
+
+Arrays = dict[str, np.ndarray]
+Run = Callable[[Arrays], Arrays]  # inputs by name, floats as float32, to outputs by name
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is to be masked, in the picture's pixels."""
+
+    points: tuple[tuple[float, float], ...] = ()  # x, y
+    labels: tuple[int, ...] = ()  # of each point: 1, it is in the mask; 0, it is beside it
+    box: tuple[float, float, float, float] | None = None  # left, top, right, bottom
+
+
+@dataclass(frozen=True)
+class Found:
+    masks: np.ndarray  # bool [masks, height, width]
+    scores: np.ndarray  # float32 [masks]: the intersection over union that the model expects of each
+
+    @property
+    def best(self) -> np.ndarray:
+        return self.masks[self.scores.argmax()]
+
+
+def open_processor(checkpoint: Path, side: int) -> SamProcessor:
+    """The checkpoint's own, or, where it has no preprocessor_config.json, SAM's for pictures of `side` pixels. Raises UserError where
+    that file is none, or makes pictures of another size."""
+    file = checkpoint / PREPROCESSOR
+    pad = {"height": side, "width": side}
+    if not file.is_file():
+        return SamProcessor(SamImageProcessorPil(size={"longest_edge": side}, pad_size=pad))
+    read_json(file)
+    with refusals(file, "is refused by transformers", "put the checkpoint's own there"):
+        processor = SamImageProcessorPil.from_pretrained(str(checkpoint), local_files_only=True)
+        made = dict(processor.pad_size), processor.size["longest_edge"]
+    if (made[0].get("height"), made[0].get("width"), made[1]) != (side, side, side):
+        raise UserError(
+            file,
+            f"makes pictures of {json.dumps(made[0])} pixels, and the graph takes {side}",
+            "put the checkpoint's own there",
+        )
+    return SamProcessor(processor)
+
+
+def read_picture(file: Path) -> Image.Image:
+    """RGB. Raises UserError for a file that is no picture."""
+    with refusals(file, "is not a picture that can be read", "name a PNG or JPEG file"), Image.open(file) as picture:
+        return picture.convert("RGB")
+
+
+class Segmenter:
+    def __init__(self, processor: SamProcessor, encode: Run, decode: Run):
+        self.processor, self.encode, self.decode = processor, encode, decode
+
+    def __call__(self, picture: Image.Image, prompt: Prompt) -> Found:
+        """The masks of one picture and one prompt, at the picture's size."""
+        given = self._prepared(picture, prompt)
+        features = self.encode({PIXELS: given["pixel_values"].astype(np.float32)})[FEATURES]
+        found = self.decode({FEATURES: features, **_as_points(given, prompt)})
+        logits = [torch.from_numpy(found[MASKS].astype(np.float32))]
+        (masks,) = self.processor.post_process_masks(logits, given["original_sizes"], given["reshaped_input_sizes"])
+        return Found(masks[0].numpy(), found[SCORES][0].astype(np.float32))
+
+    def _prepared(self, picture: Image.Image, prompt: Prompt) -> Arrays:
+        asked = {}
+        if prompt.points:
+            asked["input_points"] = [[[list(map(float, point)) for point in prompt.points]]]
+            asked["input_labels"] = [[list(prompt.labels)]]
+        if prompt.box is not None:
+            asked["input_boxes"] = [[list(map(float, prompt.box))]]
+        return dict(self.processor(images=picture, return_tensors="np", **asked))
+
+
+def _as_points(given: Arrays, prompt: Prompt) -> Arrays:
+    """What the decoder takes: the points, then a box's corners, or a point that is none."""
+    points = [given["input_points"].reshape(-1, 2)] if prompt.points else []
+    corners = given["input_boxes"].reshape(2, 2) if prompt.box is not None else np.zeros((1, 2))
+    labels = [*prompt.labels, *([FIRST_CORNER, LAST_CORNER] if prompt.box is not None else [NONE])]
+    placed = np.concatenate([*points, corners])[None].astype(np.float32)
+    return {POINTS: placed, LABELS: np.array([labels], np.int64)}
+
+
+def overlap(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Intersection over union of two bool masks; 1 where both are empty."""
+    union = int((found | wanted).sum())
+    return int((found & wanted).sum()) / union if union else 1.0
