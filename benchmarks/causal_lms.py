@@ -29,7 +29,9 @@ OPTIONS = {"surgery": ("--capacity", 64), "build": ("--compute-capability", "8.9
 def main() -> None:
     parser = argparse.ArgumentParser(prog=COMMAND.removeprefix("python -m "), description=__doc__.split("\n")[2])
     parser.add_argument("model_type", nargs="*", help="(all)")
-    parser.add_argument("--seconds", type=arguments.whole(1, 86400), default=600, help="that each step of one may take (%(default)s)")
+    parser.add_argument(
+        "--seconds", type=arguments.whole(1, 86400), default=600, help="that each step of one may take (%(default)s)"
+    )
     given = parser.parse_args()
     from tests.causal_lms import names  # only now: it imports transformers
 
@@ -57,7 +59,9 @@ def row(name: str, limit: float) -> dict[str, str]:
             try:
                 columns |= step(name, work, limit)
             except subprocess.CalledProcessError as error:
-                columns[step.__name__.strip("_").replace("build", "engine").replace("surgery", "nodes")] = _reason(error, folder)
+                columns[step.__name__.strip("_").replace("build", "engine").replace("surgery", "nodes")] = _reason(
+                    error, folder
+                )
                 break
             except subprocess.TimeoutExpired:
                 columns["export"] = f"not done in {limit:.0f} s"

@@ -23,7 +23,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from suture.core.errors import UserError
-from suture.core.refusals import Broken, said
+from suture.core.refusals import BrokenFile, said
 from suture.models.dimensions import Dimensions
 from suture.models.layers import visible, visible_in_chunk
 from suture.models.packed import PACKINGS
@@ -32,6 +32,7 @@ from suture.models.stepped import LEFT_OUT, transformers_refusals
 PREFIX = ""
 REMEDY = "use another model, or add a file for its family to models/families"
 CAUSAL, WINDOW, CHUNKS = "create_causal_mask", "create_sliding_window_causal_mask", "create_chunked_causal_mask"
+ATTENTION = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
 NOT_SET = {True: float("nan"), False: -(1 << 30)}  # of a buffer, by whether it is of floats: nobody has given it values
 
 
@@ -83,6 +84,7 @@ def build(config: dict, where: object) -> PreTrainedModel:
             raise UserError(where, f"{model_class.__name__} keeps no KV cache", REMEDY)
         own = {"takes": takes, "of_transformers": model_class.forward, "__module__": model_class.__module__}  # rules go by it
         model = type(model_class.__name__, (AnyCausalLM, model_class), own)(parsed).eval()
+    _check_layers(model, where)
     _make_tables(model, where)
     _untie_head(model)
     model.dimensions = _dimensions(model, where)
@@ -93,6 +95,16 @@ def _computes_by_sdpa(model_class: type[PreTrainedModel], config: object) -> boo
     """Whether transformers' own call of scaled_dot_product_attention is all of attention: with a soft cap or sinks it is not."""
     text = config.get_text_config()
     return model_class._supports_sdpa and getattr(text, "attn_logit_softcapping", None) is None
+
+
+def _check_layers(model: PreTrainedModel, where: object) -> None:
+    """Raises UserError where the config names layers, one word for each, that are no attention with a KV cache."""
+    text = model.config.get_text_config()
+    named = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ()
+    others = sorted(set(map(str, named)) - ATTENTION)
+    if others:
+        reason = f"{type(model).__name__} has layers of type {', '.join(others)}, which keep something else than keys and values"
+        raise UserError(where, reason, REMEDY)
 
 
 def _make_tables(model: PreTrainedModel, where: object) -> None:
@@ -179,19 +191,19 @@ def _own_masks(model: PreTrainedModel, attention_mask: Tensor, steps: int) -> It
 
     def made(seen: Tensor, embeddings: Tensor, more: dict) -> Tensor:
         if any(more.get(name) is not None for name in ("or_mask_function", "and_mask_function", "block_sequence_ids")):
-            raise Broken("its mask is more than causal")
+            raise BrokenFile("its mask is more than causal")
         if model.config._attn_implementation == "sdpa":
             return seen
         least = torch.finfo(embeddings.dtype).min
         return torch.zeros_like(seen, dtype=embeddings.dtype).masked_fill(~seen, least)
 
-    def causal(config, inputs_embeds, *_, **more):  # noqa: ANN001, ANN002, ANN003 transformers' signature
+    def causal(config, inputs_embeds, *_, **more):
         return made(visible(attention_mask, steps), inputs_embeds, more)
 
-    def window(config, inputs_embeds, *_, **more):  # noqa: ANN001, ANN002, ANN003
+    def window(config, inputs_embeds, *_, **more):
         return made(visible(attention_mask, steps, config.sliding_window), inputs_embeds, more)
 
-    def chunks(config, inputs_embeds, *_, **more):  # noqa: ANN001, ANN002, ANN003
+    def chunks(config, inputs_embeds, *_, **more):
         return made(visible_in_chunk(attention_mask, steps, config.attention_chunk_size), inputs_embeds, more)
 
     own: dict[str, Callable] = {CAUSAL: causal, WINDOW: window, CHUNKS: chunks}
