@@ -1,122 +1,126 @@
-"""python -m benchmarks.causal_lms [MODEL_TYPE ...] [--seconds N]: docs/causal_lms.md's table, or only rows of it, printed.
+"""python -m benchmarks.causal_lms [MODEL_TYPE ...] [--seconds N]: docs/causal_lms.md's table, or some of its rows again.
 
 Every class that transformers has for causal language modelling, at a tiny random size in the layout in which transformers
-publishes it: `export --checkpoint` and, of the graph, how far its logits are from transformers' own of the whole text; surgery,
-which proves both graphs that it writes; build, for one architecture. Or the one line with which it was refused.
+publishes it: export from the checkpoint and, of the graph, how far its logits are from transformers' own of the whole text;
+surgery, which proves both graphs that it writes; build, for one architecture. Or the one line with which it was refused. Rows
+are kept in docs/measurements/causal_lms.json as they are made, and the page is made from them.
 """
 
-import argparse
+import contextlib
+import io
 import json
+import multiprocessing
 import re
-import subprocess
-import sys
 import tempfile
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-import onnx
-
-from benchmarks.processes import ROOT
 from benchmarks.tables import DOCS, put
 from suture.core import arguments
+from suture.core.command import CommandParser, run
+from suture.core.errors import UserError
+from suture.core.refusals import said
 
 COMMAND = "python -m benchmarks.causal_lms"
-PAGE = DOCS / "causal_lms.md"
-HEADINGS = ("model_type", "export", "of transformers'", "nodes", "fused", "proven", "engine")
+PAGE, ROWS = DOCS / "causal_lms.md", DOCS / "measurements" / "causal_lms.json"
+HEADINGS = ("model_type", "of transformers'", "nodes", "fused", "proven", "engine")
 FUSED = ("Attention", "RMSNormalization", "LayerNormalization", "RotaryEmbedding", "Swish", "Gelu", "TensorScatter")
-OPTIONS = {"surgery": ("--capacity", 64), "build": ("--compute-capability", "8.9")}
+CAPACITY, ARCHITECTURE = 64, "8.9"
+
+Row = dict[str, str]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog=COMMAND.removeprefix("python -m "), description=__doc__.split("\n")[2])
+    parser = CommandParser(prog="benchmarks.causal_lms", description="Every causal language model of transformers, to an engine.")
     parser.add_argument("model_type", nargs="*", help="(all)")
-    parser.add_argument(
-        "--seconds", type=arguments.whole(1, 86400), default=600, help="that each step of one may take (%(default)s)"
-    )
+    parser.add_argument("--seconds", type=arguments.whole(1, 86_400), default=600, help="that one may take (%(default)s)")
     given = parser.parse_args()
     from tests.causal_lms import names  # only now: it imports transformers
 
-    rows = []
-    print(f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}", sep="\n", flush=True)
+    rows = json.loads(ROWS.read_text()) if ROWS.exists() else {}
     for name in given.model_type or names():
-        rows.append(row(name, given.seconds))
-        print(_line(rows[-1]), flush=True)
-    if not given.model_type:
-        PAGE.write_text(put(PAGE.read_text(), COMMAND, table(rows)))
+        rows[name] = _in_a_child(name, given.seconds)
+        print(_line({"model_type": name, **rows[name]}), flush=True)
+        ROWS.write_text(json.dumps({name: rows[name] for name in names() if name in rows}, indent=1) + "\n")
+        PAGE.write_text(put(PAGE.read_text(), COMMAND, table({name: rows[name] for name in names() if name in rows})))
 
 
-def table(rows: list[dict[str, str]]) -> str:
-    built = sum(row["engine"] == "built" for row in rows)
+def table(rows: dict[str, Row]) -> str:
+    built = sum(row.get("engine") == "built" for row in rows.values())
     summary = f"{len(rows)} classes: {built} from checkpoint to engine, {len(rows) - built} not, each with its reason.\n"
-    return "\n".join([summary, f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}", *map(_line, rows)])
+    lines = [_line({"model_type": name, **row}) for name, row in rows.items()]
+    return "\n".join([summary, f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}", *lines])
 
 
-def row(name: str, limit: float) -> dict[str, str]:
-    """One class's columns; the first that could not be filled holds the reason."""
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        columns = {"model_type": name}
-        for step in (_export, _surgery, _build):
-            try:
-                columns |= step(name, work, limit)
-            except subprocess.CalledProcessError as error:
-                columns[step.__name__.strip("_").replace("build", "engine").replace("surgery", "nodes")] = _reason(
-                    error, folder
-                )
-                break
-            except subprocess.TimeoutExpired:
-                columns["export"] = f"not done in {limit:.0f} s"
-                break
-    return dict.fromkeys(HEADINGS, "") | columns
+def _in_a_child(name: str, limit: float) -> Row:
+    """A fork, so that nothing is imported again; what it cannot do, or not in time, is the row's last column."""
+    here, there = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=_row, args=(name, there))
+    child.start()
+    there.close()
+    row: Row = {}
+    with contextlib.suppress(EOFError):
+        while here.poll(limit):
+            row |= here.recv()
+        row |= {"engine": f"not done in {limit} s"}
+        child.kill()
+    child.join()
+    return row if "engine" in row else {**row, "engine": "the process died"}
 
 
-def _export(name: str, work: Path, limit: float) -> dict[str, str]:
-    code = (
-        "import json, sys; from pathlib import Path; from tests.causal_lms import *; work = Path(sys.argv[2]);"
-        "write_checkpoint(tiny_config(sys.argv[1]), work / 'checkpoint')"
-    )
-    _run(limit, "-c", code, name, work)
-    _run(limit, "-m", "suture", "export", "--checkpoint", work / "checkpoint", "--dtype", "float32", "--out", work / "export")
-    code = (
-        "import sys; from pathlib import Path; from tests.causal_lms import *; work = Path(sys.argv[1]);"
-        "print(error_of(work / 'export' / 'model.onnx', work / 'checkpoint'))"
-    )
-    error = float(_run(limit, "-c", code, work).splitlines()[-1])
-    return {"export": "written", "of transformers'": f"{error:.1e}"}
+def _row(name: str, columns: Connection) -> None:
+    """Sends each step's columns as it is done."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            columns.send(_exported(name, Path(folder)))
+            columns.send(_operated(Path(folder)) | {"proven": _worst(printed.getvalue())})
+            columns.send(_built(Path(folder)))
+        except UserError as error:
+            columns.send({"engine": f"refused: {error.parts[1].replace(folder + '/', '')}".replace("|", "/")})
+        except Exception as error:  # transformers' or the tracer's own, which the row says
+            columns.send({"engine": f"{type(error).__name__}: {said(error)}".replace("|", "/")})
 
 
-def _surgery(name: str, work: Path, limit: float) -> dict[str, str]:
-    out = work / "surgery"
-    said = _run(limit, "-m", "suture", "surgery", work / "export" / "model.onnx", "--out", out, *OPTIONS["surgery"])
-    before, after = (onnx.load(folder / "model.onnx", load_external_data=False) for folder in (work / "export", out))
+def _exported(name: str, work: Path) -> Row:
+    from suture import export_checkpoint
+    from tests.causal_lms import error_of, tiny_config, write_checkpoint
+
+    write_checkpoint(tiny_config(name), work / "checkpoint")
+    export_checkpoint(work / "checkpoint", work / "export", dtype="float32")
+    return {"of transformers'": f"{error_of(work / 'export' / 'model.onnx', work / 'checkpoint'):.1e}"}
+
+
+def _operated(work: Path) -> Row:
+    import onnx
+
+    from suture.surgery.options import SurgeryOptions
+    from suture.surgery.stage import surgery
+
+    if surgery(work / "export" / "model.onnx", work / "surgery", SurgeryOptions(capacity=CAPACITY)):
+        raise UserError(work, "surgery's graphs differ from the exported one")
+    before, after = (onnx.load(work / stage / "model.onnx", load_external_data=False) for stage in ("export", "surgery"))
     counts = {op: sum(node.op_type == op for node in after.graph.node) for op in FUSED}
-    proof = json.loads((out / "manifest.json").read_text())["proof"]
-    worst = re.search(r"proven .*worst error (.*?) in", said)
     return {
         "nodes": f"{len(before.graph.node)} → {len(after.graph.node)}",
         "fused": ", ".join(f"{count} {op}" for op, count in counts.items() if count),
-        "proven": worst[1] if worst and proof["status"] == "passed" and proof["complete"] else f"{proof['status']}, in part",
     }
 
 
-def _build(name: str, work: Path, limit: float) -> dict[str, str]:
-    lowered = work / "surgery" / "model.trt.onnx"
-    _run(limit, "-m", "suture", "build", lowered, "--out", work / "build", *OPTIONS["build"])
+def _worst(printed: str) -> str:
+    found = re.search(r"surgery: proven in .*\(worst error (.*?) in", printed)
+    return found[1] if found else "in part"
+
+
+def _built(work: Path) -> Row:
+    from suture import build_engine
+
+    build_engine(work / "surgery" / "model.trt.onnx", work / "build", compute_capability=[ARCHITECTURE])
     return {"engine": "built"}
 
 
-def _run(limit: float, *arguments: object) -> str:
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=limit).stdout
-
-
-def _reason(error: subprocess.CalledProcessError, folder: str) -> str:
-    line = (error.stderr.strip().splitlines() or [f"exit status {error.returncode}"])[-1]
-    return re.sub(r"^\w+: ", "", line).replace(f"{folder}/", "").replace("|", "/")
-
-
-def _line(row: dict[str, str]) -> str:
-    return f"| {' | '.join(row.values())} |"
+def _line(row: Row) -> str:
+    return f"| {' | '.join(row.get(heading, '') for heading in HEADINGS)} |"
 
 
 if __name__ == "__main__":
-    main()
+    run("benchmarks.causal_lms", main)

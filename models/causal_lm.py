@@ -103,7 +103,9 @@ def _check_layers(model: PreTrainedModel, where: object) -> None:
     named = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ()
     others = sorted(set(map(str, named)) - ATTENTION)
     if others:
-        reason = f"{type(model).__name__} has layers of type {', '.join(others)}, which keep something else than keys and values"
+        reason = (
+            f"{type(model).__name__} has layers of type {', '.join(others)}, which keep something else than keys and values"
+        )
         raise UserError(where, reason, REMEDY)
 
 

@@ -6,10 +6,13 @@ import numpy as np
 import onnxruntime
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import logging as transformers_logging
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from suture.core.signature import LOGITS, MASK, POSITIONS, TOKENS
+
+transformers_logging.disable_progress_bar()
 
 VOCABULARY, LENGTH = 256, 13
 STEPS = ((0, 8), (8, 9), (9, LENGTH))  # a prompt, one token, a chunk: longer than the window, which is 8

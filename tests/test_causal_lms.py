@@ -28,7 +28,13 @@ FUSED = {  # at two layers
     "gpt_oss": {"RMSNormalization": 5},  # sinks in the softmax
     "deepseek_v3": {"RMSNormalization": 9, "Swish": 3},  # multi-head latent attention
     "phi3": {"Attention": 2, "RMSNormalization": 5, "RotaryEmbedding": 4, "Swish": 2, "TensorScatter": 4},
-    "stablelm": {"Attention": 2, "LayerNormalization": 5, "RotaryEmbedding": 4, "Swish": 2, "TensorScatter": 4},  # partial rotary
+    "stablelm": {
+        "Attention": 2,
+        "LayerNormalization": 5,
+        "RotaryEmbedding": 4,
+        "Swish": 2,
+        "TensorScatter": 4,
+    },  # partial rotary
     "bloom": {"Attention": 2, "LayerNormalization": 6, "Gelu": 2, "TensorScatter": 4},  # ALiBi
     "xglm": {"Attention": 2, "LayerNormalization": 5, "Gelu": 2, "TensorScatter": 4},  # positions in a table of sines
     "gemma3_text": {"Attention": 2, "RMSNormalization": 13, "RotaryEmbedding": 4, "Gelu": 2, "TensorScatter": 4},
