@@ -44,11 +44,12 @@ def decoder_interface(dimensions: Dimensions, dtype: torch.dtype) -> ExportInter
     inputs = {TOKENS: ["batch", "sequence"], POSITIONS: ["batch", "sequence"], MASK: ["batch", TOTAL]}
     outputs = {LOGITS: ["batch", "sequence", dimensions.vocab]}
     caches, grows = [], []
-    for place in _places(dimensions.layers, side):
-        caches.append(torch.zeros(BATCH, heads, PAST, size, dtype=dtype))
+    for layer, role in _places(dimensions.layers, side):
+        width = dimensions.value_dim or size if role.endswith("value") else size
+        caches.append(torch.zeros(BATCH, heads, PAST, width, dtype=dtype))
         grows.append({0: Dim.AUTO, 2: Dim.AUTO})
-        inputs[past_name(*place)] = ["batch", heads, "past_sequence", size]
-        outputs[present_name(*place)] = ["batch", heads, TOTAL, size]
+        inputs[past_name(layer, role)] = ["batch", heads, "past_sequence", width]
+        outputs[present_name(layer, role)] = ["batch", heads, TOTAL, width]
     for place in _places(dimensions.layers, "encoder.") if encoder else []:
         caches.append(torch.zeros(BATCH, heads, encoder, size, dtype=dtype))
         grows.append({0: Dim.AUTO})

@@ -83,8 +83,12 @@ def _trace(model: torch.nn.Module, interface: ExportInterface, dtype: torch.dtyp
 
 def _give_memory(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """Puts the parameters, as `dtype`, on memory of the CPU that nothing touches. Tables that a model keeps beside its
-    parameters have their values already, and their type."""
+    parameters have their values already, and their type; those that a checkpoint has are on device "meta", too."""
     for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                kept = dtype if buffer.is_floating_point() else buffer.dtype
+                setattr(module, name, torch.empty_like(buffer, dtype=kept, device="cpu"))
         for name, parameter in module.named_parameters(recurse=False):
             empty = torch.empty_like(parameter, dtype=dtype, device="cpu")
             setattr(module, name, torch.nn.Parameter(empty, requires_grad=False))

@@ -34,10 +34,11 @@ def attach(graph: ir.Model, checkpoint: Checkpoint, dtype: str, mode: str | None
     weights that have NaN or infinity.
     """
     initializers = graph.graph.initializers
-    names = [name for name in initializers if name in checkpoint.tensors]
-    total = sum(_bytes(checkpoint.tensors[name], dtype) for name in names)
+    names = [name for name in initializers if checkpoint.stored(name)]
+    total = sum(_bytes(checkpoint, name, dtype) for name in names)
     mode = mode or ("copy" if total < COPY_BELOW else "reference")
-    referenced = [name for name in names if mode == "reference" and checkpoint.tensors[name].dtype == dtype]
+    lies = {name for name in names if name in checkpoint.tensors and checkpoint.tensors[name].dtype == dtype}
+    referenced = [name for name in names if mode == "reference" and name in lies]
     copied = [name for name in names if name not in set(referenced)]
 
     places = {name: checkpoint.tensors[name].file.resolve() for name in referenced}
@@ -69,11 +70,10 @@ def write_copy(checkpoint: Checkpoint, names: list[str], dtype: str, path: Path)
     """Streams tensors, converted to `dtype`, into one safetensors file; memory stays at one chunk."""
     header, entries, end = {}, {}, 0
     for name in names:
-        entry = checkpoint.tensors[name]
-        length = _bytes(entry, dtype)
+        length = _bytes(checkpoint, name, dtype)
         header[name] = {
             "dtype": BY_NUMPY[dtype].safetensors,
-            "shape": list(entry.shape),
+            "shape": list(checkpoint.stored(name).shape),
             "data_offsets": [end, end + length],
         }
         end += length
@@ -90,12 +90,10 @@ def write_copy(checkpoint: Checkpoint, names: list[str], dtype: str, path: Path)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for name in names if end < SHOWN else counted("export", "copying weights", names, len(names)):
-            begin, _ = header[name]["data_offsets"]
+            begin, end = header[name]["data_offsets"]
             for chunk in _converted(checkpoint, name, dtype):
                 chunk.tofile(file)
-            entries[name] = TensorEntry(
-                name, path, dtype, checkpoint.tensors[name].shape, start + begin, _bytes(checkpoint.tensors[name], dtype)
-            )
+            entries[name] = TensorEntry(name, path, dtype, checkpoint.stored(name).shape, start + begin, end - begin)
     return entries
 
 
@@ -113,5 +111,5 @@ def _converted(checkpoint: Checkpoint, name: str, dtype: str) -> Iterator:
         yield converted.view(torch.uint8).numpy()
 
 
-def _bytes(entry: TensorEntry, dtype: str) -> int:
-    return math.prod(entry.shape) * getattr(torch, dtype).itemsize
+def _bytes(checkpoint: Checkpoint, name: str, dtype: str) -> int:
+    return math.prod(checkpoint.stored(name).shape) * getattr(torch, dtype).itemsize

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from suture.core.errors import UserError
+from suture.models import causal_lm, diffusers_folder, families
 from suture.models import checkpoint as checkpoints
-from suture.models import diffusers_folder, families
-from suture.models.checkpoint import Checkpoint
+from suture.models.checkpoint import CONFIG, Checkpoint
 from suture.models.config import check_config
+from suture.models.conversions import named_as
 from suture.models.packed import check_biases
 
 
@@ -26,6 +27,8 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
         return diffusers_folder.open_folder(folder, index, family.NETWORKS, family.OPTIONAL, family.renamed)
     checkpoint = checkpoints.open_checkpoint(folder)
     family = _named_family(checkpoint.config)
+    if family is None and causal_lm.knows(checkpoint.config):
+        return named_as(architecture(checkpoint.config, checkpoint.folder / CONFIG), checkpoint)
     return checkpoint.under(family.PREFIX) if family else checkpoint
 
 
@@ -43,7 +46,7 @@ def meta_model(checkpoint: Checkpoint) -> nn.Module:
     model = architecture(checkpoint.config, checkpoint.described[0])
     tensors = model.state_dict()
     for name, tensor in tensors.items():
-        checkpoint.entry(name, tuple(tensor.shape))
+        checkpoint.check(name, tuple(tensor.shape))
     check_biases(checkpoint, tensors)
     return model
 
@@ -58,6 +61,8 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: str = "cpu") 
 
 def _family(config: dict, where: Path) -> ModuleType:
     family, named = _named_family(config), _architectures(config)
+    if family is None and causal_lm.knows(config):
+        return causal_lm
     if family is None or (named and not named & set(family.ARCHITECTURES)):
         supported = ", ".join(f"{name} ({'/'.join(module.ARCHITECTURES)})" for name, module in _families().items())
         found = f"{config.get('model_type')} ({'/'.join(sorted(named)) or 'no architecture named'})"

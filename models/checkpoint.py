@@ -8,8 +8,8 @@ import math
 import os
 import struct
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -52,11 +52,21 @@ class TensorEntry:
 
 
 @dataclass(frozen=True)
+class Joined:
+    """A tensor of the architecture that the checkpoint holds in pieces; `load` reads them and puts it together."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    load: Callable[[], torch.Tensor]
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     folder: Path
     config: dict
-    tensors: dict[str, TensorEntry]  # by the architecture's name for each
+    tensors: dict[str, TensorEntry]  # by the architecture's name for each, but those that only `joined` reads
     described: tuple[Path, ...]  # config.json, or what stands in its place, and what else was read beside the weights
+    joined: Mapping[str, Joined] = field(default_factory=dict)  # by the architecture's name
 
     @property
     def files(self) -> list[Path]:
@@ -80,6 +90,15 @@ class Checkpoint:
             raise UserError(self.folder, "has no floating-point weights", "use a checkpoint that is not quantised")
         return sizes.most_common(1)[0][0]
 
+    def stored(self, name: str) -> TensorEntry | Joined | None:
+        """Where the tensor of that name lies, or how it is put together; None where there is none, or it is packed."""
+        return self.joined.get(name) or self.tensors.get(name)
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raises UserError where the tensor is missing, or has another shape than the architecture gives it."""
+        if name not in self.joined:
+            self.entry(name, shape)
+
     def entry(self, name: str, shape: tuple[int, ...] | None = None) -> TensorEntry:
         """Raises UserError where the tensor is missing, or has another shape than the architecture gives it."""
         if is_packed(self, name):
@@ -100,6 +119,8 @@ class Checkpoint:
         """The tensor in its stored type, on the CPU; one that is packed in few bits as float32."""
         if is_packed(self, name):
             return load_packed(self, name).dequantised()
+        if name in self.joined:
+            return self._put_together(name)
         entry = self.entry(name)
         with (
             refusals(entry.file, "is not a valid safetensors file", "download it again"),
@@ -109,7 +130,7 @@ class Checkpoint:
 
     def load_float32(self, name: str, rounded_to: torch.dtype) -> torch.Tensor:
         """The tensor as float32, its values those of `rounded_to`. Read in pieces: there is never a second copy."""
-        if is_packed(self, name):
+        if is_packed(self, name) or name in self.joined:
             return self.load(name).to(rounded_to).float()
         entry = self.entry(name)
         stored = getattr(torch, entry.dtype)
@@ -124,6 +145,16 @@ class Checkpoint:
                 first = start // stored.itemsize
                 flat[first : first + len(values)] = values.to(rounded_to)
         return whole
+
+    def _put_together(self, name: str) -> torch.Tensor:
+        joined = self.joined[name]
+        remedy = "check that config.json and weights belong together"
+        with refusals(self.folder, f"has pieces of {name} that do not fit together", remedy):
+            tensor = joined.load()
+        if tuple(tensor.shape) != joined.shape:
+            reason = f"has pieces of {name} of shape {list(tensor.shape)}, but config.json asks for {list(joined.shape)}"
+            raise UserError(self.folder, reason, remedy)
+        return tensor
 
 
 def open_checkpoint(folder: Path | str) -> Checkpoint:

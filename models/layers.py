@@ -66,6 +66,12 @@ def visible(attention_mask: Tensor, steps: int, window: int | None = None) -> Te
     return seen if window is None else seen & (distances(attention_mask, steps) > -window)
 
 
+def visible_in_chunk(attention_mask: Tensor, steps: int, chunk: int) -> Tensor:
+    """visible, of a row's own tokens only those in the same `chunk` of so many as the token itself."""
+    chunks = (attention_mask.cumsum(1) - 1) // chunk
+    return visible(attention_mask, steps) & (chunks[:, None, :] == latest(chunks, steps)[:, :, None])[:, None]
+
+
 def latest(of_slots: Tensor, steps: int) -> Tensor:
     """[...,S] of [...,T]: what belongs to this step's tokens. The tracer does not know the length by itself."""
     part = of_slots[..., of_slots.shape[-1] - steps :]
