@@ -69,6 +69,7 @@ def problems(case: Case, inputs, server, work) -> tuple[list[str], str]:
 def check(case: Case, inputs, server, work) -> None:
     broken, said = problems(case, inputs, server, work)
     assert not broken, f"{'; '.join(broken)}\n{said}"
+    shutil.rmtree(work)
 
 
 @pytest.mark.parametrize("case", [

@@ -67,6 +67,7 @@ MODULES = {
     "pipeline": "suture.pipeline",
 }
 PROGRAMS = {"golden": "validate"}  # what a stage calls itself, where its module has several
+DONE = {"check": (1,)}  # what a stage ends with on the good inputs, where that is not 0: float32 attention is not fused
 GRAPH_STAGES = ("surgery", "build", "validate", "generate", "check", "compare")
 
 
@@ -75,7 +76,7 @@ class Result:
     status: int | None  # None: it hung and was killed
     out: str
     err: str
-    seconds: float
+    cpu: float  # seconds of processor time, of its children too
 
 
 def broken_promises(case: Case, result: Result, before: dict[str, str], after: dict[str, str]) -> list[str]:

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import network_graphs
 import onnx
-from decoder_graphs import decoder_graph
+from decoder_graphs import VOCAB, decoder_graph
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from suture.models.named import checkpoint_folder
 from suture.models.random_weights import write
 from suture.validate import golden
 from suture.validate.pipeline import find_pipeline
-from tests.graphs import weightless
 
 CONFIG = {
     "model_type": "qwen", "architectures": ["QWenLMHeadModel"], "vocab_size": 2304, "hidden_size": 16, "num_hidden_layers": 1,
@@ -26,7 +25,7 @@ def make(folder: Path) -> None:
     write(CONFIG, folder / "checkpoint", "float32", seed=0)
     shutil.copyfile(checkpoint_folder("tiny-qwen") / "qwen.tiktoken", folder / "checkpoint" / "qwen.tiktoken")
     (folder / "graphs").mkdir()
-    onnx.save(weightless.load("llama-torchscript-17-float32"), folder / "graphs" / "model.onnx", save_as_external_data=True,
+    onnx.save(decoder_graph(static=False), folder / "graphs" / "model.onnx", save_as_external_data=True,
               location="model.data", size_threshold=1024)  # fmt: skip
     (folder / "static").mkdir()
     onnx.save(decoder_graph(static=True), folder / "static" / "model.onnx")
@@ -36,13 +35,13 @@ def make(folder: Path) -> None:
     (folder / "prompts.txt").write_text("ab\n")
     library = folder / "library"
     library.mkdir()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:127]  # the graph knows 128 tokens
-    tokenizer = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)} | {"<|end|>": 127}, []))
+    alphabet = [*map(chr, range(ord("@"), ord("@") + VOCAB - 1)), "<|end|>"]
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     tokenizer.save(str(library / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>", "chat_template": TEMPLATE}
     (library / "tokenizer_config.json").write_text(json.dumps(settings))
-    (library / "generation_config.json").write_text(json.dumps({"eos_token_id": 127}))
+    (library / "generation_config.json").write_text(json.dumps({"eos_token_id": VOCAB - 1}))
 
 
 def pipeline(folder: Path) -> None:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.abuse.case import ARGUMENTS, FINISHED, Case
+from tests.abuse.case import ARGUMENTS, DONE, FINISHED, Case
 from tests.abuse.kind_04_faults import passed
 
 PROMISE = "the work is done and has its status wherever its output goes; names are shown, never obeyed; 130 when interrupted"
@@ -45,7 +45,9 @@ def renamed(stage: str, name: str) -> tuple[tuple[str, ...], str]:
 
 
 def good(stage: str, name: str, **settings) -> Case:
-    return Case(12, stage, name, PROMISE, settings.pop("damage", lambda work: None), **({"expected": (0,)} | settings))
+    return Case(
+        12, stage, name, PROMISE, settings.pop("damage", lambda work: None), **({"expected": DONE.get(stage, (0,))} | settings)
+    )
 
 
 def _named(stage: str, what: str, name: str) -> Case:
