@@ -1,8 +1,6 @@
 """manifest.json: what a finished stage has written into its folder, from what, and how. Who reads results asks it."""
 
-import os
 import resource
-from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from suture.core.errors import UserError
@@ -61,20 +59,6 @@ def own_names(found: dict | None) -> set[str]:
     """The files that a manifest lists, as far as they are names of files below its folder."""
     names = (found or {}).get("outputs", ())
     return {name for name in names if isinstance(name, str) and is_below(name)}
-
-
-def check_result(path: Path, read: Iterable[Path | None], option: str) -> None:
-    """Raises UserError where a file that `option` names would replace one that is read, or what a stage has written."""
-    if path.exists() and not path.is_file():
-        raise UserError(path, "is not a regular file", f"name another file with {option}")
-    inputs = {name for each in read if each for name in (os.path.realpath(each), os.path.abspath(each))}
-    if {os.path.realpath(path), os.path.abspath(path)} & inputs:
-        raise UserError(path, "is read here and would be replaced", f"name another file with {option}")
-    for place in {path.absolute(), path.resolve()}:
-        for folder in place.parents:
-            manifest = read_manifest(folder)
-            if manifest is not None and place.relative_to(folder).as_posix() in {*own_names(manifest), MANIFEST}:
-                raise UserError(path, "is a stage's result and would be replaced", f"name another file with {option}")
 
 
 def hashes(found: dict | None) -> dict[str, str]:

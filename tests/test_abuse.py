@@ -93,7 +93,7 @@ def test_good_inputs_are_taken(stage, inputs, server, tmp_path):
 WEAKENED = {  # by the mechanism that does nothing: a case that must see it
     "suture.core.tensors:inside": "1-surgery-a_folder_above_in_initializer",
     "suture.core.stage:Stage._check_folder": "2-surgery-results_of_build",
-    "suture.generate.command:check_result": "2-generate-prompts",
+    "suture.generate.command:check_results": "2-generate-prompts",
     "suture.core.identity:Contents._hash": "3-surgery-weights_flipped_at_0.5",
     "suture.core.arguments:_within": "5-surgery---capacity_'0'",
     "suture.core.stage:remove": "9-surgery-model.ort.onnx_of_a_run_before",

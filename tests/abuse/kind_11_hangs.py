@@ -40,11 +40,11 @@ PICKLES = {  # what makes an unpickler take memory, or go on
     "doubling": b"\x80\x02]q\x00" + b"".join(b"](h%ch%ceq%c" % (i, i, i + 1) for i in range(40)) + b".",
     "a line without end": b"cos" + b"a" * 5_000_000, "zeros": bytes(10_000_000), "nothing to pop": b"\x80\x02" + b"0" * 1000 + b".",
 }  # fmt: skip
-CASES = [
+CASES = [  # a manifest that is none of a stage's counts as none
     *(Case(11, "export", name, PROMISE, damage, "checkpoint") for name, damage in place("checkpoint", CHECKPOINT).items()),
     *(Case(11, stage, name, PROMISE, damage, "graphs", seconds=90) for stage in GRAPH_STAGES
       for name, damage in place("graphs", ("model.onnx", "model.data")).items() if name != "a terabyte for model.data"),
-    *(Case(11, stage, name, PROMISE, damage, expected=(*DONE.get(stage, (0,)), 2), seconds=120) for stage in GRAPH_STAGES  # as if there were none
+    *(Case(11, stage, name, PROMISE, damage, expected=(*DONE.get(stage, (0,)), 2), seconds=120) for stage in GRAPH_STAGES
       for name, damage in place("graphs", ("manifest.json",)).items()),
     *(Case(11, "generate", name, PROMISE, damage, "library") for name, damage in place("library", LIBRARY).items()
       if not name.startswith("link to nothing")),
