@@ -56,7 +56,12 @@ def test_the_result_of_another_option_is_not(written):
 def test_what_was_there_stays_where_writing_fails(tmp_path):
     path = tmp_path / "result"
     path.write_text("before")
-    with pytest.raises(OSError), appearing(path) as file:
-        file.write(b"half")
-        raise OSError
+
+    def fails():
+        with appearing(path) as file:
+            file.write(b"half")
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        fails()
     assert [each.read_text() for each in tmp_path.iterdir()] == ["before"]

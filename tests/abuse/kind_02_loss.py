@@ -5,14 +5,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.abuse.case import ARGUMENTS, Case
+from tests.abuse.case import ARGUMENTS, CUTTERS, Case, folder_of
 
 PROMISE = "nothing is replaced that the stage has not written itself"
-READS = {"export": "checkpoint", "surgery": "graphs", "build": "graphs", "validate": "graphs", "surgery.capacity": "static"}
+READS = {"export": "checkpoint", **{stage: folder_of(stage) for stage in ("surgery", "build", "validate", *CUTTERS)}}
 WRITES = {
-    "export": "model.onnx", "surgery": "model.onnx", "build": "model.engine", "validate": "report.html", "surgery.capacity": "model.onnx",
+    "export": "model.onnx", "surgery": "model.onnx", "build": "model.engine", "validate": "report.html", **dict.fromkeys(CUTTERS, "model.onnx"),
 }  # fmt: skip
-NAMES = {"surgery.capacity": "surgery"}  # in its manifest
+NAMES = {"surgery.capacity": "surgery", "surgery.once": "surgery"}  # in its manifest
 
 
 def taken(make: Callable[[Path], None]) -> Callable[[str, Path], None]:
@@ -156,7 +156,7 @@ NOWHERE = {  # where no file can be written
 }  # fmt: skip
 PROMPTS = ("{work}/graphs/model.onnx", "--checkpoint", "{work}/library", "--prompts", "{work}/prompts.txt", "--max-tokens", "2")
 CASES = [
-    *(Case(2, stage, name, PROMISE, damage(stage, name), arguments=to(stage, "{work}/out"), quick=stage != "export")
+    *(Case(2, stage, name, PROMISE, damage(stage, name), arguments=to(stage, "{work}/out"))
       for stage in READS for name in OUTS if name != f"results of {NAMES.get(stage, stage)}"),
     *(Case(2, stage, name, PROMISE, link(stage), arguments=to(stage, write(folder)))
       for stage, folder in READS.items() for name, write in FOLDERS.items()),

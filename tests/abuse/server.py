@@ -19,6 +19,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
+import onnx
+import onnx_ir as ir
+
 from tests.abuse.case import MODULES, Case, Result
 
 IMPORTED = (
@@ -194,8 +197,23 @@ WEAK = {  # mechanisms that do nothing: what the table must see
 }
 
 
+def traced(*_) -> "ir.Model":
+    """In the tracer's place: one node over one of the checkpoint's weights, which has no values yet."""
+    text = """<ir_version: 10, opset_import: ["": 18]> g (int64[b, s] input_ids, float[2304, 16] weight) => (float[b, s, 16] logits)
+        { logits = Gather(weight, input_ids) }"""
+    model = ir.serde.from_proto(onnx.parser.parse_model(text))
+    weight = model.graph.inputs.pop()
+    weight.name = "transformer.wte.weight"
+    model.graph.initializers[weight.name] = weight
+    return model
+
+
+QUICK = {"suture.export.stage:trace": traced}
+INSTEAD = {"WEAK": WEAK, "QUICK": QUICK}
+
+
 def _plant(place: str, error: str) -> None:
-    """Makes what is called at module:name raise this exception, or do as WEAK says where that is `error`."""
+    """Makes what is called at module:name raise this exception, or do as INSTEAD says where it has that."""
     module, _, path = place.partition(":")
     *above, name = path.split(".")
     holder = import_module(module)
@@ -207,7 +225,7 @@ def _plant(place: str, error: str) -> None:
 
     if not callable(getattr(holder, name)):
         raise LookupError(f"{place} is not a function")
-    setattr(holder, name, WEAK[place] if error == "WEAK" else planted)
+    setattr(holder, name, INSTEAD[error][place] if error in INSTEAD else planted)
 
 
 if __name__ == "__main__":
