@@ -7,6 +7,7 @@ from pathlib import Path
 import network_graphs
 import numpy as np
 import onnx
+import torch
 from decoder_graphs import VOCAB, decoder_graph
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -49,6 +50,7 @@ def make(folder: Path) -> None:
     shutil.copytree(folder / "pipeline", folder / "bundled")
     results(folder / "bundled")
     golden.save(find_pipeline(folder / "pipeline", None), folder / "golden", None, seed=0, force=False)
+    torch.save({"weight": torch.zeros(2, 2)}, folder / "checkpoint" / "model.bin")
     (folder / "secret").write_bytes(b"a secret of somebody else's" * 10)
     (folder / "prompts.txt").write_text("ab\n")
     library = folder / "library"

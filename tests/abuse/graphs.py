@@ -141,6 +141,8 @@ FURTHER = {  # what shapes and attributes cannot be
     "product that does not fit": with_weight(np.zeros((5, 4), np.float32), "MatMul"),
     "no else": no_else,
     "attribute twice": attribute_twice,
+    "an attribute of two types": change("graph.node[2].attribute[0].i", 3),
+    "output of no type": change("graph.output[0].type.tensor_type.elem_type", 0),
     "no graph's name": change("graph.name", ""),
     "a value's type twice": lambda model: model.graph.value_info.extend(
         helper.make_tensor_value_info("r", dtype, ["batch", 4]) for dtype in (FLOAT, TensorProto.INT64)
