@@ -12,6 +12,7 @@ FIELDS: dict[str, tuple[type, ...]] = {  # of a manifest, where they are there
     "stage": (str,), "options": (dict,), "inputs": (dict,), "versions": (dict,), "outputs": (dict,), "content": (dict,),
     "seconds": (int, float), "peak_memory_bytes": (int,), "nodes": (int,), "verdict": (str,),
 }  # fmt: skip
+LONGEST_NAME, LONGEST_PATH = 255, 2048  # bytes, characters; what no file of ours is called, nobody can have written
 MOVING = ".moving.json"  # in PARTIAL: the stage, and the files that are its own, while they are moved to their places
 
 
@@ -72,7 +73,10 @@ def hashes(found: dict | None) -> dict[str, str]:
 
 def is_below(name: str) -> bool:
     path = PurePosixPath(name)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+    inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+    return (
+        inside and len(name) <= LONGEST_PATH and all(len(part.encode(errors="replace")) <= LONGEST_NAME for part in path.parts)
+    )
 
 
 def remove(folder: Path, names: set[str]) -> None:

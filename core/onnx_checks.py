@@ -141,7 +141,9 @@ def _check_nodes(
             raise BrokenFile(f"{_label(node)} reads {min(missing)!r}, which nothing produces")
         for attribute in node.attribute:
             if len(held := [field.name for field, _ in attribute.ListFields() if field.name in ATTRIBUTE_VALUES]) > 1:
-                raise Broken(f"{_label(node)} has {' and '.join(held)} for its attribute {attribute.name!r}, which is one of them")
+                raise BrokenFile(
+                    f"{_label(node)} has {' and '.join(held)} for its attribute {attribute.name!r}, which is one of them"
+                )
             for tensor in _tensors(attribute):
                 _check_tensor(tensor, f"{attribute.name} of {_label(node)}")
     for node in _sorted(nodes, reads, producers):

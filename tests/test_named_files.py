@@ -6,13 +6,13 @@ import pytest
 from decoder_graphs import decoder_graph
 
 from suture.core.errors import UserError
-from suture.core.junit import Case, write_junit
+from suture.core.junit import JUnitCase, write_junit
 from suture.core.named import BEGINNINGS, appearing, check_results, write_text
 from suture.core.network.check import check
 from suture.core.network.record import save_record
 from suture.core.network.reports import as_json
 from suture.generate.command import _write
-from suture.validate.options import Options
+from suture.validate.options import ValidateOptions
 from suture.validate.results import write_results
 
 
@@ -30,9 +30,9 @@ def written(request, checked, tmp_path):
     if request.param == "check":
         write_text(path, as_json(checked))
     elif request.param == "validate":
-        write_results('a "title" ↔ b', "passed", 0, [], Options(json=path))
+        write_results('a "title" ↔ b', "passed", 0, [], ValidateOptions(json=path))
     elif request.param == "junit":
-        write_junit('suture check a"<b', [Case("a", "b")], path)
+        write_junit('suture check a"<b', [JUnitCase("a", "b")], path)
     elif request.param == "save":
         save_record(checked, path)
     else:

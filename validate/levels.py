@@ -98,7 +98,7 @@ class DecoderLevels:
     ):
         self.pipeline, self.files, self.tolerance, self.save, self.tell = pipeline, files, tolerance, save, tell
         self.exported, self.portable = _opened(files.exported, "exported"), _opened(files.portable, "portable")
-        self.imported = None if isinstance(self.portable, Broken) else _imported(pipeline.results, files)
+        self.imported = None if isinstance(self.portable, BrokenStage) else _imported(pipeline.results, files)
         self.embed = open_embedding(pipeline.embed) if pipeline.embed else None
         self.tokenizer, self.ids, self.no_text = _read_text(pipeline)
         known = next((graph for graph in (self.exported, self.portable) if isinstance(graph, OnnxDecoder)), None)
@@ -225,7 +225,9 @@ def _network_level(
     except UserError as error:
         return failed(3, error)
     if other := sorted(_names(portable.signature) ^ _names(network.signature)):
-        return failed(3, f"{files.lowered}: an input or output of it or of the portable graph has another name: {', '.join(other)}")
+        return failed(
+            3, f"{files.lowered}: an input or output of it or of the portable graph has another name: {', '.join(other)}"
+        )
     return run(3, portable, network, _allowed(portable))
 
 
