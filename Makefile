@@ -2,7 +2,7 @@
 # make test         set up, then run the tests
 # make check        set up, then the first case of each test that reads stored graphs (tests/marks.py says which)
 # make slow         set up, then the tests that `make test` leaves out
-# make abuse        set up, then every case of hostile and faulty input; abuse-coverage counts them
+# make abuse        set up, then every case of hostile and faulty input; abuse-coverage counts them, fuzz draws some for MINUTES
 # make benchmarks   set up, then run every benchmark at a tiny size
 # make package      set up, then build sdist and wheel, and use the installed wheel from another folder
 # make lint         set up, then check style and types
@@ -11,11 +11,12 @@
 PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= out/tiny-qwen
+MINUTES ?= 5
 
 # What the tests and their many processes import is compiled once.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test check slow abuse abuse-coverage benchmarks package lint docs clean
+.PHONY: demo test check slow abuse abuse-coverage fuzz benchmarks package lint docs clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python pipeline.py --model tiny-qwen --dtype float16 --out $(OUT)
@@ -34,6 +35,9 @@ benchmarks: $(VENV)/installed
 
 abuse: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -m "slow or not slow" tests/test_abuse.py
+
+fuzz: $(VENV)/installed
+	$(VENV)/bin/python -m tests.abuse.fuzz --minutes $(MINUTES)
 
 abuse-coverage: $(VENV)/installed
 	$(VENV)/bin/python -m tests.abuse.coverage

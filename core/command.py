@@ -112,6 +112,8 @@ def _said(prog: str, error: BaseException, result_on_stdout: bool) -> int:
         return DONE
     if isinstance(error, OSError) and not isinstance(error, ConnectionError):  # which is between processes of ours
         return _say(prog, _of_the_system(error), UNUSABLE_INPUT)
+    if isinstance(error, RuntimeError) and (loop := re.fullmatch(r"Symlink loop from '(.*)'", str(error))):  # Path.resolve's
+        return _say(prog, f"{loop[1]}: is a link that leads back to itself; name the file that is meant", UNUSABLE_INPUT)
     if isinstance(error, MemoryError) or re.search(NO_MEMORY, str(error)):
         return _say(prog, "this machine's memory is too small for it; free memory, or take a smaller input", UNUSABLE_INPUT)
     if isinstance(error, RecursionError):

@@ -4,6 +4,8 @@ import xml.etree.ElementTree as xml
 from dataclasses import dataclass
 from pathlib import Path
 
+from suture.core.named import appearing
+
 
 @dataclass(frozen=True)
 class JUnitCase:
@@ -26,7 +28,8 @@ def write_junit(name: str, cases: list[JUnitCase], path: Path) -> None:
     suite.set("tests", str(len(suite)))
     suite.set("failures", str(len(suite.findall("testcase/failure"))))
     suite.set("skipped", str(len(suite.findall("testcase/skipped"))))
-    xml.ElementTree(suite).write(path, encoding="utf-8", xml_declaration=True)
+    with appearing(path) as file:
+        xml.ElementTree(suite).write(file, encoding="utf-8", xml_declaration=True)
 
 
 def _legal(text: str) -> str:

@@ -1,8 +1,6 @@
 """manifest.json: what a finished stage has written into its folder, from what, and how. Who reads results asks it."""
 
-import os
 import resource
-from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from suture.core.errors import UserError
@@ -14,6 +12,7 @@ FIELDS: dict[str, tuple[type, ...]] = {  # of a manifest, where they are there
     "stage": (str,), "options": (dict,), "inputs": (dict,), "versions": (dict,), "outputs": (dict,), "content": (dict,),
     "seconds": (int, float), "peak_memory_bytes": (int,), "nodes": (int,), "verdict": (str,),
 }  # fmt: skip
+LONGEST_NAME, LONGEST_PATH = 255, 2048  # bytes, characters; what no file of ours is called, nobody can have written
 MOVING = ".moving.json"  # in PARTIAL: the stage, and the files that are its own, while they are moved to their places
 
 
@@ -63,20 +62,6 @@ def own_names(found: dict | None) -> set[str]:
     return {name for name in names if isinstance(name, str) and is_below(name)}
 
 
-def check_result(path: Path, read: Iterable[Path | None], option: str) -> None:
-    """Raises UserError where a file that `option` names would replace one that is read, or what a stage has written."""
-    if path.exists() and not path.is_file():
-        raise UserError(path, "is not a regular file", f"name another file with {option}")
-    inputs = {name for each in read if each for name in (os.path.realpath(each), os.path.abspath(each))}
-    if {os.path.realpath(path), os.path.abspath(path)} & inputs:
-        raise UserError(path, "is read here and would be replaced", f"name another file with {option}")
-    for place in {path.absolute(), path.resolve()}:
-        for folder in place.parents:
-            manifest = read_manifest(folder)
-            if manifest is not None and place.relative_to(folder).as_posix() in {*own_names(manifest), MANIFEST}:
-                raise UserError(path, "is a stage's result and would be replaced", f"name another file with {option}")
-
-
 def hashes(found: dict | None) -> dict[str, str]:
     """The SHA-256 of each file that a manifest lists, as its stage read or wrote it."""
     content = (found or {}).get("content")
@@ -88,7 +73,10 @@ def hashes(found: dict | None) -> dict[str, str]:
 
 def is_below(name: str) -> bool:
     path = PurePosixPath(name)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+    inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+    return (
+        inside and len(name) <= LONGEST_PATH and all(len(part.encode(errors="replace")) <= LONGEST_NAME for part in path.parts)
+    )
 
 
 def remove(folder: Path, names: set[str]) -> None:

@@ -35,6 +35,9 @@ ORT_IN_STANDARD = {"SimplifiedLayerNormalization": LATEST[""], "LayerNormalizati
 ANY = helper.make_tensor_type_proto(TensorProto.FLOAT, [])  # onnx.checker asks for a type and does not look at it
 
 
+ATTRIBUTE_VALUES = frozenset(AttributeProto.DESCRIPTOR.fields_by_name) - {"name", "ref_attr_name", "doc_string", "type"}
+
+
 def check_model(model: onnx.ModelProto, where: object) -> None:
     """Raises UserError, naming the file `where`, for a model that is no valid ONNX, wherever its weights lie."""
     with onnx_refusals(where):
@@ -49,7 +52,7 @@ def check_model(model: onnx.ModelProto, where: object) -> None:
             _check_type(value.name, value.type, DTYPES)
         for value in model.graph.output:  # one without type has that which follows from its node
             if value.type.WhichOneof("value"):
-                _check_type(value.name, value.type, DTYPES | {TensorProto.UNDEFINED})
+                _check_type(value.name, value.type, DTYPES)
         _check_graph(model.graph, set(), slim.graph, versions, 0)
         for function in model.functions:
             copy = slim.functions.add()
@@ -144,6 +147,10 @@ def _check_nodes(
         if missing := reads[id(node)] - seen:
             raise BrokenFile(f"{_label(node)} reads {min(missing)!r}, which nothing produces")
         for attribute in node.attribute:
+            if len(held := [field.name for field, _ in attribute.ListFields() if field.name in ATTRIBUTE_VALUES]) > 1:
+                raise BrokenFile(
+                    f"{_label(node)} has {' and '.join(held)} for its attribute {attribute.name!r}, which is one of them"
+                )
             for tensor in _tensors(attribute):
                 _check_tensor(tensor, f"{attribute.name} of {_label(node)}")
     for node in _sorted(nodes, reads, producers):

@@ -2,15 +2,13 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING
 
 from suture.core.errors import UserError
-from suture.core.manifest import check_result
+from suture.core.named import appearing, check_results
 from suture.core.weights import load_graph, weight_files, weights_root
 from suture.generate.batch import CAPACITY, LENGTH, Batch, Sequence
 from suture.generate.opening import Files, find_files, open_model
@@ -31,7 +29,7 @@ class Generator:
         self.options = options
         files = find_files(options.out, options.checkpoint)
         if options.results is not None:
-            check_result(options.results, _read_by(options, files), "--out")
+            check_results({"--out": options.results}, _read_by(options, files))
         self.opened = open_model(files, options.runtime)
         if extra := self.opened.model.signature.layout:
             wrong = f"its model takes inputs beside text ({', '.join(extra)}), which this has no tokenizer for"
@@ -184,17 +182,9 @@ def _write(results: Iterator[str], path: Path | None) -> None:
         for line in results:
             print(line, flush=True)
         return
-    umask = os.umask(0)
-    os.umask(umask)
-    with NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            for line in results:
-                file.write(line + "\n")
-            file.flush()
-            os.chmod(file.name, 0o666 & ~umask)
-            os.replace(file.name, path)
-        finally:
-            Path(file.name).unlink(missing_ok=True)
+    with appearing(path) as file:
+        for line in results:
+            file.write(f"{line}\n".encode())
     print(f"generate: {path}", file=sys.stderr)
 
 

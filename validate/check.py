@@ -14,7 +14,7 @@ from suture.core.command import FOUND_DIFFERENCE, UNUSABLE_INPUT
 from suture.core.errors import UserError
 from suture.core.findings import Finding
 from suture.core.junit import write_junit
-from suture.core.manifest import check_result
+from suture.core.named import check_results, write_text
 from suture.core.network.check import AGREES, CheckResult, check
 from suture.core.network.compare import FeedsOutcome
 from suture.core.network.record import differences, read_record, save_record
@@ -32,9 +32,8 @@ console = Console()
 
 def run_check(options: argparse.Namespace) -> int:
     """Checks, prints and writes as the options say. Returns the exit status."""
-    for name in ("json", "junit", "save"):
-        if (path := getattr(options, name)) not in (None, STDOUT):
-            check_result(path, _read_by(options), f"--{name}")
+    json = None if options.json == STDOUT else options.json
+    check_results({"--json": json, "--junit": options.junit, "--save": options.save}, _read_by(options), options.out)
     stage = _stage(options) if options.out is not None else None
     before = read_record(options.against) if options.against else None
     result = check(
@@ -51,8 +50,8 @@ def run_check(options: argparse.Namespace) -> int:
         sys.stdout.write(as_json(result, against))
     else:
         _show(result, against, before and before["tensorrt"])
-    if options.json not in (None, STDOUT):
-        options.json.write_text(as_json(result, against), encoding="utf-8")
+    if json is not None:
+        write_text(json, as_json(result, against))
     if options.junit:
         write_junit(f"suture check {result.model.name}", junit_cases(result, against), options.junit)
     if options.save and result.network is not None:

@@ -15,6 +15,7 @@ from rich.table import Table
 from suture.core.command import DONE, FOUND_DIFFERENCE
 from suture.core.errors import UserError
 from suture.core.junit import JUnitCase, write_junit
+from suture.core.named import write_text
 from suture.core.proof.verdict import DIFFERENT, FAILED, NOT_RUN, PASSED
 from suture.core.reader import read_json
 from suture.core.typed import Strict, check
@@ -96,7 +97,7 @@ def compare_reports(first: Path, second: Path, options: ValidateOptions) -> int:
     if options.json == STDOUT:
         sys.stdout.write(text)
     elif options.json is not None:
-        options.json.write_text(text, encoding="utf-8")
+        write_text(options.json, text)
     if options.junit is not None:
         cases = [JUnitCase("reports", each.what, (f"{each.before} before, {each.after} now",) * each.worse) for each in changes]
         write_junit(f"suture compare {first} {second}", cases or [JUnitCase("reports", "nothing changed")], options.junit)

@@ -18,6 +18,7 @@ from suture.core.network.evaluate import NotEvaluated
 from suture.core.network.parse import NoTensorRT
 from suture.core.parts import DECODER
 from suture.core.reader import TEXT_LIMIT, read_bytes, read_json
+from suture.core.signature import Signature
 from suture.core.tolerances import REWRITTEN, ROUNDED
 from suture.models.tokenizer import Tokenizer, open_tokenizer
 from suture.runtime.engine import takes, why_not
@@ -107,6 +108,7 @@ class DecoderLevels:
     ):
         self.pipeline, self.files, self.tolerance, self.save, self.tell = pipeline, files, tolerance, save, tell
         self.exported, self.portable = _opened(files.exported, "exported"), _opened(files.portable, "portable")
+        self.imported = None if isinstance(self.portable, BrokenStage) else _imported(pipeline.results, files)
         self.embed = open_embedding(pipeline.embed) if pipeline.embed else None
         self.tokenizer, self.ids, self.no_text = _read_text(pipeline)
         known = next((graph for graph in (self.exported, self.portable) if isinstance(graph, OnnxDecoder)), None)
@@ -130,7 +132,7 @@ class DecoderLevels:
         if number == 3:
             return _network_level(self.files, portable, self._run, self.tell)
         if number == 4:
-            return _engine_level(self.files, self.pipeline.results, portable, self.scenarios, self._run, self.tell)
+            return _engine_level(self.files, self.imported, portable, self.scenarios, self._run, self.tell)
         return self._text_level()
 
     def _run(
@@ -232,12 +234,30 @@ def _network_level(
         return not_run(3, str(error))
     except UserError as error:
         return failed(3, error)
+    if other := sorted(_names(portable.signature) ^ _names(network.signature)):
+        return failed(
+            3, f"{files.lowered}: an input or output of it or of the portable graph has another name: {', '.join(other)}"
+        )
     return run(3, portable, network, _allowed(portable))
+
+
+def _names(signature: Signature) -> set[str]:
+    """Of all inputs and outputs: whoever runs an engine in a graph's place binds them by name."""
+    return signature.inputs | {signature.logits or ""} | {cache.present for cache in signature.caches}
+
+
+def _imported(results: Path | None, files: PartFiles) -> Results | None:
+    """Read before any level takes time: what cannot be used is refused at once."""
+    if results is None:
+        return None
+    if files.portable is None or files.lowered is None:
+        raise UserError(results, "cannot be tied to surgery's graphs, which are not here", "run surgery again")
+    return read_results(results, files.portable, files.lowered)
 
 
 def _engine_level(
     files: PartFiles,
-    imported: Path | None,
+    imported: Results | None,
     portable: OnnxDecoder | None,
     scenarios: list[Scenario],
     run: Callable[..., Level],
@@ -247,11 +267,8 @@ def _engine_level(
         return not_run(4, "no engine has been built")
     allowed = _allowed(portable)
     if imported:
-        if files.lowered is None:
-            raise UserError(imported, "cannot be tied to a lowered graph, which is not here", "run surgery again")
-        results: Results = read_results(imported, files.portable, files.lowered)
-        level = run(4, portable, results, allowed, results.scenarios)
-        level.notes += results.notes
+        level = run(4, portable, imported, allowed, imported.scenarios)
+        level.notes += imported.notes
         return level
     try:
         description = read_json(files.engine.with_name("engine.json"))

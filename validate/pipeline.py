@@ -4,9 +4,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from suture.core.arrays import LIMIT as NPZ_LIMIT
 from suture.core.errors import UserError
 from suture.core.manifest import MANIFEST, recorded_file, recorded_folder
 from suture.core.parts import DECODER, PARTS, PartFolder, find_parts
+from suture.core.reader import status
 from suture.core.signature import EMBEDDINGS
 from suture.core.weights import MODEL_LIMIT
 from suture.models.architectures import open_checkpoint
@@ -80,6 +82,8 @@ def find_pipeline(folder: Path, text: Path | None, results: Path | None = None) 
     parts = tuple(_files(part) for part in find_parts(folder))
     if text is not None and not text.is_file():
         raise UserError(text, "no such file", "name a text file with --text")
+    if results is not None and status(results).st_size > NPZ_LIMIT:  # before it is hashed
+        raise UserError(results, f"has more than {NPZ_LIMIT:,} bytes", "name the results.npz that the bundle's run.py wrote")
     checkpoint = recorded_folder(parts[0].part.folder / "export", "checkpoint")
     heldout = checkpoint / "heldout.txt" if checkpoint else None
     return Pipeline(

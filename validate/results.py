@@ -6,17 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from suture.core.junit import JUnitCase, write_junit
-from suture.core.manifest import check_result
+from suture.core.named import check_results, write_text
 from suture.core.proof.verdict import DIFFERENT, FAILED, NOT_RUN
 from suture.validate.options import STDOUT, ValidateOptions
 
 
-def check_targets(options: ValidateOptions, read: Iterable[Path | None]) -> None:
-    """Raises UserError where a file that is to be written would replace one that is read, or a stage's result."""
-    read = list(read)
-    for name in ("json", "junit"):
-        if (path := getattr(options, name)) not in (None, STDOUT):
-            check_result(path, read, f"--{name}")
+def check_targets(options: ValidateOptions, read: Iterable[Path | None], out: Path | None = None) -> None:
+    """Raises UserError where a file that is to be written would replace another, or stand in the folder `out`."""
+    check_results({"--json": None if options.json == STDOUT else options.json, "--junit": options.junit}, read, out)
 
 
 def write_results(title: str, verdict: str, status: int, levels: list[dict], options: ValidateOptions) -> None:
@@ -26,7 +23,7 @@ def write_results(title: str, verdict: str, status: int, levels: list[dict], opt
     if options.json == STDOUT:
         sys.stdout.write(text)
     elif options.json is not None:
-        options.json.write_text(text, encoding="utf-8")
+        write_text(options.json, text)
     if options.junit is not None:
         write_junit(f"suture {title}", [case for level in levels for case in _cases(level)], options.junit)
 

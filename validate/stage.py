@@ -63,7 +63,7 @@ def validate_pipeline(folder: Path, options: ValidateOptions, results: Path | No
     `results`: of the folder's bundle, from a machine with a GPU."""
     pipeline = find_pipeline(folder, options.text, results)
     read = [*pipeline.files, *_weights(pipeline.graphs)]
-    check_targets(options, read)
+    check_targets(options, read, folder / "validate")
     stage = Stage(
         "validate",
         folder / "validate",
@@ -97,7 +97,7 @@ def validate_graphs(
 ) -> int:
     """Compares two graphs; with `out`, writes the same report there. Returns the exit status."""
     inputs = [reference, candidate, *_weights([reference, candidate])]
-    check_targets(options, inputs)
+    check_targets(options, inputs, out)
     subjects = [subject_of(path) for path in (reference, candidate)]
     decoders = all(each.signature.caches for each in subjects)
     refuse_other_inputs(*subjects, reference, candidate, decoders)
@@ -116,7 +116,6 @@ def validate_graphs(
         with Progress(_console(options)) as progress:
             levels = compare(progress, None)
         return _told(f"{reference.name} ↔ {candidate.name}", levels, options)
-    inputs = [reference, candidate, *_weights([reference, candidate])]
     stage = Stage("validate", out, inputs, {"tolerance": options.tolerance, "seed": options.seed}, REPORTS)
     return _run(stage, f"{reference.name} ↔ {candidate.name}", force, None, compare, options)
 

@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from suture.core.errors import UserError
+from suture.core.named import write_text
 from suture.core.network.check import CheckResult
 from suture.core.network.description import Layer, Network, Packed
 from suture.core.reader import read_json
@@ -78,7 +79,7 @@ def _finite(value: Any) -> Any:
 
 
 def save_record(result: CheckResult, path: Path) -> None:
-    path.write_text(json.dumps(record(result), indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(record(result), indent=1) + "\n")
 
 
 def read_record(path: Path) -> dict:

@@ -34,7 +34,11 @@ class Case:
     environment: tuple[tuple[str, str], ...] = ()
     after: Callable[[Path], str | None] = lambda work: None  # what is wrong in the folder then
     quick: bool = True  # else it is none of those that the suite itself runs
-    out: str = "out"  # the folder that the stage may write
+    writes: str = ""  # the folder that the stage may write, where it is not its own
+
+    @property
+    def out(self) -> str:
+        return self.writes or OUTS.get(self.stage, "out")
 
     @property
     def id(self) -> str:
@@ -54,20 +58,40 @@ ARGUMENTS = {
     "check": ("{work}/graphs/model.onnx",),
     "compare": ("{work}/graphs/model.onnx", "{work}/graphs/model.onnx"),
     "golden": ("{work}/pipeline", "--golden", "{work}/golden"),
+    "bundle": ("{work}/bundled", "--import", "{work}/bundled/results.npz"),
+    "surgery.join": ("{work}/pair/model.onnx", "{work}/pair/second.onnx", "--out", "{work}/out"),
+    "surgery.once": ("{work}/pair/model.onnx", "--once", "t", "--out", "{work}/out"),
     "surgery.capacity": ("{work}/static/model.onnx", "--capacity", "4", "--out", "{work}/out"),
     "pipeline": ("--checkpoint", "{work}/checkpoint", "--out", "{work}/out"),
 }
+OUTS = {"bundle": "bundled/validate"}  # what a stage writes, else "out"
 FINISHED = {"validate": ("--out", "{work}/out")}  # what makes it leave results
 MODULES = {
     "convert": "suture.models.convert",
     "check": "suture.validate.check_command",
     "compare": "suture.validate.compare_command",
     "golden": "suture.validate.__main__",
+    "bundle": "suture.validate.__main__",
+    "surgery.join": "suture.surgery.join",
+    "surgery.once": "suture.surgery.__main__",
     "surgery.capacity": "suture.surgery.capacity",
     "pipeline": "suture.pipeline",
 }
-PROGRAMS = {"golden": "validate"}  # what a stage calls itself, where its module has several
+PROGRAMS = {
+    "golden": "validate",
+    "bundle": "validate",
+    "surgery.once": "surgery",
+}  # what a stage calls itself, where its module has several
+DONE = {"check": (1,)}  # what a stage ends with on the good inputs, where that is not 0: float32 attention is not fused
+FOLDERS = {"surgery.capacity": "static", "surgery.join": "pair", "surgery.once": "pair"}  # of a stage's graph, else "graphs"
+CUTTERS = ("surgery.capacity", "surgery.join", "surgery.once")  # surgery's other commands
+NO_TRACE = ("suture.export.stage:trace", "QUICK")  # the tracer takes 14 s of processor time, and is not what is tested
+SECOND = ("{work}/pair/second.onnx", "{work}/pair/model.onnx", "--out", "{work}/out")  # of surgery.join: the damaged graph
 GRAPH_STAGES = ("surgery", "build", "validate", "generate", "check", "compare")
+
+
+def folder_of(stage: str) -> str:
+    return FOLDERS.get(stage, "graphs")
 
 
 @dataclass(frozen=True)
@@ -75,7 +99,7 @@ class Result:
     status: int | None  # None: it hung and was killed
     out: str
     err: str
-    seconds: float
+    cpu: float  # seconds of processor time, of its children too
 
 
 def broken_promises(case: Case, result: Result, before: dict[str, str], after: dict[str, str]) -> list[str]:

@@ -2,40 +2,40 @@
 
 from collections import Counter
 
-from tests.abuse.case import ARGUMENTS
+from tests.abuse.case import ARGUMENTS, CUTTERS
 from tests.abuse.tables import cases
 
 LEAST = 20  # of each kind for each stage that reads what it is about
-GRAPHS = ("surgery", "build", "validate", "generate", "check", "compare", "surgery.capacity")
-WRITERS = (
-    "surgery",
-    "build",
-    "validate",
-    "surgery.capacity",
-)  # of a folder with a manifest; compare and golden write through validate's
-OF = {
-    1: GRAPHS,
-    2: ("export", *WRITERS, "generate", "convert", "check", "golden"),
-    3: WRITERS,
-    4: (*WRITERS, "generate", "convert", "check", "pipeline"),
-    5: ("export", *WRITERS, "generate", "check", "compare", "pipeline"),
-    6: ("validate", "compare"),
-    7: ("validate",),
-    8: ("export", *WRITERS),
-    9: WRITERS,
-    10: ("export", *GRAPHS[:-1], "convert", "golden"),
-    11: ("export", *GRAPHS[:-1], "convert", "golden"),
-    12: (*GRAPHS, "pipeline"),
-    13: GRAPHS,
-}
+GRAPHS = ("surgery", "build", "validate", "generate", "check", "compare", *CUTTERS)
+WRITERS = ("export", "surgery", "build", "validate", *CUTTERS)
+ALL = ("export", *GRAPHS, "convert", "golden", "bundle")
+OF: dict[int, tuple[tuple[str, ...], str]] = {  # by kind: the stages that can meet it, and why no other one can
+    1: (GRAPHS, "reads no ONNX file that can name another: checkpoints have no such names, and golden outputs and bundles are arrays"),
+    2: (tuple(stage for stage in ALL if stage != "bundle"), "writes what validate writes: its cases are there"),
+    3: (WRITERS, "keeps no results that could be up to date"),
+    4: ((*ALL, "pipeline"), ""),
+    5: (tuple(stage for stage in (*ALL, "pipeline") if stage != "convert"), "takes no number or word but files"),
+    6: (("validate", "compare"), "compares no values of two graphs; what surgery, check and golden compute goes through the same comparison"),
+    7: (("validate",), "does not judge what another stage has written"),
+    8: (WRITERS, "writes into no folder that a run locks; convert and generate write files under names of their own, and rename them"),
+    9: (WRITERS, "removes nothing that an earlier run wrote"),
+    10: (ALL, "reads files through its stages alone"),
+    11: (ALL, "reads files through its stages alone"),
+    12: (("export", *GRAPHS, "pipeline"), "prints through validate, or, convert, a line or two of paths"),
+    13: (GRAPHS, "reads no graph of somebody else's but through validate"),
+}  # fmt: skip
 
 
 def main() -> None:
     counts = Counter((case.kind, case.stage) for case in cases())
-    print("kind " + "".join(f"{stage:>17}" for stage in ARGUMENTS))
-    for kind in sorted({kind for kind, _ in counts}):
-        print(f"{kind:4} " + "".join(f"{counts[kind, stage] or '-':>17}" for stage in ARGUMENTS))
-    print(f"{counts.total()} cases")
+    width = max(map(len, ARGUMENTS)) + 2
+    print("kind" + "".join(f"{stage:>{width}}" for stage in ARGUMENTS))
+    for kind in OF:
+        print(f"{kind:4}" + "".join(f"{counts[kind, stage] or '-':>{width}}" for stage in ARGUMENTS))
+    print(f"{counts.total()} cases\n-: a stage that")
+    for kind, (_, reason) in OF.items():
+        if reason:
+            print(f"{kind:4}  {reason}")
 
 
 if __name__ == "__main__":

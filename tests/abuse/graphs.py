@@ -101,6 +101,51 @@ def weight_is_input(dtype: int, dims: list[int]) -> Callable[[onnx.ModelProto], 
     return lambda model: model.graph.input.append(helper.make_tensor_value_info("weight", dtype, dims))
 
 
+def instead(op: str, *inputs: str, **attributes: object) -> Callable[[onnx.ModelProto], None]:
+    """Another node in the place of the Relu."""
+    return lambda model: model.graph.node[1].CopyFrom(helper.make_node(op, inputs or ["m"], ["r"], **attributes))
+
+
+def with_weight(values: np.ndarray, op: str, **attributes: object) -> Callable[[onnx.ModelProto], None]:
+    """The same, over another weight as well."""
+
+    def apply(model: onnx.ModelProto) -> None:
+        model.graph.initializer.append(numpy_helper.from_array(values, "further"))
+        instead(op, "m", "further", **attributes)(model)
+
+    return apply
+
+
+def no_else(model: onnx.ModelProto) -> None:
+    del model.graph.node[2].attribute[1]
+
+
+def attribute_twice(model: onnx.ModelProto) -> None:
+    model.graph.node[2].attribute.append(model.graph.node[2].attribute[0])
+
+
+FURTHER = {  # what shapes and attributes cannot be
+    "no permutation": instead("Transpose", perm=[0, 0]),
+    "permutation of other rank": instead("Transpose", perm=[0, 2, 1]),
+    "cast to no type": instead("Cast", to=99),
+    "constant without a value": instead("Constant"),
+    "axis beyond": instead("Softmax", axis=9),
+    "axis beyond, of Concat": instead("Concat", "m", "m", axis=-7),
+    "two sizes unknown": with_weight(np.array([-1, -1]), "Reshape"),
+    "axis that is not 1": with_weight(np.array([1]), "Squeeze"),
+    "shape of floats": with_weight(np.array([1.0, 4.0], np.float32), "Reshape"),
+    "parts of another sum": with_weight(np.array([1, 9]), "Split", axis=1),
+    "repeats of another rank": with_weight(np.array([1, 2, 3]), "Tile"),
+    "shapes that do not broadcast": with_weight(np.zeros(3, np.float32), "Add"),
+    "product that does not fit": with_weight(np.zeros((5, 4), np.float32), "MatMul"),
+    "no else": no_else,
+    "attribute twice": attribute_twice,
+    "an attribute of two types": change("graph.node[2].attribute[0].i", 3),
+    "output of no type": change("graph.output[0].type.tensor_type.elem_type", 0),
+    "a value's type twice": lambda model: model.graph.value_info.extend(
+        helper.make_tensor_value_info("r", dtype, ["batch", 4]) for dtype in (FLOAT, TensorProto.INT64)
+    ),
+}
 BROKEN = {
     "no imports": (no_imports, "whose version its opset_import does not say"),
     "two versions": (add("opset_import", helper.make_opsetid("ai.onnx", 17)), "imports two versions"),
@@ -141,4 +186,5 @@ BROKEN = {
     "default of another type": (weight_is_input(TensorProto.INT64, [4, 4]), "has another type or shape"),
     "default of another shape": (weight_is_input(FLOAT, [4, 5]), "has another type or shape"),
     "function calls itself": (calls_itself, "call one another in a circle"),
+    **{name: (damage, "") for name, damage in FURTHER.items()},
 }

@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.abuse.case import GRAPH_STAGES, Case
+from tests.abuse.case import CUTTERS, GRAPH_STAGES, SECOND, Case
 from tests.abuse.graphs import small
 
 PROMISE = "only regular files below the model's folder are read, and nothing outside --out is written"
-STAGES = (*GRAPH_STAGES, "surgery.capacity")
+STAGES = (*GRAPH_STAGES, *CUTTERS)
 LENGTH = 64  # bytes: float32 [4, 4]
 OUTSIDE = "lie outside"
 
@@ -94,9 +94,22 @@ PLACES = {  # how the place is written: {work} is the folder above; what makes i
 }
 
 
+FURTHER = {  # other ways to write it, for some of the tensors
+    "the environment": ("/proc/self/environ", None, OUTSIDE),
+    "two slashes": ("//etc/passwd", None, OUTSIDE),
+    "dots and slashes": ("./.././graphs/..//secret", None, OUTSIDE),
+    "links in a chain": ("link", lambda folder: ((folder / "next").symlink_to("../secret"), leads_to("next")(folder)), OUTSIDE),
+    "a link to an open file": ("link", leads_to("/proc/self/fd/0"), ""),
+    "a URL": ("file:///etc/passwd", None, ""),
+    "a home": ("~/secret", None, ""),
+    "backslashes": ("..\\secret", None, ""),
+    "an end of text": ("model.data\0../secret", None, ""),
+}
+
+
 def placed(stand: Callable, location: str, make: Callable | None) -> Callable[[Path], None]:
     def damage(work: Path) -> None:
-        for folder in (work / "graphs", work / "static"):
+        for folder in (work / "graphs", work / "static", work / "pair"):
             tensor = TensorProto(name="weight", data_type=TensorProto.FLOAT, dims=[4, 4], data_location=TensorProto.EXTERNAL)
             for key, value in (("location", location.format(work=work)), ("offset", "0"), ("length", str(LENGTH))):
                 tensor.external_data.add(key=key, value=value)
@@ -112,4 +125,10 @@ def placed(stand: Callable, location: str, make: Callable | None) -> Callable[[P
 CASES = [
     Case(1, stage, f"{name} {stand.__name__}", PROMISE, placed(stand, location, make), says)
     for stage in STAGES for stand in TENSORS for name, (location, make, says) in PLACES.items()
+] + [
+    Case(1, stage, f"{name} {stand.__name__}", PROMISE, placed(stand, location, make), says)
+    for stage in STAGES for stand in (in_initializer, in_function, in_loop) for name, (location, make, says) in FURTHER.items()
+] + [
+    Case(1, "surgery.join", f"{name} {stand.__name__} of the second", PROMISE, placed(stand, location, make), says, arguments=SECOND)
+    for stand in TENSORS for name, (location, make, says) in PLACES.items()
 ]  # fmt: skip

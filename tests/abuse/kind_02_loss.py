@@ -5,14 +5,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.abuse.case import ARGUMENTS, Case
+from tests.abuse.case import ARGUMENTS, CUTTERS, Case, folder_of
 
 PROMISE = "nothing is replaced that the stage has not written itself"
-READS = {"export": "checkpoint", "surgery": "graphs", "build": "graphs", "validate": "graphs", "surgery.capacity": "static"}
+READS = {"export": "checkpoint", **{stage: folder_of(stage) for stage in ("surgery", "build", "validate", *CUTTERS)}}
 WRITES = {
-    "export": "model.onnx", "surgery": "model.onnx", "build": "model.engine", "validate": "report.html", "surgery.capacity": "model.onnx",
+    "export": "model.onnx", "surgery": "model.onnx", "build": "model.engine", "validate": "report.html", **dict.fromkeys(CUTTERS, "model.onnx"),
 }  # fmt: skip
-NAMES = {"surgery.capacity": "surgery"}  # in its manifest
+NAMES = {"surgery.capacity": "surgery", "surgery.once": "surgery"}  # in its manifest
 
 
 def taken(make: Callable[[Path], None]) -> Callable[[str, Path], None]:
@@ -138,9 +138,25 @@ def there(name: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
     return damage
 
 
+NAMED = {  # files that options name: the command, its options
+    "check": (("{work}/graphs/model.onnx",), ("--json", "--junit", "--save")),
+    "compare": (("{work}/graphs/model.onnx", "{work}/static/model.onnx"), ("--json", "--junit")),
+    "validate": (ARGUMENTS["validate"], ("--json", "--junit")),
+    "golden": (ARGUMENTS["golden"], ("--json", "--junit")),
+    "generate": (("{work}/graphs/model.onnx", "--checkpoint", "{work}/library", "--prompts", "{work}/prompts.txt"), ("--out",)),
+}  # fmt: skip
+FOREIGN = THERE | {
+    "another's JSON": lambda path: path.write_text('{"model": "mine"}\n'),
+    "another's XML": lambda path: path.write_text("<?xml version='1.0' encoding='utf-8'?>\n<testsuite name=\"pytest\" />\n"),
+    "a link to a device": links_to("/dev/null"),
+}
+NOWHERE = {  # where no file can be written
+    "no folder": "{work}/no/given", "a file for its folder": "{work}/secret/given", "a device": "/dev/null", "empty": "",
+    "a folder of its own": "{work}/graphs", "the parent": "{work}/..", "a name that is too long": "{work}/" + "n" * 300,
+}  # fmt: skip
 PROMPTS = ("{work}/graphs/model.onnx", "--checkpoint", "{work}/library", "--prompts", "{work}/prompts.txt", "--max-tokens", "2")
 CASES = [
-    *(Case(2, stage, name, PROMISE, damage(stage, name), arguments=to(stage, "{work}/out"), quick=stage != "export")
+    *(Case(2, stage, name, PROMISE, damage(stage, name), arguments=to(stage, "{work}/out"))
       for stage in READS for name in OUTS if name != f"results of {NAMES.get(stage, stage)}"),
     *(Case(2, stage, name, PROMISE, link(stage), arguments=to(stage, write(folder)))
       for stage, folder in READS.items() for name, write in FOLDERS.items()),
@@ -150,6 +166,16 @@ CASES = [
            arguments=("{work}/graphs/model.onnx", option, write(name)))
       for option in ("--json", "--junit", "--save") for what, name in RESULTS.items() if name.startswith("graphs")
       for form, write in FORMS.items()),
+    *(Case(2, stage, f"{what} for {option}", PROMISE, there("given", make), "given", arguments=(*arguments, option, "{work}/out/given"))
+      for stage, (arguments, options) in NAMED.items() for option in options for what, make in FOREIGN.items()),
+    *(Case(2, stage, f"{option} to {what}", PROMISE, lambda work: None, arguments=(*arguments, option, name))
+      for stage, (arguments, options) in NAMED.items() for option in options for what, name in NOWHERE.items()),
+    *(Case(2, stage, "one file for two options", PROMISE, lambda work: None, "is named by",
+           arguments=(*arguments, *(word for option in options for word in (option, "{work}/given"))))
+      for stage, (arguments, options) in NAMED.items() if len(options) > 1),
+    *(Case(2, stage, f"{option} over {name} in --out", PROMISE, lambda work: None, "lies in --out",
+           arguments=(*NAMED[stage][0], "--out", "{work}/out", option, f"{{work}}/out/{name}"))
+      for stage in ("validate", "check") for option in ("--json", "--junit") for name in ("report.json", "manifest.json", "network.json")),
     *(Case(2, "convert", f"{what} for {name}", PROMISE, there(name, make))
       for name in ("model.safetensors", "model.safetensors.index.json", "model-00001-of-00002.safetensors")
       for what, make in THERE.items()),

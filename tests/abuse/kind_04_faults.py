@@ -7,7 +7,12 @@ from tests.abuse.case import FAULT, Case
 
 PROMISE = "a fault of ours is status 3, one line, and a traceback in a file"
 PLACES = {
-    "export": ("suture.core.stage:Stage.up_to_date",),
+    "export": ("suture.core.stage:Stage.up_to_date", "suture.export.stage:trace"),
+    "compare": ("suture.validate.stage:subject_of", "suture.validate.stage:compare_two"),
+    "golden": ("suture.validate.stage:find_pipeline", "suture.validate.golden:check"),
+    "bundle": ("suture.validate.stage:find_pipeline", "suture.validate.levels:read_results"),
+    "surgery.join": ("suture.surgery.connect:check_model", "suture.core.stage:Stage.writing"),
+    "surgery.once": ("suture.surgery.stage:load_graph", "suture.surgery.stage:operate"),
     "surgery": ("suture.surgery.stage:load_graph", "suture.surgery.stage:operate", "suture.surgery.stage:settle",
                 "suture.core.stage:Stage.writing"),
     "build": ("suture.build.stage:load_graph", "suture.build.stage:audit_graph", "suture.build.process:build"),
@@ -18,7 +23,8 @@ PLACES = {
     "convert": ("suture.models.pickles:convert", "suture.core.reader:status"),
 }  # fmt: skip
 ERRORS = ("RuntimeError", "ValueError", "KeyError", "AttributeError", "TypeError", "AssertionError", "ImportError", "IndexError",
-          "ZeroDivisionError", "NotImplementedError", "ConnectionResetError")  # fmt: skip
+          "ZeroDivisionError", "NotImplementedError", "ConnectionResetError", "EOFError", "SystemError", "StopIteration",
+          "OverflowError")  # fmt: skip
 ENDS = (-9, -11, -6, -15, -7, 3, 139, 134, 255, 1)  # of a stage: killed by a signal, a shell's word for that, Python's own
 
 

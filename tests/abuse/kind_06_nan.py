@@ -37,6 +37,34 @@ def poisoned(value: float, sides: tuple[str, ...], whole: bool) -> Callable[[Pat
     return damage
 
 
+def computed(operator: str, sides: tuple[str, ...]) -> Callable[[Path], None]:
+    """The logits go through an operator that has no value, or an infinite one, for what it is given."""
+    factor, offset = {"Sqrt": (1e-3, -1e3), "Log": (1e-3, -1e3), "Exp": (1e-3, 1e3), "Acos": (1e-3, 1e3), "Reciprocal": (0, 0)}[
+        operator
+    ]
+
+    def damage(work: Path) -> None:
+        for side in ("a", "b"):
+            model = onnx.load(work / "static" / "model.onnx")
+            if side in sides:
+                node = next(node for node in model.graph.node if "logits" in node.output)
+                node.output[:] = ["before"]
+                for name, value in (("factor", factor), ("offset", offset)):
+                    model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
+                steps = (
+                    ("Mul", ["before", "factor"], "scaled"),
+                    ("Add", ["scaled", "offset"], "moved"),
+                    (operator, ["moved"], "logits"),
+                )
+                model.graph.node.extend(
+                    onnx.helper.make_node(op, given, [made], name=f"beyond.{made}") for op, given, made in steps
+                )
+            (work / side).mkdir()
+            onnx.save(model, work / side / "model.onnx")
+
+    return damage
+
+
 def reported(work: Path) -> str | None:
     return None if (work / "out" / "report.html").is_file() else "no report"
 
@@ -46,4 +74,8 @@ CASES = [
          prints_not="validate: passed", after=reported)
     for stage in ("validate", "compare") for name, value in VALUES.items() for side, sides in SIDES.items()
     for where, whole in (("all", True), ("a column", False))
+] + [
+    Case(6, stage, f"{operator} of {side}", PROMISE, computed(operator, sides), expected=(1,), arguments=GRAPHS,
+         prints_not="validate: passed", after=reported)
+    for stage in ("validate", "compare") for operator in ("Sqrt", "Log", "Exp", "Acos", "Reciprocal") for side, sides in SIDES.items()
 ]  # fmt: skip

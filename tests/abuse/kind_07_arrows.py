@@ -35,6 +35,19 @@ def small_graph(name: str | None) -> Callable[[Path], None]:
     return damage
 
 
+def set_zero(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type == onnx.TensorProto.FLOAT:
+        tensor.CopyFrom(onnx.numpy_helper.from_array(0 * onnx.numpy_helper.to_array(tensor), tensor.name))
+
+
+def rename(model: onnx.ModelProto, what: str) -> None:
+    for value in getattr(model.graph, what):
+        for node in model.graph.node:
+            names = getattr(node, what)
+            names[:] = [f"other.{name}" if name == value.name else name for name in names]
+        value.name = f"other.{value.name}"
+
+
 DAMAGES = {
     "gone": Path.unlink,
     **GRAPHS,
@@ -44,6 +57,12 @@ DAMAGES = {
     "without outputs": edited(lambda model: model.graph.ClearField("output")),
     "without weights": edited(lambda model: model.graph.ClearField("initializer")),
     "without a cache": edited(lambda model: model.graph.output.pop()),
+    "weights all zero": edited(lambda model: [set_zero(tensor) for tensor in model.graph.initializer]),
+    "outputs renamed": edited(lambda model: rename(model, "output")),
+    "inputs renamed": edited(lambda model: rename(model, "input")),
+    "a node less": edited(lambda model: model.graph.node.pop()),
+    "another opset": edited(lambda model: setattr(model.opset_import[0], "version", 1)),
+    "text for numbers": edited(lambda model: setattr(model.graph.input[0].type.tensor_type, "elem_type", 8)),
     "another model's": small_graph(None),
     **{name: small_graph(name) for name in ("no imports", "cycle", "unknown operator", "short data", "weight's type")},
 }
@@ -63,6 +82,6 @@ def failed(work: Path) -> str | None:
 
 CASES = [
     Case(7, "validate", f"{name} for {file}", PROMISE, pipeline(at(file, damage)), expected=(1,), arguments=("{work}/pipeline",),
-         prints_not="validate: passed", after=failed, out="pipeline/validate")
+         prints_not="validate: passed", after=failed, writes="pipeline/validate")
     for file in ("model.trt.onnx", "model.onnx") for name, damage in DAMAGES.items()
 ]  # fmt: skip

@@ -2,9 +2,12 @@
 
 import json
 import struct
+from pathlib import Path
 
-from tests.abuse.case import GRAPH_STAGES, Case
-from tests.abuse.damages import at, cut, header, keys, written
+import numpy as np
+
+from tests.abuse.case import CUTTERS, GRAPH_STAGES, SECOND, Case, folder_of
+from tests.abuse.damages import Damage, at, cut, header, keys, written
 
 PROMISE = "bad input is one line with the file's name, and exit status 2"
 
@@ -44,7 +47,12 @@ CONFIGS = {
         model_type="llama", architectures=["LlamaForCausalLM"], rope_scaling={"rope_type": "yarn"}
     ),
 }
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 107293\n"  # in place of a file
+PAGE = b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>\n"  # what a download without a login brings
+TEXT = b'<ir_version: 10, opset_import: ["": 18]> g (float[n] x) => (float[n] y) { y = Neg(x) }\n'
 JSONS = {
+    "a pointer of Git LFS": POINTER, "a page of HTML": PAGE, "lines of JSON": b'{"a": 1}\n{"b": 2}\n', "a comment": b'{"a": 1} // a\n',
+    "one quote": b"{'a': 1}",
     "empty": b"", "no json": b"{", "list": b"[]", "number": b"1", "null": b"null", "NaN": b'{"hidden_size": NaN}',
     "infinity": b'{"hidden_size": 1e999}', "deep": b'{"a":' * 100_000, "deep list": b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}",
     "no UTF-8": b'{"a": "\xff"}', "key twice": b'{"a": 1, "a": 2}', "UTF-16": '{"a": 1}'.encode("utf-16"),
@@ -68,6 +76,9 @@ HEADERS = {
     "no tensors": header(dict.clear),
     "cut": cut(0.5), "cut in the header": cut(0.001), "empty": written(b""), "huge header": written(struct.pack("<Q", 2**63) + b"{}"),
     "header is a list": written(struct.pack("<Q", 2) + b"[]"), "pickle": written(b"\x80\x02}q\0."),
+    "a pointer of Git LFS": written(POINTER), "a page of HTML": written(PAGE), "a graph": written(b"\x08\x0a" * 50),
+    "dimensions": header(lambda found: found[WEIGHT].update(shape=[1] * 1000)),
+    "a key of 10 MB": header(lambda found: found.update({"a" * 10**7: 1})),
 }  # fmt: skip
 INDEX = "checkpoint/model.safetensors.index.json"
 INDEXES = {
@@ -84,7 +95,11 @@ GRAPHS = {
     "empty": written(b""), "noise": written(bytes(range(256)) * 8), "text": written(b"hello\n" * 100), "json": written(b"{}"),
     "cut in half": cut(0.5), "cut at a tenth": cut(0.1), "cut at the end": cut(0.999), "gzip": written(b"\x1f\x8b\x08" + bytes(50)),
     "pickle": written(b"\x80\x02}q\0."), "deep": written(b"\x3a\x80\x80\x80\x08" * 200), "long varint": written(b"\xff" * 64),
-    "zeros": written(bytes(1000)), "field of 4 GB": written(b"\x3a\xff\xff\xff\xff\x0f"), "wrong wire type": written(b"\x3d" + bytes(4)),
+    "zeros": written(bytes(1000)), "a pointer of Git LFS": written(POINTER), "a page of HTML": written(PAGE), "text of a graph": written(TEXT),
+    "a program": written(b"\x7fELF" * 9),
+    "weights": written(struct.pack("<Q", 2) + b"{}"),
+    "twice itself": lambda path: path.write_bytes(2 * path.read_bytes()),
+    "field of 4 GB": written(b"\x3a\xff\xff\xff\xff\x0f"), "wrong wire type": written(b"\x3d" + bytes(4)),
 }  # fmt: skip
 
 
@@ -152,6 +167,39 @@ GOLDEN = {
     "shape text": golden(*OUTPUT, shape="x"), "shape negative": golden(*OUTPUT, shape=[-1]), "shape smaller": golden(*OUTPUT, shape=[1]),
     "no largest": golden(*OUTPUT, largest=None), "largest negative": golden(*OUTPUT, largest=-1), "largest text": golden(*OUTPUT, largest="1"),
 }  # fmt: skip
+
+
+def arrays(**values: np.ndarray | None) -> Damage:
+    """These arrays of a .npz file; None leaves one out."""
+
+    def damage(path: Path) -> None:
+        with np.load(path) as file:
+            found = dict(file)
+        found |= {name.replace("__", "/"): value for name, value in values.items()}
+        np.savez(path, **{name: value for name, value in found.items() if value is not None})
+
+    return damage
+
+
+def about(content: bytes) -> Damage:
+    return arrays(about=np.array(content.decode("latin-1")))
+
+
+def of_step(name: str, value: np.ndarray | None) -> Damage:
+    return arrays(**{f"0__0__{name}": value})
+
+
+RESULTS = {  # of a bundle
+    "cut": cut(0.5), "cut at the end": cut(0.99), "empty": written(b""), "a pickle": written(b"\x80\x02}q\0."), "a page": written(PAGE),
+    "pointer": written(POINTER), "no zip": written(bytes(range(256)) * 8), "no about": arrays(about=None), "no logits": of_step("logits", None),
+    "no tokens": of_step("tokens", None), "no counts": of_step("counts", None), "no scale": of_step("alpha", None),
+    "logits of integers": of_step("logits", np.zeros((1, 24, 50), np.int64)), "logits of a row": of_step("logits", np.zeros(50)),
+    "logits of text": of_step("logits", np.array(["a"])), "objects": of_step("logits", np.array([{}], object)),
+    "negative tokens": of_step("tokens", np.full((1, 24), -1)), "tokens beyond": of_step("tokens", np.full((1, 24), 10**9)),
+    "negative counts": of_step("counts", np.array([-1])), "counts beyond": of_step("counts", np.array([10**9])),
+    "tokens of floats": of_step("tokens", np.zeros((1, 24))), "no width": of_step("tokens", np.zeros((1, 0), np.int64)),
+    "about is a number": arrays(about=np.array(1.0)),
+}  # fmt: skip
 CASES = [
     *(Case(10, "golden", name, PROMISE, damage, "golden") for name, damage in GOLDEN.items()),
     *(Case(10, "golden", f"{file} {name}", PROMISE, at(f"golden/{file}", written(content)), file)
@@ -163,10 +211,14 @@ CASES = [
       for name, content in JSONS.items()),
     *(Case(10, "export", f"header {name}", PROMISE, at("checkpoint/model.safetensors", damage)) for name, damage in HEADERS.items()),
     *(Case(10, "export", name, PROMISE, at(INDEX, damage)) for name, damage in INDEXES.items()),
-    *(Case(10, stage, name, PROMISE, at("graphs/model.onnx", damage), "model.onnx")
-      for stage in GRAPH_STAGES for name, damage in GRAPHS.items()),
-    *(Case(10, stage, f"reference {name}", PROMISE, at("graphs/model.onnx", damage))
-      for stage in GRAPH_STAGES for name, damage in REFERENCES.items()),
+    *(Case(10, stage, name, PROMISE, at(f"{folder_of(stage)}/model.onnx", damage), "model.onnx")
+      for stage in (*GRAPH_STAGES, *CUTTERS) for name, damage in GRAPHS.items()),
+    *(Case(10, stage, f"reference {name}", PROMISE, at(f"{folder_of(stage)}/model.onnx", damage))
+      for stage in (*GRAPH_STAGES, *CUTTERS) for name, damage in REFERENCES.items()),
+    *(Case(10, "surgery.join", f"{name}, the second", PROMISE, at("pair/model.onnx", damage), "model.onnx", arguments=SECOND)
+      for name, damage in GRAPHS.items()),
+    *(Case(10, "bundle", f"results {name}", PROMISE, at("bundled/results.npz", damage), "results.npz")
+      for name, damage in {**RESULTS, **{f"about {name}": about(content) for name, content in JSONS.items()}}.items()),
     *(Case(10, "generate", name, PROMISE, at(file, damage), "library") for name, (file, damage) in LIBRARY.items()),
     *(Case(10, "convert", name, PROMISE, at("checkpoint/model.bin", written(content)), "model.bin") for name, content in JSONS.items()),
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.abuse.case import GRAPH_STAGES, Case
+from tests.abuse.case import CUTTERS, GRAPH_STAGES, SECOND, Case
 from tests.abuse.graphs import BROKEN, small
 
 PROMISE = "a graph that is not valid ONNX is refused in one line, and none is written"
@@ -12,14 +12,14 @@ def broken(name: str):
     def damage(folder: Path) -> None:
         model = small()
         BROKEN[name][0](model)
-        for place in ("graphs", "static"):
+        for place in ("graphs", "static", "pair"):
             (folder / place / "model.onnx").write_bytes(model.SerializeToString())
 
     return damage
 
 
 CASES = [
-    Case(13, stage, name, PROMISE, broken(name), BROKEN[name][1])
-    for stage in (*GRAPH_STAGES, "surgery.capacity")
-    for name in BROKEN
+    Case(13, stage, name, PROMISE, broken(name), BROKEN[name][1]) for stage in (*GRAPH_STAGES, *CUTTERS) for name in BROKEN
+] + [
+    Case(13, "surgery.join", f"{name}, the second", PROMISE, broken(name), BROKEN[name][1], arguments=SECOND) for name in BROKEN
 ]
