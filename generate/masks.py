@@ -14,7 +14,7 @@ from suture.core.shadow_copy import runnable
 from suture.core.weights import load_graph, weights_root
 from suture.runtime.engine import Engine, read_description, run_once, why_not
 from suture.runtime.graphs import fast_session
-from suture.runtime.segment import Arrays, Prompt, Run, Segmenter, open_processor, read_picture
+from suture.runtime.segment import Arrays, MaskPrompt, Run, Segmenter, open_processor, read_picture
 
 GRAPHS = ("surgery/model.onnx", "export/model.onnx")
 
@@ -34,7 +34,7 @@ def segment(options: argparse.Namespace) -> str:
     return f"{options.mask}: {share:.1%} of the picture, expected intersection over union {score:.2f}"
 
 
-def _prompt(options: argparse.Namespace, width: int, height: int) -> Prompt:
+def _prompt(options: argparse.Namespace, width: int, height: int) -> MaskPrompt:
     """Raises UserError for a point or a box that does not lie in the picture."""
     given = [(point, INSIDE) for point in options.point] + [(point, BESIDE) for point in options.beside]
     for option, (x, y) in [
@@ -49,7 +49,7 @@ def _prompt(options: argparse.Namespace, width: int, height: int) -> Prompt:
         raise UserError(
             f"--box {shown}", f"is no LEFT,TOP,RIGHT,BOTTOM in {width}×{height} pixels", "name a box in the picture"
         )
-    return Prompt(tuple(point for point, _ in given), tuple(label for _, label in given), box)
+    return MaskPrompt(tuple(point for point, _ in given), tuple(label for _, label in given), box)
 
 
 def _opened(part: PartFolder, runtime: str) -> tuple[Run, int]:

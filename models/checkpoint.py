@@ -52,7 +52,7 @@ class TensorEntry:
 
 
 @dataclass(frozen=True)
-class Joined:
+class JoinedTensor:
     """A tensor of the architecture that the checkpoint holds in pieces; `load` reads them and puts it together."""
 
     dtype: str
@@ -66,7 +66,7 @@ class Checkpoint:
     config: dict
     tensors: dict[str, TensorEntry]  # by the architecture's name for each, but those that only `joined` reads
     described: tuple[Path, ...]  # config.json, or what stands in its place, and what else was read beside the weights
-    joined: Mapping[str, Joined] = field(default_factory=dict)  # by the architecture's name
+    joined: Mapping[str, JoinedTensor] = field(default_factory=dict)  # by the architecture's name
 
     @property
     def files(self) -> list[Path]:
@@ -90,7 +90,7 @@ class Checkpoint:
             raise UserError(self.folder, "has no floating-point weights", "use a checkpoint that is not quantised")
         return sizes.most_common(1)[0][0]
 
-    def stored(self, name: str) -> TensorEntry | Joined | None:
+    def stored(self, name: str) -> TensorEntry | JoinedTensor | None:
         """Where the tensor of that name lies, or how it is put together; None where there is none, or it is packed."""
         return self.joined.get(name) or self.tensors.get(name)
 

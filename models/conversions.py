@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
-from suture.models.checkpoint import Checkpoint, Joined
+from suture.models.checkpoint import Checkpoint, JoinedTensor
 
 Sources = list[tuple[str, str]]  # name in the checkpoint, and which pattern of the converter it is
 
@@ -40,7 +40,7 @@ def named_as(model: PreTrainedModel, checkpoint: Checkpoint) -> Checkpoint:
         for each in rule.target_patterns:
             made = target.replace(rule.target_patterns[0], each)
             if made in shapes and not others:
-                joined[made] = Joined(dtype, shapes[made], partial(_join, checkpoint, model, target, made, rule, sources))
+                joined[made] = JoinedTensor(dtype, shapes[made], partial(_join, checkpoint, model, target, made, rule, sources))
     return replace(checkpoint, tensors=tensors, joined=joined)
 
 

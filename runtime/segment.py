@@ -23,7 +23,7 @@ Run = Callable[[Arrays], Arrays]  # inputs by name, floats as float32, to output
 
 
 @dataclass(frozen=True)
-class Prompt:
+class MaskPrompt:
     """What is to be masked, in the picture's pixels."""
 
     points: tuple[tuple[float, float], ...] = ()  # x, y
@@ -71,7 +71,7 @@ class Segmenter:
     def __init__(self, processor: SamProcessor, encode: Run, decode: Run):
         self.processor, self.encode, self.decode = processor, encode, decode
 
-    def __call__(self, picture: Image.Image, prompt: Prompt) -> Found:
+    def __call__(self, picture: Image.Image, prompt: MaskPrompt) -> Found:
         """The masks of one picture and one prompt, at the picture's size."""
         given = self._prepared(picture, prompt)
         features = self.encode({PIXELS: given["pixel_values"].astype(np.float32)})[FEATURES]
@@ -80,7 +80,7 @@ class Segmenter:
         (masks,) = self.processor.post_process_masks(logits, given["original_sizes"], given["reshaped_input_sizes"])
         return Found(masks[0].numpy(), found[SCORES][0].astype(np.float32))
 
-    def _prepared(self, picture: Image.Image, prompt: Prompt) -> Arrays:
+    def _prepared(self, picture: Image.Image, prompt: MaskPrompt) -> Arrays:
         asked = {}
         if prompt.points:
             asked["input_points"] = [[[list(map(float, point)) for point in prompt.points]]]
@@ -90,7 +90,7 @@ class Segmenter:
         return dict(self.processor(images=picture, return_tensors="np", **asked))
 
 
-def _as_points(given: Arrays, prompt: Prompt) -> Arrays:
+def _as_points(given: Arrays, prompt: MaskPrompt) -> Arrays:
     """What the decoder takes: the points, then a box's corners, or a point that is none."""
     points = [given["input_points"].reshape(-1, 2)] if prompt.points else []
     corners = given["input_boxes"].reshape(2, 2) if prompt.box is not None else np.zeros((1, 2))

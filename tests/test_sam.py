@@ -21,7 +21,7 @@ from suture.models.architectures import architecture, load_model, meta_model, op
 from suture.models.drawn_pictures import random_scene
 from suture.models.named import checkpoint_folder
 from suture.models.pickles import convert
-from suture.runtime.segment import Prompt, Segmenter, open_processor, overlap
+from suture.runtime.segment import MaskPrompt, Segmenter, open_processor, overlap
 from suture.validate.graph_part import in_network, in_onnxruntime
 from suture.validate.masks import LIMITS, compare_masks, masks_level
 from suture.validate.pipeline import find_pipeline
@@ -51,7 +51,7 @@ def found(segmenter: Segmenter, scenes: list) -> float:
     each = []
     for scene in scenes:
         shape, picture = scene.shapes[0], Image.fromarray(scene.picture(SIDE, SIDE))
-        best = segmenter(picture, Prompt(((shape.x, shape.y),), (INSIDE,))).best
+        best = segmenter(picture, MaskPrompt(((shape.x, shape.y),), (INSIDE,))).best
         each.append(overlap(best, scene.masks(SIDE, SIDE)[0]))
     return float(np.mean(each))
 

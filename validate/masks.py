@@ -15,7 +15,7 @@ from suture.core.errors import UserError
 from suture.core.masks import DECODER, ENCODER, INSIDE, PIXELS
 from suture.core.weights import load_graph
 from suture.models.drawn_pictures import random_scene
-from suture.runtime.segment import Prompt, Segmenter, open_processor, overlap
+from suture.runtime.segment import MaskPrompt, Segmenter, open_processor, overlap
 from suture.validate.compare import DIFFERENT, PASSED
 from suture.validate.graph_part import in_onnxruntime, in_pytorch, make_inputs
 from suture.validate.level import Level, MaskResult, failed, not_run
@@ -54,7 +54,7 @@ def compare_masks(reference: Segmenter, candidate: Segmenter, side: int, limit: 
     for at in range(MANY if side <= LARGE else FEW):
         scene = random_scene(random, side, side, int(random.integers(1, 4)))
         picture, drawn = (scene.edges if at % 2 else scene.picture)(side, side), scene.masks(side, side)[0]
-        prompt = Prompt(((scene.shapes[0].x, scene.shapes[0].y),), (INSIDE,))
+        prompt = MaskPrompt(((scene.shapes[0].x, scene.shapes[0].y),), (INSIDE,))
         ours, theirs = (_best(each, picture, prompt) for each in (reference, candidate))
         alike.append(overlap(ours, theirs))
         of_reference.append(overlap(ours, drawn))
@@ -67,7 +67,7 @@ def compare_masks(reference: Segmenter, candidate: Segmenter, side: int, limit: 
     )
 
 
-def _best(segmenter: Segmenter, picture: np.ndarray, prompt: Prompt) -> np.ndarray:
+def _best(segmenter: Segmenter, picture: np.ndarray, prompt: MaskPrompt) -> np.ndarray:
     return segmenter(Image.fromarray(picture), prompt).best
 
 
