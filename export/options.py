@@ -34,7 +34,12 @@ def add_options(parser: arguments.Container) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", metavar="NAME", help="a checkpoint that comes with the project, such as tiny-qwen, or a "
                         "model's dimensions with random weights, such as llama-2-7b")  # fmt: skip
-    source.add_argument("--checkpoint", metavar="DIR", type=Path, help="a folder with config.json and safetensors")
+    source.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        type=Path,
+        help="a folder with config.json and safetensors, or ORG/NAME on the Hugging Face Hub",
+    )
     parser.add_argument("--part", metavar="NAME", help="of a model of several parts this one alone, into --out itself")
     parser.add_argument("--dtype", choices=DTYPES, help="of weights and arithmetic (default: the checkpoint's own)")
     parser.add_argument(

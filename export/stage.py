@@ -20,6 +20,7 @@ from suture.export.trace import trace, trace_graph
 from suture.export.weights import attach
 from suture.models.architectures import meta_model, open_checkpoint
 from suture.models.checkpoint import Checkpoint
+from suture.models.hub import folder_of
 from suture.models.named import presets, shipped
 from suture.models.parts import Part, part_named, parts_of, table_of
 from suture.models.random_weights import of_preset
@@ -31,7 +32,7 @@ def export(out: Path, options: ExportOptions, force: bool = False, pipeline: boo
     """Writes the checkpoint's graph into `out`, or, of a model of several parts, each part's into `out`/PART/export and
     parts.json into `out`, unless they are there. `pipeline`: a single part goes to `out`/export. Raises UserError where
     something cannot be read or written."""
-    folder = options.checkpoint or _named(options.model, out, options.dtype)
+    folder = folder_of(options.checkpoint) if options.checkpoint else _named(options.model, out, options.dtype)
     checkpoint = open_checkpoint(folder)
     model = meta_model(checkpoint)
     parts = parts_of(model)
