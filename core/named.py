@@ -1,4 +1,4 @@
-"""Files that an option names, outside any --out: a check's --json, --junit and --save, generate's --out.
+"""Files that an option names, outside any --out: a check's --json, --junit and --save, generate's --out, --picture and --mask.
 
 They may be written again and again, so what stands there is replaced where it is such a file itself, and nothing else is: a
 mistyped name costs nobody a file.
@@ -12,6 +12,8 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import IO
 
+import numpy as np
+
 from suture.core.errors import UserError
 from suture.core.manifest import MANIFEST, own_names, read_manifest
 
@@ -20,7 +22,10 @@ JSON = re.compile(rb'\{\n  "(model|title|before)": ".*",\n  "(tensorrt|verdict|a
 JUNIT = re.compile(rb"<\?xml version='1.0' encoding='utf-8'\?>\n<testsuite name=\"suture ")
 NETWORK = re.compile(rb'\{\n "format": 1,\n "tensorrt": "')
 TEXTS = re.compile(rb'\{.*"text": ".*", "finish": "\w+", "prompt_tokens": \d+, "tokens": \d+\}\n')
-BEGINNINGS = {"--json": JSON, "--junit": JUNIT, "--save": NETWORK, "--out": TEXTS}  # of what each of the options writes
+PICTURE = re.compile(rb"\x89PNG\r\n\x1a\n.{0,64}tEXtSoftware\x00suture", re.DOTALL)
+BEGINNINGS = {  # of what each of the options writes
+    "--json": JSON, "--junit": JUNIT, "--save": NETWORK, "--out": TEXTS, "--picture": PICTURE, "--mask": PICTURE,
+}  # fmt: skip
 
 
 def check_results(results: Mapping[str, Path | None], read: Iterable[Path | None], out: Path | None = None) -> None:
@@ -58,7 +63,7 @@ def _check(path: Path, inputs: set[str], out: Path | None, option: str) -> None:
 
 def _beginning(path: Path) -> bytes:
     with open(path, "rb") as file:
-        return b"".join(file.readline(LONGEST) for _ in range(3))
+        return file.read(3 * LONGEST)
 
 
 @contextmanager
@@ -79,3 +84,14 @@ def appearing(path: Path) -> Iterator[IO[bytes]]:
 def write_text(path: Path, text: str) -> None:
     with appearing(path) as file:
         file.write(text.encode())
+
+
+def write_picture(path: Path, pixels: np.ndarray) -> None:
+    """uint8 [H,W] or [H,W,3] as a PNG file that says what wrote it, by which it may be written again."""
+    from PIL import Image  # here, and below: the stages that write no picture need not know them
+    from PIL.PngImagePlugin import PngInfo
+
+    made_by = PngInfo()
+    made_by.add_text("Software", "suture")
+    with appearing(path) as file:
+        Image.fromarray(pixels).save(file, "PNG", pnginfo=made_by)

@@ -48,6 +48,19 @@ ACCOUNTED: dict[str, tuple[str, ...]] = {
     "Constant": ("value", "value_float", "value_floats", "value_int", "value_ints"),
     "ConstantOfShape": ("input", "value"),
     "Conv": ("X", "W", "B", "auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"),  # its place alone changes
+    "ConvTranspose": (
+        "X",
+        "W",
+        "B",
+        "auto_pad",
+        "dilations",
+        "group",
+        "kernel_shape",
+        "output_padding",
+        "output_shape",
+        "pads",
+        "strides",
+    ),
     "CumSum": ("x", "axis", "exclusive", "reverse"),  # of which only the shape is followed
     "DequantizeLinear": (*QUANTISATION, "output_dtype"),
     "Dropout": ("data", "ratio", "training_mode", "seed"),

@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from suture.core.errors import UserError
 from suture.core.manifest import recorded_option, result
 from suture.core.masks import BESIDE, DECODER, ENCODER, INSIDE, PIXELS, makes_masks
+from suture.core.named import check_results, write_picture
 from suture.core.parts import PartFolder, find_parts
 from suture.core.shadow_copy import runnable
 from suture.core.weights import load_graph, weights_root
@@ -24,12 +24,13 @@ def segment(options: argparse.Namespace) -> str:
     parts = {part.name: part for part in find_parts(options.out)}
     if not makes_masks(parts.values()):
         raise UserError(options.out, f"makes no masks: its parts are {', '.join(parts)}", "give --prompt TEXT")
+    check_results({"--mask": options.mask}, [options.picture])
     picture = read_picture(options.picture)
     prompt = _prompt(options, *picture.size)
     (encode, side), (decode, _) = (_opened(parts[name], options.runtime) for name in (ENCODER, DECODER))
     recorded = options.checkpoint or recorded_option(parts[ENCODER].folder / "export", "checkpoint")
     found = Segmenter(open_processor(Path(recorded or options.out), side), encode, decode)(picture, prompt)
-    Image.fromarray(found.best.astype(np.uint8) * 255).save(options.mask)
+    write_picture(options.mask, found.best.astype(np.uint8) * 255)
     score, share = float(found.scores.max()), float(found.best.mean())
     return f"{options.mask}: {share:.1%} of the picture, expected intersection over union {score:.2f}"
 

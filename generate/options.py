@@ -139,9 +139,5 @@ def _check_masks(parser: CommandParser, options: argparse.Namespace) -> None:
     others = [action for action in parser._actions if action.dest not in (*taken, "help") and given(options, action.dest)]
     if others:
         parser.error(f"{others[0].option_strings[-1]} does not go with --mask")
-    if not options.mask.parent.is_dir():
-        parser.error(f"--mask {options.mask}: no such folder")
-    if options.mask.resolve() == options.picture.resolve():
-        parser.error(f"--mask {options.mask} is the picture, which would be lost")
     if options.mask.suffix.lower() != ".png":
         parser.error(f"--mask {options.mask}: name a .png file")

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from suture.core.errors import UserError
-from suture.core.manifest import check_result, recorded_option
+from suture.core.manifest import recorded_option
+from suture.core.named import check_results, write_picture
 from suture.core.parts import PartFolder
 from suture.core.reader import parse_json, read_text
 from suture.core.refusals import refusals
@@ -87,7 +88,7 @@ class Pictures:
                     latents = done.latents
                     progress.advance(task)
                 for job, pixels in zip(jobs, self.model.decode(latents)):
-                    Image.fromarray(pixels).save(job.picture)
+                    write_picture(job.picture, pixels)
                     progress.console.print(f"generate: {job.picture}", markup=False, highlight=False, soft_wrap=True)
 
     def _jobs(self) -> Iterator[PictureJob]:
@@ -145,7 +146,7 @@ class Pictures:
         read += [self.options.prompts, *(job.reads for job in self.jobs), *self.checkpoint.rglob("*")]
         places = [job.picture for job in self.jobs]
         for job in self.jobs:
-            check_result(job.picture, read, "--picture")
+            check_results({"--picture": job.picture}, read)
             if places.count(job.picture) > 1:
                 raise UserError(job.where, f"writes {job.picture}, as another line does", "name each picture once")
             if more := self.model.left_out(job.wanted.prompt):

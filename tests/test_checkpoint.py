@@ -209,7 +209,7 @@ def test_a_family_is_the_file_called_after_its_model_type(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize(
     "change",
-    [{"model_type": "mamba", "architectures": ["MambaForCausalLM"]}, {"architectures": ["QWenForVision"]}],
+    [{"model_type": "dinov2", "architectures": ["Dinov2Model"]}, {"architectures": ["QWenForVision"]}],
     ids=["type", "class"],
 )
 def test_unknown_architecture(folder, change):

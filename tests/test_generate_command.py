@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from test_generate import CASES, PROMPTS, ROOT, TOKENIZER, answers_alone
 
 from suture.core.errors import UserError
-from suture.core.manifest import check_result
+from suture.core.named import check_results
 from suture.generate.__main__ import main
 from suture.generate.batch import LENGTH, Sequence
 from suture.generate.command import Generator
@@ -197,10 +197,10 @@ def test_results_replace_nothing_that_is_read_or_that_a_stage_wrote(path, tmp_pa
     (tmp_path / "surgery" / "manifest.json").write_text('{"stage": "surgery", "outputs": {"model.onnx": 4, "report.json": 4}}')
     read = [tmp_path / "prompts.txt", tmp_path / "surgery" / "model.onnx", tmp_path / "checkpoint" / "vocab.json", None]
     with pytest.raises(UserError, match="name another file with --out"):
-        check_result(tmp_path / path, read, "--out")
-    check_result(tmp_path / "surgery" / "said.jsonl", read, "--out")
-    (tmp_path / "said.jsonl").write_text("of an earlier run")
-    check_result(tmp_path / "said.jsonl", read, "--out")
+        check_results({"--out": tmp_path / path}, read)
+    check_results({"--out": tmp_path / "surgery" / "said.jsonl"}, read)
+    (tmp_path / "said.jsonl").write_text('{"text": "said", "finish": "stop", "prompt_tokens": 1, "tokens": 1}\n')
+    check_results({"--out": tmp_path / "said.jsonl"}, read)
 
 
 def test_prompts_are_not_replaced_by_their_answers(tiny_out, tiny_portable, tmp_path):

@@ -20,6 +20,17 @@ def conv(c: Canvas):
     return c.op("Conv", x, w, *bias, group=group, pads=pads, kernel_shape=[kernel] * 2 if c.chance() else None, drawn=drawn)
 
 
+def conv_transpose(c: Canvas):
+    """Patches side by side, or with what else the operator has: overlaps, pads, groups."""
+    kernel, channels, group = c.pick(2, 3), 4, c.pick(1, 1, 2)
+    strides = [kernel if c.chance(0.7) else 1] * 2
+    bias = [c.weight(6)] if c.chance() else []
+    pads = [1] * 4 if c.chance(0.3) else None
+    w = c.weight(channels, 6 // group, kernel, kernel)
+    x = c.input("B", channels, 4, 4)
+    return c.op("ConvTranspose", x, w, *bias, strides=strides, group=group, pads=pads, drawn=pads is None)
+
+
 def dequantise(c: Canvas):
     values = c.constant(c.rng.integers(-8, 8, (6, 4)).astype(np.int8))
     axis = c.pick(None, 0, 1, -1)

@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=210, help="at most, of training (%(default)s)")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = SamConfig(**json.loads((HERE / "config.json").read_text()))
+    config = SamConfig(**json.loads((HERE / "config.json").read_text(encoding="utf-8")))
     model = made(config).to(device)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {device}", flush=True)
     side = config.vision_config.image_size
@@ -70,7 +70,7 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
-    (options.out / "training.json").write_text(json.dumps(report, indent=2) + "\n")
+    (options.out / "training.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=2))
 
 
@@ -112,7 +112,7 @@ def _drawn(asked: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
 
 def normalised(pictures: Tensor) -> Tensor:
     """As the preprocessor_config.json beside this file asks for."""
-    asked = json.loads((HERE / "preprocessor_config.json").read_text())
+    asked = json.loads((HERE / "preprocessor_config.json").read_text(encoding="utf-8"))
     mean, std = (torch.tensor(asked[f"image_{name}"], device=pictures.device)[:, None, None] for name in ("mean", "std"))
     return (pictures * asked["rescale_factor"] - mean) / std
 
