@@ -55,6 +55,7 @@ def clipped() -> onnx.ModelProto:
 # --- the documentation ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_documented_examples_run(tiny_export, tmp_path, monkeypatch, capsys):
     for path in tiny_export.iterdir():
         if path.is_file():

@@ -113,8 +113,8 @@ def gated_layers(folder: Path, layers: int = 4, hidden: int = 1024, features: in
     return folder / "model.onnx"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skipped", [[], ["neighbouring_weights"], ["split_products"]], ids=["lowered", "apart", "split"])
-@pytest.mark.sample("lowered")
 def test_weights_are_held_once(skipped, tmp_path):
     """TensorRT joins gate and up itself where surgery does not, and cuts them where they are split along their last axis."""
     skip = [word for name in skipped for word in ("--skip", name)]

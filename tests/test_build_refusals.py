@@ -172,6 +172,7 @@ def test_no_space_left(tmp_path):
         build(replace(job(proto, tmp_path), engine=Path("/dev/full")))
 
 
+@pytest.mark.slow
 def test_interrupted_build_leaves_nothing(tmp_path):
     model = saved(build_graphs.decoder(layers=48), tmp_path)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

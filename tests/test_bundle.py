@@ -80,6 +80,7 @@ def test_bundle_stands_alone(pipeline):
     assert "there is no GPU that torch can use" in done.stdout
 
 
+@pytest.mark.slow
 def test_results_become_level_4(pipeline, run_py, capsys):
     assert run_py.main() == 0
     assert "passed on a stand-in with tensorrt_rtx" in capsys.readouterr().out

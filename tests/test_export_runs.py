@@ -49,6 +49,7 @@ def test_the_command_says_so_in_one_line(checkpoint, tmp_path):
     assert "no such file" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_export_leaves_nothing_and_the_next_carries_on(traced_before, exported, checkpoint, tmp_path):
     out = tmp_path / "out"
     code = f"import test_export_runs; test_export_runs.die_while_copying({str(exported)!r}, {str(checkpoint)!r}, {str(out)!r})"

@@ -61,6 +61,7 @@ def test_reordered_features_are_refused(tmp_path):
     assert "g_idx" in refused(model, tmp_path)
 
 
+@pytest.mark.slow
 def test_repacked_weights_stream_to_a_file_beside_the_graph(tmp_path):
     """A weight above the limit goes to repacked.data, the source's folder stays as it is, the result runs."""
     source, out = tmp_path / "source", tmp_path / "out"
@@ -121,6 +122,7 @@ def test_unsigned_weights_become_signed(zero_points, tmp_path):
     assert TensorProto.UINT4 not in {tensor.data_type for tensor in converted.graph.initializer}
 
 
+@pytest.mark.slow
 def test_weights_from_elsewhere_join_the_repacked_ones(tmp_path):
     """All weights of a graph lie under one root: those of a checkpoint elsewhere are copied behind the new ones."""
     checkpoint, source, out = tmp_path / "checkpoint", tmp_path / "source", tmp_path / "out"

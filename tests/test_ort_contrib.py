@@ -70,6 +70,7 @@ def test_other_families_and_exporters(tmp_path, name):
     assert len(stays) == (name.startswith(("bloom", "gemma3")))
 
 
+@pytest.mark.slow
 def test_nothing_is_transposed_and_one_table_serves_all_layers(tiny_own):
     model = load_graph(tiny_own / OWN_OPERATORS)
     ops = Counter(node.op_type for node in model.graph.node)

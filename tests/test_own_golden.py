@@ -102,6 +102,7 @@ def test_what_cannot_be_used_is_one_line(out, arguments, said, capsys):
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_polygraphy_reads_all_that_holds_outputs(out):
     """`polygraphy inspect data`, as it is installed, knows nothing of our types."""
     assert run(out, "--force") == 0

@@ -180,6 +180,7 @@ def test_generating_embeds_tokens(qwen, tmp_path, embedding, monkeypatch):
     assert lookup(ids).shape == (1, 4, 64)
 
 
+@pytest.mark.slow
 def test_the_pipeline_takes_every_part_through_every_stage(shared, tmp_path):
     out = tmp_path / "out"
     for part in find_parts(operated("whisper", "float32", shared)):

@@ -154,8 +154,8 @@ def test_a_killed_stage_leaves_nothing_and_the_next_run_carries_on(finished, tmp
     assert not (out / "export" / ".partial").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ended", [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.sample(1)
 def test_a_pipeline_that_ends_takes_its_stage_with_it(ended, finished, tmp_path):
     """Else the stage would write on, beside the next run's."""
     running = exporting(tmp_path / "out", finished.checkpoint)
@@ -166,6 +166,7 @@ def test_a_pipeline_that_ends_takes_its_stage_with_it(ended, finished, tmp_path)
     assert [path.name for path in (tmp_path / "out" / "export").iterdir()] == [".partial"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_pipeline_says_so_and_leaves_nothing(finished, tmp_path):
     """As Ctrl-C does, which reaches the stage as well."""
     out = tmp_path / "out"
@@ -204,7 +205,7 @@ def raise_on_import(name):
         ("validate", "os._exit(1)", FAULT),
     ],
 )
-@pytest.mark.sample("surgery-raise*", "build*")
+@pytest.mark.sample("surgery-raise*")
 def test_nothing_runs_after_a_stage_that_broke(broken, how, status, finished, tmp_path):
     """An earlier run's results lie there, which are not this one's: no stage works on them, and no verdict is reported."""
     patch = BROKEN.format(stages=tuple(STAGES), broken=broken, how=how)
@@ -216,6 +217,7 @@ def test_nothing_runs_after_a_stage_that_broke(broken, how, status, finished, tm
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_difference_of_surgerys_own_check_ends_the_pipeline(finished, tmp_path):
     wrong = own_pass(tmp_path, WRONG.format(number=1))
     done = pipeline(*finished.line, "--verify", "--pass", f"{wrong}@rms_norm")

@@ -171,8 +171,8 @@ def test_quantising_says_how_far_it_is(tiny_export, tmp_path, capsys):
     assert told == ["surgery: writing int8", *(f"surgery: writing int8, {quarter}%" for quarter in (29, 52, 76, 100))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [64, 32, 128])
-@pytest.mark.sample(1)
 def test_what_each_format_does_to_text(block, quantised):
     """Divergence on held-out text: int8 far below int4, and AWQ a fifth below rounding to the nearest at every block."""
     folder = checkpoint_folder("tiny-qwen")

@@ -94,6 +94,7 @@ def test_a_config_that_is_none_is_refused():
         architecture(config | {"vision_config": {"num_hidden_layers": 10**9}}, Path("config.json"))
 
 
+@pytest.mark.slow
 def test_graphs_and_network_find_what_was_drawn(out, scenes):
     assert found(of_graphs(out), scenes) >= LEAST
     assert found(of_graphs(out, in_network, "model.trt.onnx"), scenes) >= LEAST
@@ -144,6 +145,7 @@ FAULTS = {  # the part, and whether masks of coloured pictures show it; whether 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_damaged_graph_finds_less(fault, out, scenes):
     damage, part, shows = FAULTS[fault]
@@ -161,6 +163,7 @@ def test_a_damaged_graph_finds_less(fault, out, scenes):
         damaged.unlink()
 
 
+@pytest.mark.slow
 def test_level_5_compares_masks(out):
     pipeline = find_pipeline(out, None)
     level = masks_level(pipeline, 0)
@@ -170,6 +173,7 @@ def test_level_5_compares_masks(out):
     assert level.masks.shown.startswith("data:image/png;base64,")
 
 
+@pytest.mark.slow
 def test_generate_writes_a_mask(out, scenes, tmp_path, capsys):
     scene = scenes[2]
     Image.fromarray(scene.picture(90, 160)).save(tmp_path / "picture.png")

@@ -198,6 +198,7 @@ def test_repeated_layers_come_out_alike(tiny_export, tmp_path):
     assert find_signature(load_graph(grown)).layers == layers
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_weights(tmp_path):
     """A weight of 4 GB that is not there, but for its size: a hole in a file. Whoever read it would need 4 GB."""
     model = decoder_graph(static=False)

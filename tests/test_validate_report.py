@@ -41,6 +41,7 @@ def write(folder: Path, model: onnx.ModelProto) -> Path:
     return folder / "model.onnx"
 
 
+@pytest.mark.slow
 def test_a_level_is_told_as_it_begins_and_ends_where_there_is_no_terminal(pipeline):
     command = [sys.executable, "-m", "suture.validate", str(pipeline)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
