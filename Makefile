@@ -1,7 +1,7 @@
 # make demo         set up, then take tiny-qwen from checkpoint to engine and check every step
 # make test         set up, then run the tests
 # make check        set up, then the first case of each test that reads stored graphs (tests/marks.py says which)
-# make slow         set up, then the tests that `make test` leaves out
+# make slow         set up, then the tests that `make test` leaves out, but for the whole of `make abuse`
 # make abuse        set up, then every case of hostile and faulty input; abuse-coverage counts them, fuzz draws some for MINUTES
 # make benchmarks   set up, then run every benchmark at a tiny size
 # make package      set up, then build sdist and wheel, and use the installed wheel from another folder
@@ -28,7 +28,7 @@ check: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -n auto -m "not exports and not further and not seconds and not slow and not benchmarks and not every"
 
 slow: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -n auto -m slow
+	$(VENV)/bin/python -m pytest -n auto -m slow --ignore tests/test_abuse.py
 
 benchmarks: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -m benchmarks -n auto
