@@ -149,7 +149,9 @@ def find_signature(
     if past_pattern is None and not any(past in flow for past in pasts):
         pasts = []  # nothing grows, so there is no cache, whatever inputs are called
     elif past_pattern is None:
-        presents = [n for n in presents if n in flow.values() or _place(n)[1].startswith("encoder.")]
+        places = {_place(past) for past in pasts}  # by name too: of latents, attention sees what a product makes
+        named = {n for n in presents if "present" in n and _place(n) in places}
+        presents = [n for n in presents if n in flow.values() or n in named or _place(n)[1].startswith("encoder.")]
     if not pasts and (need_caches or past_pattern is not None):
         raise UserError(name, "no cache inputs found", "name them with --past REGEX, or export with a KV cache")
     given = _known(name, given or {}, inputs, outputs)

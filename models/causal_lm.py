@@ -197,7 +197,8 @@ def _own_masks(model: PreTrainedModel, attention_mask: Tensor, steps: int) -> It
         if model.config._attn_implementation == "sdpa":
             return seen
         least = torch.finfo(embeddings.dtype).min
-        return torch.zeros_like(seen, dtype=embeddings.dtype).masked_fill(~seen, least)
+        shown, hidden = (torch.full((), number, dtype=embeddings.dtype, device=seen.device) for number in (0.0, least))
+        return torch.where(seen, shown, hidden)
 
     def causal(config, inputs_embeds, *_, **more):
         return made(visible(attention_mask, steps), inputs_embeds, more)

@@ -35,8 +35,8 @@ FUSED = {  # at two layers
         "Swish": 2,
         "TensorScatter": 4,
     },  # partial rotary
-    "bloom": {"Attention": 2, "LayerNormalization": 6, "Gelu": 2, "TensorScatter": 4},  # ALiBi
-    "xglm": {"Attention": 2, "LayerNormalization": 5, "Gelu": 2, "TensorScatter": 4},  # positions in a table of sines
+    "bloom": {"LayerNormalization": 6, "Gelu": 2},  # ALiBi; products over batch and heads in one axis, which stay as they are
+    "xglm": {"LayerNormalization": 5, "Gelu": 2},  # positions in a table of sines; products as bloom's
     "gemma3_text": {"Attention": 2, "RMSNormalization": 13, "RotaryEmbedding": 4, "Gelu": 2, "TensorScatter": 4},
     "olmo2": {"Attention": 2, "RMSNormalization": 9, "RotaryEmbedding": 4, "Swish": 2, "TensorScatter": 4},
 }

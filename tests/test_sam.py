@@ -190,7 +190,7 @@ def test_generate_writes_a_mask(out, scenes, tmp_path, capsys):
         generate([str(out), *asked, "--point", "160,4"])
     with pytest.raises(UserError, match="not a picture"):
         generate([str(out), *asked[2:], "--picture", str(TINY / "config.json"), "--point", "1,1"])
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="is read here and would be replaced"):
         generate([str(out), *asked[:2], "--mask", asked[1], "--point", "1,1"])
 
 
