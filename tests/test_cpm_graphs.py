@@ -95,6 +95,7 @@ def test_a_deep_one_is_the_whole_trace(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cpmant", "cpmbee"])
+@pytest.mark.sample("cpmbee")
 def test_another_capacity_and_the_last_logits_compute_the_same(name, shared, tmp_path):
     out = operated(name, "float32", shared)
     change_capacity([str(out / "surgery"), "--capacity", "50", "--out", str(tmp_path / "50")])

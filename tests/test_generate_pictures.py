@@ -75,6 +75,7 @@ def test_a_picture_follows_from_its_seed_prompt_and_edges(out, edges, tmp_path):
     assert not np.array_equal(first, made("d.png", "--guidance", 1))
 
 
+@pytest.mark.slow
 def test_a_file_of_prompts_makes_the_pictures_that_each_would_alone(out, edges, tmp_path):
     lines = [{"prompt": "a red circle", "control": "edges.png"}, {"prompt": "a cross", "seed": 5, "picture": "own.png"},
              {"prompt": "a blue square", "negative": "red"}]  # fmt: skip

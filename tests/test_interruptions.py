@@ -85,6 +85,7 @@ def test_results_of_before_are_not_taken_for_those_of_a_killed_run(tmp_path, cap
     assert "up to date" not in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_killed_build_takes_the_builder_with_it(tmp_path):
     """Else it would hold its memory, and write, beside the next run's."""
     onnx.save(build_graphs.decoder(layers=48), tmp_path / "model.trt.onnx")

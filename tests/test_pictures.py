@@ -44,6 +44,7 @@ def edges(number: int, height: int = 16, width: int = 24) -> np.ndarray:
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.sample("4.0")
 def test_the_loop_is_diffusers(folder, model, guidance):
     """Its own pipeline over the same networks, prompts and noise, two pictures at once."""
     wanted = [Wanted("a red circle", "a blue square", edges(0), seed=3), Wanted("a cross", "", edges(1), seed=4)]
@@ -72,6 +73,7 @@ def test_the_loop_is_diffusers(folder, model, guidance):
     np.testing.assert_allclose(last.latents, theirs.numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_level_5_passes_what_is_the_same_and_sees_a_damaged_network(folder, model):
     same = compare_pictures(model, model, TensorProto.FLOAT, 0, lambda said: None)
     assert same.passed

@@ -27,7 +27,7 @@ ROUNDED = ("int8-smoothquant", "fp8")
 
 
 @pytest.mark.parametrize("name", [*WEIGHT_ONLY, *ROUNDED])
-@pytest.mark.sample("int8", "int4-awq")
+@pytest.mark.sample("int8")
 def test_tensorrt_understands_every_format(quantised, name):
     """In float32 the parsed network computes the same, but for activations that lie half-way between two numbers."""
     folder = quantised("--quantize", name, "--group-size", "64")
