@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, MutableSequence
 import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto, helper
 
-from suture.core.mendable import changed_operator, implied_opset, overwritten
 from suture.core.onnx_types import check_types
 from suture.core.refusals import BrokenFile, refusals
+from suture.core.repairable import changed_operator, implied_opset, overwritten
 
 LATEST = {"": onnx.defs.onnx_opset_version(), "com.microsoft": 1}  # opset versions, and of any other domain:
 LATEST_OF_OTHERS = 1000

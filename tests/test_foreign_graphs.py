@@ -12,13 +12,13 @@ from foreign_graphs import OTHERS, OWN, PUBLIC, Row, load
 from suture.build.options import BuildOptions
 from suture.build.stage import ENGINE, build
 from suture.core.errors import UserError
-from suture.core.mendable import TYPES_ONLY
 from suture.core.network.evaluate import Evaluator
 from suture.core.network.inputs import make_feeds
 from suture.core.network.parse import Refused, describe
 from suture.core.network.runner import to_numpy
+from suture.core.repairable import TYPES_ONLY, since
 from suture.surgery.graph import files
-from suture.surgery.graph.opsets import ADAPTERS, since
+from suture.surgery.graph.opsets import ADAPTERS
 from suture.surgery.options import SurgeryOptions
 from suture.surgery.plan import make_plan
 from suture.surgery.runner import run_plan

@@ -8,11 +8,10 @@ changed since opset 9 has an adapter; of the rest only the types have grown (a t
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import onnx
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper, version_converter
 
 from suture.core.errors import UserError
-from suture.core.mendable import TYPES_ONLY
+from suture.core.repairable import TYPES_ONLY, since
 from suture.core.subgraphs import all_graphs
 from suture.core.traits import OPSET, STANDARD
 
@@ -86,14 +85,6 @@ def upgrade(model: ModelProto, where: object, infer: Callable[[ModelProto], Mode
         for graph in all_graphs(model.graph):
             _adapt(graph, version, Writer(graph, taken, ranks), where, late=True)
     return model
-
-
-def since(op: str, version: int) -> int | None:
-    """The opset that the operator's meaning at this version is of; None for one that the standard does not have then."""
-    try:
-        return onnx.defs.get_schema(op, version, "").since_version
-    except onnx.defs.SchemaError:
-        return None
 
 
 def _adapt(graph: GraphProto, version: int, writer: Writer, where: object, late: bool) -> None:

@@ -20,8 +20,8 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from suture.core.errors import UserError
-from suture.core.mendable import implied_opset, overwritten
 from suture.core.onnx_checks import check_model
+from suture.core.repairable import implied_opset, overwritten
 from suture.core.signature import FLOATS
 from suture.core.traits import MICROSOFT, STANDARD
 from suture.surgery.graph.branches import reads

@@ -58,7 +58,8 @@ def overwritten(nodes: Iterable[NodeProto]) -> list[NodeProto]:
     return found
 
 
-def _since(op: str, version: int) -> int | None:
+def since(op: str, version: int) -> int | None:
+    """The opset that the operator's meaning at this version is of; None for one that the standard does not have then."""
     try:
         return onnx.defs.get_schema(op, version, "").since_version
     except onnx.defs.SchemaError:
@@ -66,5 +67,5 @@ def _since(op: str, version: int) -> int | None:
 
 
 def _unchanged(op: str, newest: int) -> bool:
-    versions = {_since(op, version) for version in range(OLDEST, newest + 1)} - {None}
+    versions = {since(op, version) for version in range(OLDEST, newest + 1)} - {None}
     return (op in TYPES_ONLY and bool(versions)) or len(versions) == 1
