@@ -29,4 +29,4 @@ class NetworkSteps(Steps):
 
 def _as(dtype: str, values: np.ndarray) -> np.ndarray:
     """What a network that is evaluated in float32 takes of 16-bit floats."""
-    return values.astype(np.float32) if dtype == "FLOAT" else values
+    return values.astype(np.float32, copy=False) if dtype == "FLOAT" else values

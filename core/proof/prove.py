@@ -136,6 +136,7 @@ class _Session:
                 return self._again(name, case, extra, wide)
 
             self._compare(pair, dtype, names, run, again)
+        self.runners.clear()  # level 3 knows their outputs, and what evaluates the network takes as much memory
         return pair
 
     def level_3(self, parser: ParserProcess | None) -> PairVerdict:

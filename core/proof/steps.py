@@ -167,7 +167,7 @@ class Steps:
         """By input, in the types that the graph declares."""
         types = {name: helper.tensor_dtype_to_np_dtype(tensor.elem_type) for name, tensor in self.inputs.items()}
         if isinstance(step, Feeds):
-            return {name: step.values[name].astype(dtype) for name, dtype in types.items()}
+            return {name: step.values[name].astype(dtype, copy=False) for name, dtype in types.items()}
         names = replace(self.signature, capacity=self.capacity)
         whole, row = step.row_of or (step, None)
         own = slice(None) if row is None else slice(row, row + 1)
@@ -191,7 +191,7 @@ class Steps:
             if values is None:
                 shape = [size if isinstance(size, int) else symbols.get(size, ANY_SIZE) for size in _sizes(tensor)]
                 values = self._random(name, shape, None if _is_float(tensor.elem_type) else 2)
-            feeds[name] = np.asarray(values).astype(types[name])
+            feeds[name] = np.asarray(values).astype(types[name], copy=False)
         return feeds
 
     def _own_steps(self) -> Iterator[Step]:
@@ -262,7 +262,7 @@ class Runner(Steps):
     def feeds(self, step: Step | Feeds) -> dict[str, np.ndarray]:
         """The values that the graph itself can hold, whatever computes them."""
         types = {name: helper.tensor_dtype_to_np_dtype(tensor.elem_type) for name, tensor in self.inputs.items()}
-        return {name: values.astype(types[name]) for name, values in self.declared.feeds(step).items()}
+        return {name: values.astype(types[name], copy=False) for name, values in self.declared.feeds(step).items()}
 
     def run(self, step: Step | Feeds) -> dict[str, np.ndarray]:
         """Every output by the graph's name for it."""
