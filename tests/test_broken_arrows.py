@@ -105,8 +105,11 @@ def edit(path: Path, change: Callable[[onnx.ModelProto], object]) -> None:
 LEVELS = {LOWERED: (3,), PORTABLE: (2, 3, 4, 5), EXPORTED: (1, 2)}
 DAMAGE = (empty, half, text, lost, folder, without_logits, without_nodes, without_a_cache, without_weights, refused, dangling)
 SOME = (empty, lost, without_logits, refused)
+IN_SUITE = {LOWERED: SOME, PORTABLE: (without_logits, refused), EXPORTED: (empty, lost)}
 CASES = [
-    pytest.param(Case(damage.__name__, file, damage, LEVELS[file]), marks=[] if damage in SOME else [pytest.mark.slow])
+    pytest.param(
+        Case(damage.__name__, file, damage, LEVELS[file]), marks=[] if damage in IN_SUITE[file] else [pytest.mark.slow]
+    )
     for file in LEVELS for damage in (DAMAGE if file == LOWERED else SOME)
 ]  # fmt: skip
 CASES += [Case("deadly", LOWERED, deadly, (3,)), Case("deadly", PORTABLE, deadly, (2, 3, 4, 5))]
