@@ -30,7 +30,8 @@ HALF = 1e-2
 SIZES = (2, 3, 5, 4)  # of dynamic axes, by the name that the source gives them, in turn
 
 
-TWICE = ("dim_names_mask_gemma2", "dim_names_presents", "one_token_llama31")  # forms that shorter graphs have as well
+# forms that shorter graphs have as well
+TWICE = ("dim_names_mask_gemma2", "dim_names_presents", "one_token_llama31", "sd15_unet_d18")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in TWICE)) for name in OWN])

@@ -65,6 +65,7 @@ def expected(checkpoint: Path, audio: Path, language: str | None, task: str) -> 
 @pytest.mark.parametrize(
     ("language", "task"), [("en", "transcribe"), ("de", "transcribe"), ("de", "translate"), (None, "transcribe")]
 )
+@pytest.mark.sample("en-transcribe-static", "de-translate-growing", "None-transcribe-growing")
 def test_tokens_are_those_of_transformers(checkpoint, out, audio, capsys, graph, language, task):
     asked = [str(out / graph), "--audio", str(audio), "--max-tokens", str(NEW_TOKENS), "--runtime", "cpu"]
     asked += ["--language", language] * (language is not None) + ["--translate"] * (task == "translate")

@@ -58,7 +58,7 @@ def die(stage: str, line: list[str]) -> None:
         ("validate", [], {"report.json", "report.html", "summary.md", "polygraphy"}),
     ],
 )
-@pytest.mark.sample("surgery*", "build*")
+@pytest.mark.sample("surgery*")
 def test_a_killed_stage_is_not_taken_for_a_finished_one(stage, more, results, model, tmp_path, capfd):
     out = tmp_path / "out"
     line = list(map(str, [*arguments(stage, model, tmp_path), "--out", out, *more]))
