@@ -27,7 +27,7 @@ def change_capacity(model: Path, out: Path, capacity: int, own: tuple[str, ...] 
     """Writes the portable and the lowered graph of `model`, a file or surgery's folder, with `capacity` slots into `out`.
     `own`: the passes of the user's that it was made with, FILE.py or FILE.py@PASS."""
     path = model / "model.onnx" if model.is_dir() else model
-    kept = _made_with(path.parent, own)
+    kept = made_with(path.parent, own)
     source = load_graph(path)
     read = [path, *weight_files(source, weights_root(path)), *(Path(each.partition("@")[0]) for each in own)]
     stage = Stage("surgery", out, read, {"capacity": capacity, **kept}, WRITTEN)
@@ -60,7 +60,7 @@ def change_capacity(model: Path, out: Path, capacity: int, own: tuple[str, ...] 
     print(f"surgery.capacity: {before} → {capacity} slots → {out}/model.onnx")
 
 
-def _made_with(folder: Path, own: tuple[str, ...]) -> dict:
+def made_with(folder: Path, own: tuple[str, ...]) -> dict:
     """Options that the graph was made with. Passes of the user's are code: they are run where the command line names them, and
     not because a file does."""
     if recorded_option(folder, "once", list):

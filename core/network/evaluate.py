@@ -59,6 +59,7 @@ LAYERS: dict[str, Callable] = {
     "KV_CACHE_UPDATE": attention.kv_cache_update,
     "ROTARY_EMBEDDING": attention.rotary_embedding,
 }
+COLLECTIVE = "DIST_COLLECTIVE"  # of several ranks
 WIDE = {"HALF": "FLOAT", "BF16": "FLOAT"}
 STRUCTURE = (
     "CONSTANT", "ATTENTION_INPUT", "ATTENTION_OUTPUT", "CONDITION", "CONDITIONAL_INPUT", "CONDITIONAL_OUTPUT", "ASSERTION",
@@ -86,8 +87,8 @@ class Evaluator:
     and let go after it, so that a model of any size runs; on a CUDA device all of them are copied there once.
 
     `wide`: in float32 where the network has 16 bits, over the same weights. `check`: whether constants are checked. `graph` and
-    the folder `root` of its weights,
-    where the network was parsed of a graph that is in no file.
+    the folder `root` of its weights: where the network was parsed of a graph that is in no file. `collective`: what a collective
+    layer makes of this rank's value (suture.core.network.lockstep); without it such a layer is not evaluated.
     """
 
     def __init__(
@@ -98,8 +99,10 @@ class Evaluator:
         check: bool = True,
         graph: onnx.ModelProto | None = None,
         root: Path | None = None,
+        collective: Callable[[Layer, torch.Tensor], torch.Tensor] | None = None,
     ):
-        unknown = [layer for layer in network.layers if not _is_known(layer)]
+        self.collective = collective
+        unknown = [layer for layer in network.layers if not (_is_known(layer) or (collective and layer.type == COLLECTIVE))]
         if unknown:
             kinds = ", ".join(sorted({layer.type for layer in unknown}))
             raise NotEvaluated(
@@ -202,6 +205,8 @@ class Evaluator:
             sources = {role: values[name] for role, name in self.attentions[layer.source()].items()}
             query, key, value, mask, lengths = (sources.get(role) for role in ATTENTION_ROLES)
             return attention.attention(layer.attributes["attention"], query, key, value, mask, lengths)
+        if layer.type == COLLECTIVE and self.collective is not None:
+            return self.collective(layer, values[layer.source()])
         inputs = [None if name is None else values[name] for name in layer.inputs]
         return LAYERS[layer.type](layer, *inputs)
 

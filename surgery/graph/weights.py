@@ -86,8 +86,14 @@ def neighbours(graph: Graph, name: str, parts: list[gs.Constant], shape: list[in
     if not follow(parts):
         return None
     places = [place(part) for part in parts]
-    tensor = TensorProto(name=graph.unique(name), data_type=parts[0]._values.tensor.data_type, dims=shape)
-    _refer(tensor, places[0][0], places[0][1], sum(length for _, _, length in places))
+    length = sum(length for _, _, length in places)
+    return refer(graph, name, parts[0]._values.tensor.data_type, shape, places[0][0], places[0][1], length)
+
+
+def refer(graph: Graph, name: str, dtype: int, shape: list[int], location: str, offset: int, length: int) -> gs.Constant:
+    """A new constant of this ONNX type and shape whose bytes lie there."""
+    tensor = TensorProto(name=graph.unique(name), data_type=dtype, dims=shape)
+    _refer(tensor, location, offset, length)
     return gs.Constant(tensor.name, LazyValues(tensor))
 
 
