@@ -1,7 +1,9 @@
 """Graphs of several ranks: what is divided, and that all ranks together compute what the whole graph does."""
 
 import json
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,12 @@ from graphs.weightless import load
 from suture.core.errors import UserError
 from suture.core.proof.prove import compare_two
 from suture.core.proof.subject import Subject
+from suture.core.signature import find_signature
 from suture.core.tensors import references
 from suture.core.weights import load_graph, weights_root
+from suture.runtime.decoders import StaticDecoder
+from suture.runtime.graphs import open_graph
+from suture.runtime.ranks import RankModel, open_rank
 from suture.surgery.graph import files, weights
 from suture.surgery.operate import operate
 from suture.surgery.options import SurgeryOptions
@@ -101,35 +107,76 @@ def test_what_does_not_divide_is_refused_with_the_number(ranks, said):
         divided(portable("llama-dynamo-24-float16"), ranks, LOWERING)
 
 
-def test_command(tmp_path, capsys, monkeypatch):
-    """Pieces that lie in one place stay references, all under one root; a second run finds them up to date."""
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A portable graph with its weights beside it, and the folder of its two ranks."""
+    folder = tmp_path_factory.mktemp("written")
     model = operate(load("qwen3-dynamo-23-float32"), OPTIONS).portable
-    monkeypatch.setattr(weights, "INLINE", 1024)  # bytes from which a piece is no longer written into the graph
-    (tmp_path / "graph").mkdir()
-    onnx.save(model, tmp_path / "graph" / "model.onnx", save_as_external_data=True, location="model.data", size_threshold=1024)
-    whole, out = tmp_path / "graph" / "model.onnx", tmp_path / "ranks"
-    arguments = [str(whole), "--tensor-parallel", "2", "--out", str(out)]
-    assert main(arguments) == 0
-    assert "proven" in capsys.readouterr().out
-    names = {
-        "joint.onnx",
-        "report.json",
-        "manifest.json",
-        "ranks.data",
-        *(f"rank{r}{form}.onnx" for r in (0, 1) for form in ("", ".trt")),
-    }
-    assert {path.name for path in out.iterdir()} == names
-    rank = load_graph(out / "rank1.trt.onnx")
-    assert weights_root(out / "rank1.trt.onnx") == tmp_path
-    locations = Counter(reference["location"] for _, reference in references(rank))
-    assert set(locations) == {"graph/model.data", "ranks/ranks.data"}
-    columns = (out / "ranks.data").stat().st_size
-    assert columns < whole.with_name("model.data").stat().st_size / 2, "products by columns are references"
+    (folder / "graph").mkdir()
+    whole = folder / "graph" / "model.onnx"
+    onnx.save(model, whole, save_as_external_data=True, location="model.data", size_threshold=1024)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights, "INLINE", 1024)  # bytes from which a piece is no longer written into the graph
+        assert main([str(whole), "--tensor-parallel", "2", "--out", str(folder / "ranks")]) == 0
+    return whole, folder / "ranks"
+
+
+def test_command(written, tmp_path, capsys):
+    """Pieces that lie in one place stay references, all under one root; a second run finds them up to date."""
+    whole, out = written
+    ranks = [f"rank{rank}{form}.onnx" for rank in (0, 1) for form in ("", ".trt")]
+    assert {path.name for path in out.iterdir()} == {"joint.onnx", "report.json", "manifest.json", "ranks.data", *ranks}
+    lowered = load_graph(out / "rank1.trt.onnx")
+    assert weights_root(out / "rank1.trt.onnx") == out.parent
+    places = {tensor.name: reference["location"] for tensor, reference in references(lowered)}
+    assert set(places.values()) == {"graph/model.data", "ranks/ranks.data"}
+    cut = [name for name in places if name.endswith("/rank1")]
+    made_by = {node.output[0]: node for node in lowered.graph.node}
+    sums = [made_by[node.input[0]] for node in lowered.graph.node if node.op_type == "DistCollective"]
+    by_rows = {node.input[1] for node in sums}  # of weights [in, out], whose rows lie in one piece
+    assert by_rows == {name for name in cut if places[name] == "graph/model.data"}
     assert json.loads((out / "report.json").read_text())["proof"]["status"] == "passed"
-    assert main(arguments) == 0
-    assert "up to date" in capsys.readouterr().out
+    assert main([str(whole), "--tensor-parallel", "2", "--out", str(out)]) == 0
+    assert "up to date, proven" in capsys.readouterr().out
     with pytest.raises(UserError, match="portable graph"):
         main([str(out / "rank0.trt.onnx"), "--tensor-parallel", "2", "--out", str(tmp_path / "twice")])
+
+
+def test_ranks_generate_what_the_whole_graph_does(written):
+    """In onnxruntime, cut at the collectives: a padded prompt, then greedy tokens; every rank sees the same logits."""
+    whole, out = written
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda model: greedy(model.decoder(2)), opened_together(out, 2))
+    expected = greedy(StaticDecoder(open_graph(whole).decoder(2).session, find_signature(load_graph(whole)), noise=False))
+    for ours, theirs, wanted in zip(first, second, expected):
+        np.testing.assert_array_equal(ours, theirs)
+        assert np.abs(ours[:, -1] - wanted[:, -1]).max() < 1e-5 * np.abs(wanted).max()
+
+
+def opened_together(folder: Path, ranks: int) -> list[RankModel]:
+    """Of one process, a thread a rank."""
+    barrier, places = threading.Barrier(ranks), [None] * ranks
+
+    def all_reduce(rank: int):
+        def add_up(tensor):
+            places[rank] = tensor
+            barrier.wait()
+            total = sum(places)
+            barrier.wait()
+            tensor.copy_(total)
+
+        return add_up
+
+    return [open_rank(folder / f"rank{rank}.onnx", all_reduce(rank)) for rank in range(ranks)]
+
+
+def greedy(decoder) -> list[np.ndarray]:
+    """Logits of a prompt of three and two tokens, and of three steps after it."""
+    alpha = np.ones(2, np.float32)
+    logits = [decoder.step(np.array([[5, 7, 11], [3, 9, 0]]), np.array([3, 2]), alpha).copy()]
+    for _ in range(3):
+        logits.append(decoder.step(logits[-1][:, -1:].argmax(-1), np.array([1, 1]), alpha).copy())
+    return logits
 
 
 def test_carried_through_views():

@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 
 from suture.surgery.graph import Graph, files
 from suture.surgery.parallel.division import Division
-from suture.surgery.parallel.pieces import Pieces
+from suture.surgery.parallel.pieces import Cuts, Pieces
 from suture.surgery.parallel.placement import Placement
 from suture.surgery.parallel.rank_graph import take_bias
 from suture.surgery.parallel.relations import Placements
@@ -16,14 +16,14 @@ from suture.surgery.parallel.relations import Placements
 Parts = dict[str, list[gs.Variable]]  # by tensor, each rank's
 
 
-def joint_graph(graph: Graph, division: Division) -> Graph:
+def joint_graph(graph: Graph, division: Division, cuts: Cuts) -> Graph:
     joint = files.reread(graph)
     joint.metadata = dict(graph.metadata)
     files.sort(joint)
     tensors = joint.gs.tensors()
     parts = {name: [_part(joint, tensors[name], placement, rank) for rank in range(division.ranks)]
              for name, placement in division.placements.items()}  # fmt: skip
-    pieces = [Pieces(joint, rank, division.ranks) for rank in range(division.ranks)]
+    pieces = [Pieces(joint, rank, division.ranks, cuts) for rank in range(division.ranks)]
     for node in list(joint.gs.nodes):
         name = node.outputs[0].name
         if name not in division.nodes:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from suture.core.errors import UserError
 from suture.core.tensors import stored_size
@@ -20,17 +21,25 @@ from suture.surgery.parallel.relations import Placements
 HEADS = {"RotaryEmbedding": {"num_heads": "X"}, "Attention": {"q_num_heads": "Q", "kv_num_heads": "K"}}  # attributes, by whose
 
 
+Cuts = dict[tuple[str, Placement, int], LazyValues]
+
+
 @dataclass
 class Pieces:
-    """Of one rank, for nodes of `graph`, which is its own or that of all ranks; each constant and each shape is cut once."""
+    """Of one rank, for nodes of `graph`, which is its own or that of all ranks; each constant and each shape is cut once. `cuts`:
+    pieces by constant, placement and rank, which the graphs made of one whole share."""
 
     graph: Graph
     rank: int
     ranks: int
+    cuts: Cuts
     known: dict[tuple, gs.Tensor] = field(default_factory=dict)
 
     def constant(self, constant: gs.Constant, placement: Placement) -> gs.Constant:
-        return self._once((id(constant), placement), lambda: self._cut(constant, placement))
+        key = constant.name, placement, self.rank
+        if key not in self.cuts:
+            self.cuts[key] = self._cut(constant, placement)._values
+        return self._once(key, lambda: gs.Constant(self.cuts[key].tensor.name, self.cuts[key]))
 
     def tell(self, node: gs.Node, placements: Placements) -> None:
         """Changes the numbers that a node is told to those of this rank. `placements`: of all its tensors."""

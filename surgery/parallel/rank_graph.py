@@ -11,17 +11,17 @@ import onnx_graphsurgeon as gs
 
 from suture.surgery.graph import Graph, files
 from suture.surgery.parallel.division import Division
-from suture.surgery.parallel.pieces import Pieces
+from suture.surgery.parallel.pieces import Cuts, Pieces
 
 DOMAIN = "trt"  # any would do for TensorRT's parser; onnx's checker takes none of the standard's
 COLLECTIVE = "DistCollective"
 
 
-def rank_graph(graph: Graph, division: Division, rank: int) -> Graph:
-    """A graph of its own for `rank`, of which pieces of weights lie in the file that the graph adds weights to."""
+def rank_graph(graph: Graph, division: Division, rank: int, cuts: Cuts) -> Graph:
+    """A graph of its own for `rank`, of which pieces of weights lie in the file that the graph adds weights to, and in `cuts`."""
     own = files.reread(graph)
     own.metadata = dict(graph.metadata)
-    pieces = Pieces(own, rank, division.ranks)
+    pieces = Pieces(own, rank, division.ranks, cuts)
     for node in list(own.gs.nodes):
         name = node.outputs[0].name
         placements = division.nodes.get(name)

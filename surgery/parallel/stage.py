@@ -26,6 +26,7 @@ from suture.surgery.graph.weights import new_file
 from suture.surgery.options import from_arguments
 from suture.surgery.parallel.division import Division, divide
 from suture.surgery.parallel.joint_graph import joint_graph
+from suture.surgery.parallel.pieces import Cuts
 from suture.surgery.parallel.proof import prove_ranks
 from suture.surgery.parallel.rank_graph import rank_graph
 from suture.surgery.passes import Phase
@@ -116,8 +117,9 @@ def divided(whole: Graph, ranks: int, lowering: Sequence[Phase], file: Path | No
     that is to lie below the root of all weights, too."""
     division = divide(whole, ranks)
     whole.weights_file = file
-    joint = joint_graph(whole, division)
-    graphs = [rank_graph(whole, division, rank) for rank in range(ranks)]
+    cuts: Cuts = {}
+    joint = joint_graph(whole, division, cuts)
+    graphs = [rank_graph(whole, division, rank, cuts) for rank in range(ranks)]
     report = SurgeryReport()
     lowered = [lower(each, lowering, report) for each in graphs]
     models = [files.without_shapes(files.to_model(each)) for each in (joint, *graphs, *lowered)]
