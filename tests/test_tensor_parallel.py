@@ -193,3 +193,25 @@ def test_parts_join_to_the_whole(placement):
     parts = [part(whole, placement, rank, 4) for rank in range(4)]
     assert all(each.shape[1] == placement.local for each in parts)
     assert (joined(parts, placement) == whole).all()
+
+
+def test_stages_compute_the_whole(tmp_path, capsys):
+    """Cut behind the first layer: bit for bit in onnxruntime, equal as networks, and each stage has its own caches alone."""
+    made = operate(load("qwen3-dynamo-23-float32"), OPTIONS)
+    (tmp_path / "surgery").mkdir()
+    for name, model in made.files.items():
+        onnx.save(model, tmp_path / "surgery" / name)
+    arguments = [str(tmp_path / "surgery"), "--stages", "2", "--out", str(tmp_path / "stages")]
+    assert main(arguments) == 0
+    assert "100% of the weights" not in capsys.readouterr().out
+    proof = json.loads((tmp_path / "stages" / "report.json").read_text())["proof"]
+    assert [pair["status"] for pair in proof["pairs"]] == ["passed", "passed"]
+    assert all(error == 0 for step in proof["pairs"][0]["comparisons"][0]["steps"] for error in step["errors"].values())
+    for stage in (0, 1):
+        for form in ("", ".trt"):
+            part = onnx.load(tmp_path / "stages" / f"stage{stage}{form}.onnx")
+            assert {value.name for value in part.graph.input if "past" in value.name} == {
+                f"past_key_values.{stage}.{role}" for role in ("key", "value")
+            }
+    with pytest.raises(UserError, match="2 layers"):
+        main([*arguments[:2], "3", "--out", str(tmp_path / "three")])
