@@ -11,6 +11,7 @@ import onnx
 import pytest
 from graphs.weightless import load
 
+from benchmarks import tensor_parallel
 from suture.core.errors import UserError
 from suture.core.proof.prove import compare_two
 from suture.core.proof.subject import Subject
@@ -151,6 +152,17 @@ def test_ranks_generate_what_the_whole_graph_does(written):
     for ours, theirs, wanted in zip(first, second, expected):
         np.testing.assert_array_equal(ours, theirs)
         assert np.abs(ours[:, -1] - wanted[:, -1]).max() < 1e-5 * np.abs(wanted).max()
+
+
+@pytest.mark.slow
+def test_ranks_in_processes_of_their_own(written, tmp_path, capsys):
+    """Each a process, adding up through gloo: the tokens of the whole graph, step by step."""
+    whole, out = written
+    line = ["--whole", str(whole.parent), "--ranks", str(out), "--rows", "2", "--length", "6", "--steps", "8"]
+    assert tensor_parallel.main(line) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["agree"], found["ties"]) == (9, 0)
+    assert found["error"] < 1e-5
 
 
 def opened_together(folder: Path, ranks: int) -> list[RankModel]:
