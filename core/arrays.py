@@ -21,8 +21,11 @@ def read_npz(path: Path, what: str, remedy: str) -> dict[str, np.ndarray]:
         if size > LIMIT:
             raise BrokenFile(f"holds {size:,} bytes of arrays; at most {LIMIT:,} are read")
         file.seek(0)
-        with np.load(file, allow_pickle=False) as arrays:
-            found = dict(arrays)
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                found = dict(arrays)
+        except MemoryError:  # of an array that says to be far larger than its bytes
+            raise BrokenFile("holds an array that is larger than this machine's memory") from None
         if odd := next((name for name, value in found.items() if not isinstance(value, np.ndarray)), None):
             raise BrokenFile(f"is not a {what} ({odd[:60]!r} in it is no array)")
         return found

@@ -10,11 +10,13 @@ from suture.core.manifest import recorded_option, result
 from suture.core.masks import BESIDE, DECODER, ENCODER, INSIDE, PIXELS, makes_masks
 from suture.core.named import check_results, write_picture
 from suture.core.parts import PartFolder, find_parts
+from suture.core.read_pictures import read_picture
+from suture.core.refusals import refusals
 from suture.core.shadow_copy import runnable
 from suture.core.weights import load_graph, weights_root
 from suture.runtime.engine import Engine, read_description, run_once, why_not
 from suture.runtime.graphs import fast_session
-from suture.runtime.segment import Arrays, MaskPrompt, Run, Segmenter, open_processor, read_picture
+from suture.runtime.segment import Arrays, MaskPrompt, Run, Segmenter, open_processor
 
 GRAPHS = ("surgery/model.onnx", "export/model.onnx")
 
@@ -76,6 +78,7 @@ def _opened(part: PartFolder, runtime: str) -> tuple[Run, int]:
 
     def run(inputs: Arrays) -> Arrays:
         feeds = {name: value.astype(np.float16) if name in halves else value for name, value in inputs.items()}
-        return dict(zip(names, session.run(names, feeds)))
+        with refusals(graph, "onnxruntime cannot run it", "export it again"):
+            return dict(zip(names, session.run(names, feeds)))
 
     return run, side

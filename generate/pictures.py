@@ -1,6 +1,7 @@
 """Pictures on the command line: one prompt or a file of them, with a picture for the ControlNet, to PNG files."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from PIL import Image
 from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,8 +17,8 @@ from suture.core.errors import UserError
 from suture.core.manifest import recorded_option
 from suture.core.named import check_results, write_picture
 from suture.core.parts import PartFolder
+from suture.core.read_pictures import read_picture
 from suture.core.reader import parse_json, read_text
-from suture.core.refusals import refusals
 from suture.core.typed import Strict, check
 from suture.core.weights import load_graph, weight_files, weights_root
 from suture.generate.opening import GRAPHS, first_result
@@ -26,7 +26,6 @@ from suture.models.pictures import CONTROL, NAMES, PictureModel, Wanted
 from suture.runtime.networks import in_onnxruntime
 
 BATCH = 4
-MOST_PIXELS = 1 << 26  # of a picture that is read
 
 
 class Line(Strict):
@@ -107,9 +106,9 @@ class Pictures:
                 line = parse_json(text.encode(), where)
                 check(line, Line, where, 'write {"prompt": "...", "control": "edges.png", "picture": "out.png"}')
             control = line.get("control")
-            control = options.prompts.parent / control if control else options.control
+            control = _below(options.prompts.parent, control, where) if control else options.control
             place = options.picture.with_stem(f"{options.picture.stem}-{number}")
-            place = options.picture.parent / line["picture"] if line.get("picture") else place
+            place = _below(options.picture.parent, line["picture"], where) if line.get("picture") else place
             seed = options.seed + number - 1 if line.get("seed") is None else line["seed"]
             negative = given["negative"] if line.get("negative") is None else line["negative"]
             yield self._job(line["prompt"], place, where, negative, control, seed)
@@ -122,7 +121,10 @@ class Pictures:
         if picture.suffix.lower() != ".png" or not picture.parent.is_dir():
             raise UserError(picture, "is not a .png file in a folder that there is", "name one, such as out.png")
         return PictureJob(
-            Wanted(prompt, negative, None if control is None else read_picture(control), seed), picture, where, control
+            Wanted(prompt, negative, None if control is None else np.asarray(read_picture(control)), seed),
+            picture,
+            where,
+            control,
         )
 
     def _size(self) -> tuple[int, int]:
@@ -154,9 +156,10 @@ class Pictures:
                       f"{self.model.length}", file=sys.stderr)  # fmt: skip
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """uint8 [H,W,3]. Raises UserError for a file that is no picture, or a very large one."""
-    with refusals(path, "is not a picture that can be read", "name a PNG or JPEG file"), Image.open(path) as image:
-        if image.width * image.height > MOST_PIXELS:
-            raise UserError(path, f"has {image.width}x{image.height} pixels", "make it smaller")
-        return np.asarray(image.convert("RGB"))
+def _below(folder: Path, name: str, where: str) -> Path:
+    """A file that a line of prompts names. Raises UserError for one that is not in the folder: who wrote the line does not say what is
+    read and written elsewhere."""
+    path = folder / name
+    if "\0" in name or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise UserError(where, f"names {name[:100]!r}, which is not in {folder}", "name a file in that folder")
+    return path

@@ -3,6 +3,7 @@
 The log-mel spectrogram is transformers' own. A window is read on its own: what was said before it is no part of its prompt.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,16 +13,18 @@ from transformers import WhisperFeatureExtractor
 from transformers.generation.logits_process import SuppressTokensAtBeginLogitsProcessor, SuppressTokensLogitsProcessor
 
 from suture.core.errors import UserError
-from suture.core.reader import read_json
+from suture.core.reader import open_regular, read_json
 from suture.core.refusals import refusals
 from suture.core.shadow_copy import runnable
 from suture.core.signature import Signature, present_name
 from suture.core.weights import load_graph, weights_root
 from suture.generate.batch import Batch, Sequence
 from suture.generate.text import TextStream
+from suture.models.checkpoint import inside
 from suture.models.config import read_generation, required
 from suture.runtime.graphs import fast_session
 
+MOST_SAMPLES = 1 << 30  # of all channels, and once they are at the model's rate: 4 GB
 GENERATION, PREPROCESSOR = "generation_config.json", "preprocessor_config.json"
 
 
@@ -48,8 +51,8 @@ class Speech:
 
     def __init__(self, checkpoint: Path, encoder: EncoderSession):
         self.encoder = encoder
-        if (checkpoint / PREPROCESSOR).is_file():
-            read_json(checkpoint / PREPROCESSOR)
+        if os.path.lexists(checkpoint / PREPROCESSOR):
+            read_json(inside(checkpoint, PREPROCESSOR))
             with refusals(checkpoint / PREPROCESSOR, "is refused by transformers", "put the checkpoint's own there"):
                 self.extract = WhisperFeatureExtractor.from_pretrained(str(checkpoint), local_files_only=True)
         else:
@@ -133,11 +136,15 @@ def read_audio(path: Path, rate: int) -> np.ndarray:
     import soundfile
     import soxr
 
-    try:
-        samples, found = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError):
-        wrong = "holds no audio that can be read" if path.is_file() else "no such file"
-        raise UserError(path, wrong, "name a WAV file") from None
+    with open_regular(path, "name a WAV file") as file:
+        try:
+            audio = soundfile.SoundFile(file)
+            found, size = audio.samplerate, audio.frames * max(audio.channels, rate / max(audio.samplerate, 1))
+            samples = audio.read(dtype="float32", always_2d=True) if size <= MOST_SAMPLES else None
+        except (soundfile.SoundFileError, OSError, ValueError, TypeError):
+            raise UserError(path, "holds no audio that can be read", "name a WAV file") from None
+    if samples is None:
+        raise UserError(path, f"has more than {MOST_SAMPLES:,} samples", "cut it into several files")
     if not len(samples):
         raise UserError(path, "is empty", "name a file with sound in it")
     return soxr.resample(samples.mean(axis=1), found, rate)

@@ -57,7 +57,11 @@ class NetworkConfig(Strict):
     num_hidden_layers: Few | None = None
     max_position_embeddings: Width | None = None
     vocab_size: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    sample_size: Width | Annotated[list[Width], Field(max_length=2)] | None = None
+    conditioning_channels: Width | None = None
+    num_class_embeds: Width | None = None
     scaling_factor: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    shift_factor: Annotated[float, Field(ge=-1e6, le=1e6)] | None = None
 
 
 def is_folder(folder: Path) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from suture.core import reader
 from suture.core.errors import UserError
 from suture.core.refusals import refusals
+from suture.models.checkpoint import inside
 from suture.models.config import read_generation
 from suture.models.template import Template
 
@@ -20,11 +21,23 @@ READ = (  # all that transformers may look at
     *FILES, GENERATION, "config.json", "merges.txt", "vocab.txt", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "chat_template.json", "spiece.model", "sentencepiece.bpe.model",
 )  # fmt: skip
+TEMPLATES = "additional_chat_templates"  # a folder of them
 FORMAT = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
 
 
 def can_read(folder: Path) -> bool:
     return any((folder / name).is_file() for name in FILES)
+
+
+def check_files(folder: Path) -> None:
+    """Raises UserError where one of the files that transformers may open is none, lies elsewhere, or is very large: a FIFO would wait
+    for ever."""
+    further = [path.relative_to(folder).as_posix() for path in (folder / TEMPLATES).glob("*")]
+    for name in filter(lambda name: os.path.lexists(folder / name), (*READ, *further)):
+        if reader.status(inside(folder, name)).st_size > reader.JSON_LIMIT:
+            raise UserError(folder / name, f"has more than {reader.JSON_LIMIT:,} bytes", "put the checkpoint's own there")
+        if name in SMALL:
+            reader.read_json(folder / name)
 
 
 class LibraryTokenizer:
@@ -36,11 +49,7 @@ class LibraryTokenizer:
 
         transformers_logging.set_verbosity_error()
         self.folder = folder
-        for name in filter(lambda name: os.path.lexists(folder / name), (*FILES, *SMALL)):
-            if reader.status(folder / name).st_size > reader.JSON_LIMIT:
-                raise UserError(folder / name, f"has more than {reader.JSON_LIMIT:,} bytes", "put the checkpoint's own there")
-            if name in SMALL:
-                reader.read_json(folder / name)
+        check_files(folder)
         with self._refusals():
             self.tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
             self.size = len(self.tokenizer)

@@ -8,20 +8,46 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from suture.core.errors import UserError
-from suture.core.reader import read_json
 from suture.core.refusals import refusals
+from suture.core.typed import Strict, read_typed
 from suture.models.architectures import open_checkpoint
+from suture.models.checkpoint import CONFIG, inside
+from suture.models.config import required
+from suture.models.diffusers_folder import MODEL_INDEX
+from suture.models.library_tokenizer import check_files
 
 Arrays = dict[str, np.ndarray]
 Network = Callable[[Arrays], Arrays]
 REMEDY = "use the file that came with the weights"
 NAMES = ("text_encoder", "unet", "vae_decoder")
 CONTROL = "controlnet"
+ENDS = {  # what each takes and gives
+    "text_encoder": ("input_ids", "last_hidden_state"), "unet": ("sample", "out_sample"), "vae_decoder": ("latent_sample", "sample"),
+}  # fmt: skip
+SCHEDULER = "scheduler/scheduler_config.json"
+
+Small = Annotated[float, Field(ge=0, le=1)]
+
+
+class SchedulerConfig(Strict):
+    """What the schedule's tables follow from, which are as long as this says."""
+
+    class_name: Annotated[str, Field(alias="_class_name")]
+    num_train_timesteps: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    beta_start: Small | None = None
+    beta_end: Small | None = None
+    trained_betas: Annotated[list[Small], Field(max_length=100_000)] | None = None
+    steps_offset: Annotated[int, Field(ge=0, le=1000)] | None = None
+    solver_order: Annotated[int, Field(ge=1, le=10)] | None = None
+    beta_schedule: str | None = None
+    prediction_type: str | None = None
+    timestep_spacing: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,14 +74,17 @@ class PictureModel:
 
     def __init__(self, checkpoint: Path, networks: Mapping[str, Network]):
         self.networks, self.checkpoint = networks, checkpoint
-        configs = open_checkpoint(checkpoint).config["networks"]
-        self.unet, self.vae, text = configs["unet"], configs["vae"], configs["text_encoder"]
-        self.length = text["max_position_embeddings"]
-        self.channels = self.unet["in_channels"]
-        self.factor = 2 ** (len(self.vae["block_out_channels"]) - 1)
-        self.multiple = self.factor * 2 ** (
-            len(self.unet["block_out_channels"]) - 1
-        )  # of which a picture's sides are multiples
+        configs = open_checkpoint(checkpoint).config.get("networks")
+        if not configs:
+            raise UserError(checkpoint, "is no checkpoint of a model that makes pictures", f"name one with {MODEL_INDEX}")
+        self.unet, self.vae = configs["unet"], configs["vae"]
+        self.length = required(configs["text_encoder"], "max_position_embeddings", checkpoint / "text_encoder" / CONFIG)
+        self.channels = required(self.unet, "in_channels", checkpoint / "unet" / CONFIG)
+        halvings = {
+            name: len(required(configs[name], "block_out_channels", checkpoint / name / CONFIG)) - 1 for name in ("unet", "vae")
+        }
+        self.factor = 2 ** halvings["vae"]
+        self.multiple = self.factor * 2 ** halvings["unet"]  # of which a picture's sides are multiples
         self.usual = self.factor * (self.unet.get("sample_size") or 64)  # pixels a side
         self.tokenizer = _tokenizer(checkpoint)
         self.schedule = _scheduler(checkpoint)
@@ -72,12 +101,14 @@ class PictureModel:
 
     def tokens(self, texts: list[str]) -> np.ndarray:
         """int64 [N,T], padded; what is beyond the text encoder's length is left out."""
-        made = self.tokenizer(texts, padding="max_length", max_length=self.length, truncation=True, return_tensors="np")
-        return made.input_ids.astype(np.int64)
+        with self._tokenizing():
+            made = self.tokenizer(texts, padding="max_length", max_length=self.length, truncation=True, return_tensors="np")
+            return made.input_ids.astype(np.int64)
 
     def left_out(self, text: str) -> int:
         """How many of a text's tokens the text encoder has no room for."""
-        return max(0, len(self.tokenizer(text, verbose=False).input_ids) - self.length)
+        with self._tokenizing():
+            return max(0, len(self.tokenizer(text, verbose=False).input_ids) - self.length)
 
     def denoise(self, wanted: list[Wanted], height: int, width: int, steps: int, guidance: float) -> Iterator[Denoised]:
         """The latents step by step, of pictures of `height` by `width` pixels. With `guidance` above 1 each step computes both what
@@ -86,34 +117,56 @@ class PictureModel:
 
         guided = guidance > 1
         texts = [each.negative for each in wanted] * guided + [each.prompt for each in wanted]
-        context = self.networks["text_encoder"]({"input_ids": self.tokens(texts)})["last_hidden_state"]
+        context = self._computed("text_encoder", {"input_ids": self.tokens(texts)}, (len(texts), self.length, None))
         given = {"encoder_hidden_states": context}
         hint = self._hint(wanted, height, width, guided)
         random = [torch.Generator().manual_seed(each.seed) for each in wanted]
         shape = (self.channels, height // self.factor, width // self.factor)
-        schedule = type(self.schedule).from_config(self.schedule.config)
-        schedule.set_timesteps(steps)
+        with self._scheduling():
+            schedule = type(self.schedule).from_config(self.schedule.config)
+            schedule.set_timesteps(steps)
         latents = torch.stack([torch.randn(shape, generator=each) for each in random]) * schedule.init_noise_sigma
         takes_random = "generator" in inspect.signature(schedule.step).parameters
         for number, time in enumerate(schedule.timesteps):
             rows = torch.cat([latents] * (2 if guided else 1))
-            noisy = schedule.scale_model_input(rows, time).numpy().astype(np.float32)
+            with self._scheduling():
+                noisy = schedule.scale_model_input(rows, time).numpy().astype(np.float32)
             now = given | {"sample": noisy, "timestep": np.full(len(noisy), _whole(time), np.int64)}
             residuals = {} if hint is None else self.networks[CONTROL](now | {"controlnet_cond": hint})
-            noise = torch.from_numpy(self.networks["unet"](now | residuals)["out_sample"].astype(np.float32))
+            noise = torch.from_numpy(self._computed("unet", now | residuals, noisy.shape).astype(np.float32))
             if guided:
                 away, towards = noise.chunk(2)
                 noise = away + guidance * (towards - away)
             extra = {"generator": random[0] if len(random) == 1 else random} if takes_random else {}
-            latents = schedule.step(noise, time, latents, **extra).prev_sample
+            with self._scheduling():
+                latents = schedule.step(noise, time, latents, **extra).prev_sample
             yield Denoised(number, _whole(time), latents.numpy())
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """uint8 [N,H,W,3], one at a time, since at full size the decoder takes the most memory of all networks."""
         scaled = latents / self.vae.get("scaling_factor", 0.18215) + (self.vae.get("shift_factor") or 0)
-        made = [self.networks["vae_decoder"]({"latent_sample": each[None].astype(np.float32)})["sample"][0] for each in scaled]
+        sides = tuple(side * self.factor for side in latents.shape[2:])
+        made = [
+            self._computed("vae_decoder", {"latent_sample": each[None].astype(np.float32)}, (1, 3, *sides))[0]
+            for each in scaled
+        ]
         pixels = np.stack(made).astype(np.float32).transpose(0, 2, 3, 1)
         return np.rint((np.nan_to_num(pixels).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
+
+    def _computed(self, name: str, inputs: Arrays, shape: tuple[int | None, ...]) -> np.ndarray:
+        """What the network gives. Raises UserError where that is not of this shape, of which None may be any."""
+        found = self.networks[name](inputs).get(ENDS[name][1])
+        if found is None or len(found.shape) != len(shape) or any(a not in (b, None) for a, b in zip(shape, found.shape)):
+            wrong = f"gives no {ENDS[name][1]} of the shape {[size or 'any' for size in shape]}"
+            raise UserError(f"the {name} beside {self.checkpoint}", wrong, "export the checkpoint again")
+        return found
+
+    def _tokenizing(self):
+        return refusals(self.checkpoint / "tokenizer", "cannot be used for this text", REMEDY)
+
+    def _scheduling(self):
+        """Around what diffusers computes as the file says."""
+        return refusals(self.checkpoint / SCHEDULER, "is refused by diffusers", REMEDY)
 
     def _hint(self, wanted: list[Wanted], height: int, width: int, guided: bool) -> np.ndarray | None:
         if not self.controlled:
@@ -135,6 +188,8 @@ def _tokenizer(checkpoint: Path):
     folder = checkpoint / "tokenizer"
     if not folder.is_dir():
         raise UserError(checkpoint, "has no folder tokenizer", "download all of the model's folder")
+    inside(checkpoint, "tokenizer")
+    check_files(folder)
     with refusals(folder, "is not a tokenizer that transformers can read", REMEDY):
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
@@ -143,10 +198,10 @@ def _scheduler(checkpoint: Path):
     """diffusers' class of the name that scheduler_config.json gives; nothing of the checkpoint runs."""
     import diffusers
 
-    file = checkpoint / "scheduler" / "scheduler_config.json"
-    config = read_json(file, "download all of the model's folder")
-    known = getattr(diffusers.schedulers, str(config.get("_class_name")), None)
+    file = inside(checkpoint, SCHEDULER)
+    config = read_typed(file, SchedulerConfig, REMEDY)
+    known = getattr(diffusers.schedulers, config["_class_name"], None)
     if not (inspect.isclass(known) and issubclass(known, diffusers.SchedulerMixin)):
-        raise UserError(file, f"names the scheduler {str(config.get('_class_name'))[:60]}, which diffusers has not", REMEDY)
+        raise UserError(file, f"names the scheduler {config['_class_name'][:60]!r}, which diffusers has not", REMEDY)
     with refusals(file, "is refused by diffusers", REMEDY):
         return known.from_config(config)

@@ -17,6 +17,7 @@ import tiktoken
 from suture.core.errors import UserError
 from suture.core.reader import read_bytes
 from suture.core.refusals import refusals
+from suture.models.checkpoint import inside
 from suture.models.library_tokenizer import READ, LibraryTokenizer, can_read
 
 VOCABULARY = "qwen.tiktoken"
@@ -92,7 +93,9 @@ def open_tokenizer(folder: Path | str) -> Tokenizer | LibraryTokenizer:
     file = Path(folder) / VOCABULARY
     if not file.exists() and can_read(Path(folder)):
         return LibraryTokenizer(Path(folder))
-    lines = read_bytes(file, remedy="put the checkpoint's tokenizer beside its config.json").splitlines()
+    lines = read_bytes(
+        inside(Path(folder), VOCABULARY), remedy="put the checkpoint's tokenizer beside its config.json"
+    ).splitlines()
     ranks = {}
     for number, line in enumerate(filter(None, lines), start=1):
         try:

@@ -13,6 +13,7 @@ from suture.core.network.dtypes import TORCH
 from suture.core.network.evaluate import Evaluator
 from suture.core.network.parse import parse
 from suture.core.network.runner import to_numpy
+from suture.core.refusals import refusals
 from suture.core.sessions import FUSED, NotLoaded, new_session
 from suture.core.shadow_copy import runnable
 from suture.core.weights import load_graph, weights_root
@@ -35,7 +36,8 @@ def in_onnxruntime(path: Path, fast: bool = False) -> Network:
 
     def run(inputs: Arrays) -> Arrays:
         feeds = {name: value.astype(np.float16) if name in halves else value for name, value in inputs.items() if name in taken}
-        return dict(zip(names, session.run(names, feeds)))
+        with refusals(path, "onnxruntime cannot run it", "export it again"):
+            return dict(zip(names, session.run(names, feeds)))
 
     return run
 

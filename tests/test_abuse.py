@@ -9,8 +9,8 @@ from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.abuse import good
-from tests.abuse.case import FINISHED, NO_TRACE, Case, broken_promises, contents
+from tests.abuse import good, good_pictures
+from tests.abuse.case import FINISHED, NO_TRACE, PICTURED, Case, broken_promises, contents
 from tests.abuse.coverage import LEAST, OF
 from tests.abuse.flips import FLIPPED
 from tests.abuse.server import Server
@@ -28,6 +28,17 @@ def inputs(shared):
         if not (folder / "library").is_dir():
             folder.mkdir(exist_ok=True)
             good.make(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictured(shared):
+    """Those of the stages that read or write pictures."""
+    folder = shared / "abuse-pictures"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "out").is_dir():
+            folder.mkdir(exist_ok=True)
+            good_pictures.make(folder)
     return folder
 
 
@@ -77,8 +88,10 @@ def check(case: Case, inputs, server, work) -> None:
 @pytest.mark.parametrize("case", [
     pytest.param(case, id=case.id, marks=[] if case.id in CHOSEN else [pytest.mark.slow]) for case in ALL
 ])  # fmt: skip
-def test_abuse(case, inputs, server, finished, tmp_path):
-    check(case, finished(case.stage) if case.finished else inputs, server, tmp_path / "work")
+def test_abuse(case, request, server, finished, tmp_path):
+    good_ones = "pictured" if case.stage in PICTURED else "inputs"
+    source = finished(case.stage) if case.finished else request.getfixturevalue(good_ones)
+    check(case, source, server, tmp_path / "work")
 
 
 def test_each_stage_has_twenty_cases_of_each_kind_that_it_meets():
@@ -88,10 +101,11 @@ def test_each_stage_has_twenty_cases_of_each_kind_that_it_meets():
     assert counts.keys() == met, "a case, or a stage, that the matrix does not know"
 
 
-@pytest.mark.parametrize("stage", ["surgery", "generate"])
-def test_good_inputs_are_taken(stage, inputs, server, tmp_path):
+@pytest.mark.parametrize("stage", ["surgery", "generate", "generate.picture", "generate.mask", "convert.like"])
+def test_good_inputs_are_taken(stage, request, server, tmp_path):
     """Else no case would say anything."""
-    check(Case(0, stage, "good", "good input is taken", lambda folder: None, expected=(0,)), inputs, server, tmp_path / "work")
+    source = request.getfixturevalue("pictured" if stage in PICTURED else "inputs")
+    check(Case(0, stage, "good", "good input is taken", lambda folder: None, expected=(0,)), source, server, tmp_path / "work")
 
 
 WEAKENED = {  # by the mechanism that does nothing: a case that must see it

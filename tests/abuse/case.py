@@ -63,7 +63,14 @@ ARGUMENTS = {
     "surgery.once": ("{work}/pair/model.onnx", "--once", "t", "--out", "{work}/out"),
     "surgery.capacity": ("{work}/static/model.onnx", "--capacity", "4", "--out", "{work}/out"),
     "pipeline": ("--checkpoint", "{work}/checkpoint", "--out", "{work}/out"),
-}
+    "export.networks": ("--checkpoint", "{work}/sd", "--out", "{work}/out"),
+    "export.masks": ("--checkpoint", "{work}/sam", "--out", "{work}/out"),
+    "generate.picture": ("{work}/drawn", "--checkpoint", "{work}/sd", "--prompt", "a circle", "--control", "{work}/given.png",
+                         "--picture", "{work}/out/made.png", "--steps", "2"),
+    "generate.mask": ("{work}/masked", "--checkpoint", "{work}/sam", "--picture", "{work}/given.png", "--point", "3,4",
+                      "--mask", "{work}/out/made.png", "--runtime", "cpu"),
+    "convert.like": ("{work}/single.ckpt", "{work}/out/networks", "--like", "{work}/sd"),
+}  # fmt: skip
 OUTS = {"bundle": "bundled/validate"}  # what a stage writes, else "out"
 FINISHED = {"validate": ("--out", "{work}/out")}  # what makes it leave results
 MODULES = {
@@ -76,17 +83,28 @@ MODULES = {
     "surgery.once": "suture.surgery.__main__",
     "surgery.capacity": "suture.surgery.capacity",
     "pipeline": "suture.pipeline",
+    "export.networks": "suture.export.__main__",
+    "export.masks": "suture.export.__main__",
+    "generate.picture": "suture.generate.__main__",
+    "generate.mask": "suture.generate.__main__",
+    "convert.like": "suture.models.convert",
 }
 PROGRAMS = {
     "golden": "validate",
     "bundle": "validate",
     "surgery.once": "surgery",
+    "export.networks": "export",
+    "export.masks": "export",
+    "generate.picture": "generate",
+    "generate.mask": "generate",
+    "convert.like": "convert",
 }  # what a stage calls itself, where its module has several
 DONE = {"check": (1,)}  # what a stage ends with on the good inputs, where that is not 0: float32 attention is not fused
 FOLDERS = {"surgery.capacity": "static", "surgery.join": "pair", "surgery.once": "pair"}  # of a stage's graph, else "graphs"
 CUTTERS = ("surgery.capacity", "surgery.join", "surgery.once")  # surgery's other commands
 NO_TRACE = ("suture.export.stage:trace", "QUICK")  # the tracer takes 14 s of processor time, and is not what is tested
 SECOND = ("{work}/pair/second.onnx", "{work}/pair/model.onnx", "--out", "{work}/out")  # of surgery.join: the damaged graph
+PICTURED = ("export.networks", "export.masks", "generate.picture", "generate.mask", "convert.like")  # good_pictures are theirs
 GRAPH_STAGES = ("surgery", "build", "validate", "generate", "check", "compare")
 
 

@@ -30,7 +30,7 @@ TEMPLATES = {
     "counts to 10**12": "{{ range(10 ** 12) | list }}",
     "padded": "{{ 'a'.ljust(10 ** 10) }}",
     "zeros": "{{ 'a'.zfill(10 ** 10) }}",
-    "power of a power": "{{ 2 ** 2 ** 2 ** 2 ** 2 ** 2 }}",
+    "power of a power": "{{ 2 ** (2 ** (2 ** (2 ** (2 ** 2)))) }}",
     "much latin": "{{ lipsum(n=10 ** 7) }}",
     "tuples": "{{ ((1,) * 10 ** 9) | join }}",
     "joined": "{{ (['a' * 9999] * 99999) | join('b' * 9999) }}",

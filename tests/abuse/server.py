@@ -25,6 +25,7 @@ import onnx_ir as ir
 from tests.abuse.case import MODULES, Case, Result
 
 IMPORTED = (
+    "diffusers", "suture.generate.masks", "suture.generate.pictures", "suture.models.families.stable_diffusion", "suture.models.families.sam",
     "suture.build.stage", "suture.export.stage", "suture.generate.command", "suture.models.pickles", "suture.models.families.llama",
     "suture.surgery.stage", "suture.validate.check", "suture.validate.stage", "transformers.models.auto",
 )  # fmt: skip
