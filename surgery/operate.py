@@ -14,7 +14,7 @@ from suture.core.proof.steps import ALPHAS, NO_ALPHAS
 from suture.core.proof.subject import Subject
 from suture.core.proof.verdict import DIFFERENT, DifferenceFound, Proof
 from suture.core.signature import Signature
-from suture.core.tensors import check_places, references
+from suture.core.tensors import check_places, embed_small, references
 from suture.core.weights import load_graph, weights_root
 from suture.surgery.graph import Graph, files
 from suture.surgery.graph.branches import take
@@ -100,7 +100,9 @@ def operate(
     source, name, root = _source(model, root)
     if not isinstance(model, Path):
         source = _copy(source)
+    embed_small(source, name, root)
     notes = [*take(source, name, options.branch), *repair(source, name)]
+    loads.check_source(source, name, root)
     graph = files.of_model(_copy(source), name, root, options.past, options.roles)
     graph.notes = list(dict.fromkeys(notes + graph.notes))
     read = Subject(source, graph.signature, root)
@@ -127,7 +129,7 @@ def operate(
     models = [files.without_shapes(files.to_model(each)) for each in forms]
     cut_out = models[len(models) - 2 * len(once) :]
     for each in (models[0], *cut_out[::2]):
-        loads.check(each, source, name)
+        loads.check_written(each, name)
     return Operated(
         portable=models[0],
         lowered=models[1],

@@ -146,6 +146,30 @@ FURTHER = {  # what shapes and attributes cannot be
         helper.make_tensor_value_info("r", dtype, ["batch", 4]) for dtype in (FLOAT, TensorProto.INT64)
     ),
 }
+
+
+def contrib(op: str, *inputs: str, **attributes: object) -> Callable[[onnx.ModelProto], None]:
+    """The same of an operator of onnxruntime's own, which onnx knows nothing of."""
+
+    def apply(model: onnx.ModelProto) -> None:
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+        instead(op, *inputs, domain="com.microsoft", **attributes)(model)
+
+    return apply
+
+
+NOT_LOADED = {  # what onnxruntime alone refuses, as it loads the graph
+    "no such operator of onnxruntime's": contrib("Relu", "m"),
+    "an attribute too many": contrib("Gelu", "m", slope=1.0),
+    "an attribute too few": contrib("MatMulNBits", "m", "m", "m"),
+    "an input too few": contrib("FusedMatMul", "m"),
+    "an input too many": contrib("QuickGelu", "m", "m"),
+    "a type that it does not take": contrib("FusedMatMul", "m", "flag"),
+    "an output of another type": lambda model: (
+        contrib("Gelu", "m")(model),
+        model.graph.value_info.append(helper.make_tensor_value_info("r", TensorProto.INT64, ["batch", 4])),
+    ),
+}
 BROKEN = {
     "no imports": (no_imports, "whose version its opset_import does not say"),
     "two versions": (add("opset_import", helper.make_opsetid("ai.onnx", 17)), "imports two versions"),

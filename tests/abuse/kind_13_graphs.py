@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tests.abuse.case import CUTTERS, GRAPH_STAGES, SECOND, Case
-from tests.abuse.graphs import BROKEN, small
+from tests.abuse.graphs import BROKEN, NOT_LOADED, small
 
 PROMISE = "a graph that is not valid ONNX is refused in one line, and none is written"
 
@@ -11,7 +11,7 @@ PROMISE = "a graph that is not valid ONNX is refused in one line, and none is wr
 def broken(name: str):
     def damage(folder: Path) -> None:
         model = small()
-        BROKEN[name][0](model)
+        (NOT_LOADED[name] if name in NOT_LOADED else BROKEN[name][0])(model)
         for place in ("graphs", "static", "pair"):
             (folder / place / "model.onnx").write_bytes(model.SerializeToString())
 
@@ -22,4 +22,7 @@ CASES = [
     Case(13, stage, name, PROMISE, broken(name), BROKEN[name][1]) for stage in (*GRAPH_STAGES, *CUTTERS) for name in BROKEN
 ] + [
     Case(13, "surgery.join", f"{name}, the second", PROMISE, broken(name), BROKEN[name][1], arguments=SECOND) for name in BROKEN
-]
+] + [
+    Case(13, stage, name, PROMISE, broken(name), "onnxruntime", more=("--no-verify",) * stage.startswith("surgery"))
+    for stage in ("surgery", "validate", "check", "compare") for name in NOT_LOADED
+]  # fmt: skip
