@@ -78,7 +78,8 @@ class Pictures:
         size = self.options.batch or BATCH
         batches = [self.jobs[start : start + size] for start in range(0, len(self.jobs), size)]
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True)) as progress:
+        console = Console(stderr=True)
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:  # else an error came after a bar
             task = progress.add_task("generate: steps", total=len(batches) * self.options.steps)
             for jobs in batches:
                 wanted = [job.wanted for job in jobs]
@@ -140,6 +141,7 @@ class Pictures:
     def _check(self) -> None:
         if not self.height:
             self.height = self.width = self.model.usual
+        self.model.scheduled(self.options.steps)
         self.model.check_size(self.height, self.width, "--size" if self.options.size else "--control")
         read = [
             *self.graphs.values(),

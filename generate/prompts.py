@@ -1,11 +1,10 @@
 """What the model is asked: one prompt, a file of them, or the turns of a conversation, as token ids."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from suture.core.errors import UserError
-from suture.core.reader import read_text
+from suture.core.reader import parse_json, read_text
 
 
 @dataclass(frozen=True)
@@ -55,14 +54,11 @@ def opening(system: str | None) -> list[dict]:
 
 
 def _parsed(line: str, where: str, chat: bool, system: str | None) -> Prompt:
-    try:
-        given = json.loads(line)
-    except ValueError as error:
-        raise UserError(where, f"is not JSON ({error})", 'write {"prompt": "..."}') from None
-    if isinstance(given, dict) and isinstance(given.get("prompt"), str):
+    given = parse_json(line.encode("utf-8", "surrogatepass"), where)
+    if isinstance(given.get("prompt"), str):
         prompt = said(given["prompt"], where, chat, system)
         return Prompt(where, prompt.text, prompt.messages, given)
-    if isinstance(given, dict) and _is_conversation(given.get("messages")):
+    if _is_conversation(given.get("messages")):
         return Prompt(where, messages=given["messages"], given=given)
     raise UserError(where, "has neither prompt nor messages", 'write {"prompt": "..."} or {"messages": [{"role": ...}, ...]}')
 

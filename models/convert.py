@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None, prog: str = "convert") -> int:
 
     names, left_out = convert(options.file, options.out)
     if left_out:
-        print(f"convert: left out, as they are not weights: {', '.join(left_out[:5])}{' …' * (len(left_out) > 5)}")
+        print(f"convert: left out, as they are not the model's weights: {', '.join(left_out[:5])}{' …' * (len(left_out) > 5)}")
     print(f"convert: {options.file} → {', '.join(map(str, names))}")
     return DONE
 

@@ -116,20 +116,23 @@ def _known(weights: dict[str, torch.Tensor], file: Path, folder: Path) -> tuple[
 
 
 def load(file: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The weights in a pickle, mapped where its format allows that, and the names of what is none."""
+    """The weights in a pickle, mapped where its format allows that, and the names of what is left out: what is no weight, and what
+    training has saved beside the model's."""
     with refusals(file, "holds more than weights, or is broken", REMEDY), warnings.catch_warnings(action="ignore"):
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    beside: list[object] = []
     for _ in WRAPPERS:
-        inner = [found[key] for key in WRAPPERS if isinstance(found, Mapping) and isinstance(found.get(key), Mapping)]
+        inner = [key for key in WRAPPERS if isinstance(found, Mapping) and isinstance(found.get(key), Mapping)]
         if not inner:
             break
-        found = inner[0]
+        beside += [key for key in found if key != inner[0]]
+        found = found[inner[0]]
     weights = (
         {key: value for key, value in found.items() if isinstance(value, torch.Tensor)} if isinstance(found, Mapping) else {}
     )
     if not weights:
         raise UserError(file, "holds no weights by name", REMEDY)
-    return weights, [str(key)[:100] for key in found if key not in weights]
+    return weights, [str(key)[:100] for key in (*beside, *(key for key in found if key not in weights))]
 
 
 def write(weights: dict[str, torch.Tensor], file: Path, size: int, folder: Path, stem: str, shard_bytes: int) -> list[str]:

@@ -122,9 +122,7 @@ class PictureModel:
         hint = self._hint(wanted, height, width, guided)
         random = [torch.Generator().manual_seed(each.seed) for each in wanted]
         shape = (self.channels, height // self.factor, width // self.factor)
-        with self._scheduling():
-            schedule = type(self.schedule).from_config(self.schedule.config)
-            schedule.set_timesteps(steps)
+        schedule = self.scheduled(steps)
         latents = torch.stack([torch.randn(shape, generator=each) for each in random]) * schedule.init_noise_sigma
         takes_random = "generator" in inspect.signature(schedule.step).parameters
         for number, time in enumerate(schedule.timesteps):
@@ -141,6 +139,20 @@ class PictureModel:
             with self._scheduling():
                 latents = schedule.step(noise, time, latents, **extra).prev_sample
             yield Denoised(number, _whole(time), latents.numpy())
+
+    def scheduled(self, steps: int) -> Any:
+        """A new schedule of so many steps. Raises UserError where diffusers cannot take these steps as the checkpoint's file has it:
+        one of no pixels takes them first."""
+        import torch
+
+        with self._scheduling():
+            tried, schedule = (type(self.schedule).from_config(self.schedule.config) for _ in range(2))
+            tried.set_timesteps(steps)
+            schedule.set_timesteps(steps)
+            for time in tried.timesteps:
+                latents = tried.scale_model_input(torch.zeros(1, self.channels, 1, 1), time)
+                tried.step(latents, time, latents)
+        return schedule
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """uint8 [N,H,W,3], one at a time, since at full size the decoder takes the most memory of all networks."""

@@ -200,7 +200,31 @@ RESULTS = {  # of a bundle
     "tokens of floats": of_step("tokens", np.zeros((1, 24))), "no width": of_step("tokens", np.zeros((1, 0), np.int64)),
     "about is a number": arrays(about=np.array(1.0)),
 }  # fmt: skip
+RECORD = {"format": 1, "tensorrt": "1", "inputs": [], "outputs": [], "tensors": {}, "values": {},
+          "layers": [{"type": "a", "node": None, "attributes": {}, "outputs": []}]}  # fmt: skip
+RECORDS = {  # a network that check has saved, with another value
+    "format 2": {"format": 2}, "version number": {"tensorrt": 1}, "no layers": {"layers": []}, "layers text": {"layers": "abc"},
+    "layer number": {"layers": [1]}, "layer's outputs": {"layers": [{**RECORD["layers"][0], "outputs": ["a"]}]},
+    "tensor of one word": {"tensors": {"a": ["float32"]}}, "values list": {"values": []},
+    "value negative": {"values": {"a": {"y": {"shape": [1], "largest": -1.0, "values": []}}}},
+    "values of text": {"values": {"a": {"y": {"shape": [1], "largest": 1.0, "values": ["x"]}}}}, "inputs text": {"inputs": "ab"},
+}  # fmt: skip
+REPORTS = {  # of validate's
+    "no levels": {"levels": []}, "levels text": {"levels": "ab"}, "level number": {"levels": [1]}, "levels object": {"levels": {"a": 1}},
+    "status": {"levels": [{"number": 1, "title": "a", "status": "fine"}]},
+    "title": {"levels": [{"number": 1, "title": 1, "status": "passed"}]},
+    "number": {"levels": [{"number": "1", "title": "a", "status": "passed"}]},
+    "error": {"levels": [{"number": 1, "title": "a", "status": "passed", "comparison": {"worst": {"error": -1.0}}}]},
+    "kernels": {"levels": [{"number": 1, "title": "a", "status": "passed"}],
+                "parts": [{"name": "a", "engine": {"profiles": [{"name": "a", "kernels": -1}]}}]},
+    "versions": {"levels": [{"number": 1, "title": "a", "status": "passed"}], "versions": {"a": 1}},
+}  # fmt: skip
 CASES = [
+    *(Case(10, "check", f"against {name}", PROMISE, at("given.json", written(content)), "given.json", more=("--against", "{work}/given.json"))
+      for name, content in (JSONS | {name: json.dumps(RECORD | changed).encode() for name, changed in RECORDS.items()}).items()),
+    *(Case(10, "compare", f"report {name}", PROMISE, at("given.json", written(content)), "given.json",
+           arguments=("{work}/given.json", "{work}/given.json"))
+      for name, content in (JSONS | {name: json.dumps(changed).encode() for name, changed in REPORTS.items()}).items()),
     *(Case(10, "golden", name, PROMISE, damage, "golden") for name, damage in GOLDEN.items()),
     *(Case(10, "golden", f"{file} {name}", PROMISE, at(f"golden/{file}", written(content)), file)
       for file in ("golden.json", "decoder.polygraphy.json") for name, content in JSONS.items()),
