@@ -19,7 +19,7 @@ def read_picture(path: Path) -> Image.Image:
     remedy = "name a PNG or JPEG file"
     with (
         open_regular(path, remedy) as file,
-        refusals(path, "is not a PNG or JPEG picture that can be read", remedy),
+        refusals(path, "is not a picture that can be read", remedy),
         warnings.catch_warnings(action="ignore"),  # of its size, and its palette
         Image.open(file, formats=FORMATS) as picture,
     ):

@@ -116,8 +116,8 @@ def _known(weights: dict[str, torch.Tensor], file: Path, folder: Path) -> tuple[
 
 
 def load(file: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The weights in a pickle, mapped where its format allows that, and the names of what is left out: what is no weight, and what
-    training has saved beside the model's."""
+    """The weights in a pickle, mapped where its format allows that, and the names of what is left out: what is no weight, and weights
+    that training has saved beside the model's."""
     with refusals(file, "holds more than weights, or is broken", REMEDY), warnings.catch_warnings(action="ignore"):
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     beside: list[object] = []
@@ -125,7 +125,7 @@ def load(file: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
         inner = [key for key in WRAPPERS if isinstance(found, Mapping) and isinstance(found.get(key), Mapping)]
         if not inner:
             break
-        beside += [key for key in found if key != inner[0]]
+        beside += [key for key, value in found.items() if key != inner[0] and _holds_weights(value)]
         found = found[inner[0]]
     weights = (
         {key: value for key, value in found.items() if isinstance(value, torch.Tensor)} if isinstance(found, Mapping) else {}
@@ -133,6 +133,10 @@ def load(file: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
     if not weights:
         raise UserError(file, "holds no weights by name", REMEDY)
     return weights, [str(key)[:100] for key in (*beside, *(key for key in found if key not in weights))]
+
+
+def _holds_weights(value: object) -> bool:
+    return isinstance(value, torch.Tensor) or (isinstance(value, Mapping) and any(map(_holds_weights, value.values())))
 
 
 def write(weights: dict[str, torch.Tensor], file: Path, size: int, folder: Path, stem: str, shard_bytes: int) -> list[str]:

@@ -1,12 +1,16 @@
 """Pickles of weights become safetensors; anything else in one is refused, and nothing of it runs."""
 
+import argparse
 import json
 import os
 import pickle
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -132,6 +136,70 @@ def test_names_that_share_too_much_are_refused(tmp_path):
                          ids=["list", "empty", "no tensors", "tensor", "number for a name", "sparse"])  # fmt: skip
 def test_what_holds_no_weights_by_name_is_refused(content, tmp_path):
     assert "model.bin: " in refused(content, tmp_path)
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def tar(file: Path) -> None:
+    """The format of torch before 0.1.10."""
+    with tarfile.open(file, "w") as archive:
+        for name in ("sys_info", "pickle", "storages", "tensors"):
+            archive.addfile(tarfile.TarInfo(name), None)
+
+
+def deflated(file: Path) -> None:
+    """A pickle of 6 GB of zeros in 6 MB."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a/data.pkl", "w", force_zip64=True) as out:
+        for _ in range(6):
+            out.write(bytes(1 << 30))
+
+
+ODD = {
+    "TorchScript": lambda file: torch.jit.script(Net()).save(str(file)),
+    "a module": lambda file: torch.save(Net(), file),
+    "a module's class by name": lambda file: file.write_bytes(b"\x80\x02ctorch.nn.modules.linear\nLinear\n)\x81."),
+    "a tar archive": tar,
+    "arguments of training": lambda file: torch.save({"args": argparse.Namespace(lr=1), "model": {"a": torch.zeros(1)}}, file),
+    "numpy's numbers": lambda file: torch.save({"a": np.float32(1), "b": torch.zeros(1)}, file),
+    "numpy's arrays": lambda file: torch.save({"a": np.zeros(3)}, file),
+    "an optimizer alone": lambda file: torch.save({"optimizer": {"state": {0: {"step": torch.zeros(1)}}}}, file),
+    "weights of no device": lambda file: torch.save({"a": torch.zeros(3, device="meta")}, file),
+    "quantised weights": lambda file: torch.save({"a": torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8)}, file),
+    "a name that is safetensors' own": lambda file: torch.save({"__metadata__": torch.zeros(1)}, file),
+    "a lone surrogate in a name": lambda file: torch.save({"\ud800": torch.zeros(1)}, file),
+    "nested lists": lambda file: torch.save([[{"a": torch.zeros(1)}]], file),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_form_is_one_line(name, tmp_path):
+    file = tmp_path / "model.bin"
+    ODD[name](file)
+    with pytest.raises(UserError, match=r"model.bin: ") as error:
+        here(file, tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_a_pickle_that_grows_ends_at_its_limit(tmp_path):
+    deflated(tmp_path / "model.bin")
+    with pytest.raises(UserError, match=r"model.bin: "):
+        convert(tmp_path / "model.bin", tmp_path / "out")
+
+
+def test_weights_that_training_saved_beside_the_models_are_told(tmp_path):
+    ema = {"shadow": {"a": torch.zeros(1)}}
+    torch.save({"epoch": 5, "ema": ema, "state_dict": {"a": torch.zeros(1), "step": 3}}, tmp_path / "model.ckpt")
+    weights, left_out = load(tmp_path / "model.ckpt")
+    assert list(weights) == ["a"]
+    assert left_out == ["ema", "step"]
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ CASES = [
         "seed float": {"seed": 1.0}, "negative number": {"negative": 1}, "control list": {"control": []},
         "picture number": {"picture": 3},
         "lone surrogate": {"prompt": "\ud800"}, "picture surrogate": {"picture": "\ud800.png"},
-        "no PNG": {"picture": "a.jpg"}}.items()),
+        "no PNG": {"picture": "a.jpg", "seed": -1}}.items()),
     *(Case(10, "generate.mask", f"preprocessor {name}", LINE, at("sam/preprocessor_config.json", damage),
     "preprocessor_config.json")
       for name, damage in PREPROCESSORS.items()),

@@ -25,8 +25,14 @@ import onnx_ir as ir
 from tests.abuse.case import MODULES, Case, Result
 
 IMPORTED = (
-    "diffusers", "suture.generate.masks", "suture.generate.pictures", "suture.models.families.stable_diffusion", "suture.models.families.sam",
-    "suture.build.stage", "suture.export.stage", "suture.generate.command", "suture.models.pickles", "suture.models.families.llama",
+    "diffusers.loaders.single_file_utils", "diffusers.models.autoencoders", "diffusers.models.controlnets",
+    "diffusers.models.unets",
+    "diffusers.schedulers.scheduling_ddim", "transformers.models.clip", "transformers.models.clip.modeling_clip",
+    "transformers.models.sam.modeling_sam",
+    "suture.generate.masks", "suture.generate.pictures", "suture.models.families.stable_diffusion",
+    "suture.models.families.sam",
+    "suture.build.stage", "suture.export.stage", "suture.generate.command", "suture.models.pickles",
+    "suture.models.families.llama",
     "suture.surgery.stage", "suture.validate.check", "suture.validate.stage", "transformers.models.auto",
 )  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
