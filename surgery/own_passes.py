@@ -2,10 +2,14 @@
 
 import ast
 import importlib.util
+import sys
+import sysconfig
 from pathlib import Path
 
 from suture.core.errors import UserError
 from suture.surgery.passes import Pass, of_module
+
+INSTALLED = tuple({sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 def load_pass(path: Path) -> Pass:
@@ -28,10 +32,30 @@ def load_pass(path: Path) -> Pass:
     return of_module(module)
 
 
+def files_read(path: Path) -> list[Path]:
+    """The file of a pass that was loaded, and those of the modules that it imports, and these in turn: all that are no installed
+    package's, and decide what the pass does as its own file does."""
+    found = [path.resolve()]
+    for file in found:  # which grows
+        for name in _imports(file) - {"suture"}:
+            module = getattr(sys.modules.get(name), "__file__", None) or ""
+            if module.endswith(".py") and not module.startswith(INSTALLED) and not name.startswith("suture."):
+                found += {Path(module).resolve()} - set(found)
+    return [path, *found[1:]]
+
+
+def _imports(path: Path) -> set[str]:
+    """The modules, by the names that an import statement gives them."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
+        if isinstance(node, ast.Import):
+            names |= {each.name for each in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module, *(f"{node.module}.{each.name}" for each in node.names)}
+    return names
+
+
 def _refuse_old_names(path: Path) -> None:
     """`surgery` was a package of its own once; in a checkout it would be found, and every module of it be there twice."""
-    for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
-        names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
-        if old := next((name for name in names if name.split(".")[0] == "surgery"), None):
-            raise UserError(f"--pass {path}", f"imports {old}, which is suture.{old} now", f"import suture.{old}")
+    if old := next((name for name in sorted(_imports(path)) if name.split(".")[0] == "surgery"), None):
+        raise UserError(f"--pass {path}", f"imports {old}, which is suture.{old} now", f"import suture.{old}")

@@ -13,6 +13,7 @@ from suture.core.errors import UserError
 from suture.core.manifest import MANIFEST, recorded_option
 from suture.core.stage import Stage
 from suture.core.weights import load_graph, place_weights, weight_files, weights_root
+from suture.surgery import own_passes
 from suture.surgery.graph import Graph, files
 from suture.surgery.masks.position_ids import known_positions
 from suture.surgery.options import from_arguments
@@ -28,8 +29,13 @@ def change_capacity(model: Path, out: Path, capacity: int, own: tuple[str, ...] 
     `own`: the passes of the user's that it was made with, FILE.py or FILE.py@PASS."""
     path = model / "model.onnx" if model.is_dir() else model
     kept = made_with(path.parent, own)
+    plan = make_plan(from_arguments({**kept, "capacity": capacity}))  # before its passes' files are listed: it loads them
     source = load_graph(path)
-    read = [path, *weight_files(source, weights_root(path)), *(Path(each.partition("@")[0]) for each in own)]
+    read = [
+        path,
+        *weight_files(source, weights_root(path)),
+        *(file for each in own for file in own_passes.files_read(Path(each.partition("@")[0]))),
+    ]
     stage = Stage("surgery", out, read, {"capacity": capacity, **kept}, WRITTEN)
     if stage.up_to_date() and not force:
         print(f"surgery.capacity: up to date ({out})")
@@ -40,7 +46,6 @@ def change_capacity(model: Path, out: Path, capacity: int, own: tuple[str, ...] 
     before = portable.signature.capacity
     if before is None:
         raise UserError(path, "its cache grows, or it has none", "run surgery on it first")
-    plan = make_plan(from_arguments({**kept, "capacity": capacity}))
     if known := known_positions(portable, capacity):
         limit, where = known
         raise UserError(f"--capacity {capacity}", f"{where} knows {limit:,} positions", "give at most that many")

@@ -17,6 +17,7 @@ from suture.core.proof.verdict import FAILED, NOT_RUN, DifferenceFound, Proof
 from suture.core.stage import Stage
 from suture.core.tensors import references
 from suture.core.weights import load_graph, weight_files, weights_root
+from suture.surgery import own_passes
 from suture.surgery.graph.weights import drop_unused, settle
 from suture.surgery.operate import FLOAT, MODELS, Operated, operate, proven
 from suture.surgery.options import SurgeryOptions
@@ -67,7 +68,7 @@ def surgery(model: Path, out: Path, options: SurgeryOptions, force: bool = False
 
 def _files_read(model: Path, options: SurgeryOptions) -> list[Path]:
     read = [model, *weight_files(load_graph(model), weights_root(model))]
-    read += [Path(argument.partition("@")[0]) for argument in options.own]
+    read += [file for argument in options.own for file in own_passes.files_read(Path(argument.partition("@")[0]))]
     request = read_request(options)
     if request and request.calibrated:
         from suture.surgery.quantize.calibration import files_read  # only here: torch takes 0.2 GB and seconds

@@ -77,7 +77,7 @@ def save(pipeline: Pipeline, folder: Path, tolerance: float | None, seed: int, f
     with stage.writing() as partial, G_LOGGER.verbosity(G_LOGGER.CRITICAL):
         for files in pipeline.parts:
             subject = subject_of(files.exported)
-            found = _computed(subject, subject, seed)
+            found = _computed(subject, subject, seed, files.exported)
             if not found:
                 raise UserError(
                     files.exported, "takes none of the inputs that are drawn for it", "compare it by suture compare"
@@ -127,7 +127,7 @@ def _level(
     allowed = tolerance or part["tolerance"]
     comparison = Comparison("golden", "graph", allowed)
     try:
-        found = _computed(subject_of(files.exported), subject_of(path), seed)
+        found = _computed(subject_of(files.exported), subject_of(path), seed, path)
     except UserError as error:
         return Level(None, title, FAILED, str(error))
     for described in part["steps"]:
@@ -156,9 +156,12 @@ def _error(name: str, described: dict, expected: np.ndarray, found: np.ndarray |
     return OutputError(name, error, 0) if np.isfinite(error) else OutputError(name, None, 0, "not a number")
 
 
-def _computed(source: Subject, subject: Subject, seed: int) -> dict[str, Outputs]:
-    """By step, what counts of the outputs. Uneven rows of a growing cache are taken one by one."""
-    runner = subject.runner(False, seed=seed)
+def _computed(source: Subject, subject: Subject, seed: int, path: Path) -> dict[str, Outputs]:
+    """By step, what counts of the outputs. Uneven rows of a growing cache are taken one by one. `path`: the subject's graph."""
+    try:
+        runner = subject.runner(False, seed=seed)
+    except Unrunnable as error:
+        raise UserError(path, str(error), "export it again") from None
     cases = make_cases(source.model, source.signature, subject.model, subject.signature, seed)
     found = {}
     for case in cases:
