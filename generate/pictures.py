@@ -22,6 +22,7 @@ from suture.core.reader import parse_json, read_text
 from suture.core.typed import Strict, check
 from suture.core.weights import load_graph, weight_files, weights_root
 from suture.generate.opening import GRAPHS, first_result
+from suture.generate.prompts import no_surrogates
 from suture.models.pictures import CONTROL, NAMES, PictureModel, Wanted
 from suture.runtime.networks import in_onnxruntime
 
@@ -115,6 +116,7 @@ class Pictures:
             yield self._job(line["prompt"], place, where, negative, control, seed)
 
     def _job(self, prompt: str, picture: Path, where: str, negative: str, control: Path | None, seed: int) -> PictureJob:
+        no_surrogates([prompt, negative], where)
         if CONTROL in self.graphs and control is None:
             raise UserError(where, "the model has a ControlNet, which needs a picture", "give one with --control EDGES.png")
         if control is not None and CONTROL not in self.graphs:
@@ -162,6 +164,7 @@ def _below(folder: Path, name: str, where: str) -> Path:
     """A file that a line of prompts names. Raises UserError for one that is not in the folder: who wrote the line does not say what is
     read and written elsewhere."""
     path = folder / name
+    no_surrogates([name], where)
     if "\0" in name or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise UserError(where, f"names {name[:100]!r}, which is not in {folder}", "name a file in that folder")
     return path

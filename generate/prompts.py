@@ -1,5 +1,6 @@
 """What the model is asked: one prompt, a file of them, or the turns of a conversation, as token ids."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +18,7 @@ class Prompt:
     def ids(self, tokenizer, longest: int | None) -> list[int]:
         """Token ids. Raises UserError where there are none, or more than `longest`."""
         texts = [self.text] if self.messages is None else [message["content"] for message in self.messages]
-        if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
-            raise UserError(self.where, "holds a lone surrogate, which is not a character", "write it as UTF-8")
+        no_surrogates(texts, self.where)
         try:
             ids = tokenizer.encode(self.text) if self.messages is None else tokenizer.chat(self.messages)
         except ValueError as error:
@@ -29,6 +29,12 @@ class Prompt:
             wrong = f"the prompt has {len(ids)} tokens, and the model takes {longest}"
             raise UserError(self.where, wrong, "shorten it, or run surgery with a larger --capacity if the model allows it")
         return ids
+
+
+def no_surrogates(texts: Iterable[str], where: str) -> None:
+    """Raises UserError for text that is none."""
+    if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+        raise UserError(where, "holds a lone surrogate, which is not a character", "write it as UTF-8")
 
 
 def read_prompts(path: Path, chat: bool, system: str | None) -> list[Prompt]:

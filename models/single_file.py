@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from suture.core.refusals import refusals
 from suture.core.typed import read_typed
 from suture.models.checkpoint import CONFIG, SINGLE, inside, read_header
 from suture.models.diffusers_folder import DIFFUSERS, MODEL_INDEX, REMEDY, NetworkConfig, is_folder
-from suture.models.families.stable_diffusion import ARCHITECTURES, library
+from suture.models.families.stable_diffusion import ARCHITECTURES, library, network, renamed
 from suture.models.named import preset_path, presets
 from suture.models.pickles import convert
 
@@ -40,9 +41,10 @@ def convert_single_file(file: Path, out: Path, like: str) -> list[Path]:
         with refusals(file, "cannot be read", "download it again"):
             weights = {name: value for each in flat if each.suffix == ".safetensors" for name, value in load_file(each).items()}
         found = networks(weights, configs, file)
-        for name in found:
+        for name, tensors in found.items():
             if (out / name).exists():
                 raise UserError(out / name, "exists", "name another OUT")
+            _check(name, tensors, configs[name], file)
         for name, tensors in found.items():
             folder = out / name
             folder.mkdir(parents=True)
@@ -78,6 +80,20 @@ def networks(weights: Mapping[str, Tensor], configs: Mapping[str, dict], file: P
             "unet": layout.convert_ldm_unet_checkpoint(weights, configs["unet"]),
             "vae": layout.convert_ldm_vae_checkpoint(weights, configs["vae"]),
         }
+
+
+def _check(name: str, tensors: Mapping[str, Tensor], config: dict, file: Path) -> None:
+    """Raises UserError unless these are all weights that the network has, in its dimensions."""
+    given = {renamed(f"{name}.{key}"): tuple(tensor.shape) for key, tensor in tensors.items()}
+    with torch.device("meta"):
+        needed = network(name, config, file).state_dict()
+    for key, tensor in needed.items():
+        shape = given.get(f"{name}.{key}")
+        if shape != tuple(tensor.shape) and not key.endswith("position_ids"):  # which are counted, not saved
+            wrong = (
+                f"{key} of its {name} is {'not there' if shape is None else list(shape)}, and --like says {list(tensor.shape)}"
+            )
+            raise UserError(file, wrong, "name the folder of the same model")
 
 
 def read_configs(like: str) -> dict[str, dict]:

@@ -6,12 +6,16 @@ A box is two points of kinds of their own, as in the graphs that segment-anythin
     a point   in the mask      beside the mask      the box's two corners            no point; one ends the points where there is no box
 """
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import SamConfig, SamModel
 
 from suture.core.errors import UserError
 from suture.core.masks import DECODER, ENCODER, FEATURES, LABELS, MASKS, PIXELS, POINTS, SCORES
+from suture.core.typed import Strict, check
 from suture.models.config import check_config
 from suture.models.parts import GRAPH, Part, Port
 from suture.models.stepped import transformers_refusals
@@ -20,6 +24,29 @@ ARCHITECTURES = ("SamModel",)
 PREFIX = ""
 CONFIGS = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
 KINDS = 4  # of points, but for what is none
+
+
+Few = Annotated[int, Field(ge=1, le=100)]
+Size = Annotated[int, Field(ge=1, le=1 << 14)]
+
+
+class SamPart(Strict):
+    """What sizes follow from, in any of the three."""
+
+    image_size: Size | None = None
+    patch_size: Size | None = None
+    window_size: Annotated[int, Field(ge=0, le=1 << 14)] | None = None
+    output_channels: Size | None = None
+    num_channels: Few | None = None
+    mlp_dim: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    num_pos_feats: Size | None = None
+    mask_input_channels: Size | None = None
+    num_point_embeddings: Few | None = None
+    num_multimask_outputs: Few | None = None
+    attention_downsample_rate: Few | None = None
+    iou_head_depth: Few | None = None
+    iou_head_hidden_dim: Size | None = None
+    global_attn_indexes: list[Annotated[int, Field(ge=0, le=1000)]] | None = None
 
 
 class Sam(nn.Module):
@@ -97,6 +124,7 @@ def build(config: dict, where: object) -> Sam:
         if not isinstance(inner, dict):
             raise UserError(where, f"its {name} is no object", "use the config.json that came with the weights")
         check_config(inner, f"{where}, {name}")
+        check(inner, SamPart, f"{where}, {name}", "use the config.json that came with the weights")
     with transformers_refusals(where):
         parsed = SamConfig.from_dict({key: value for key, value in config.items() if key in CONFIGS})
         parsed._attn_implementation = "sdpa"

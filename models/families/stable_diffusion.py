@@ -140,14 +140,19 @@ def _divided(by: int) -> tuple[str, str]:
 
 
 def build(config: dict, where: object) -> StableDiffusion:
+    networks = {name: network(name, own, where) for name, own in config["networks"].items()}
+    return StableDiffusion(config["networks"], networks)
+
+
+def network(name: str, config: dict, where: object) -> nn.Module:
+    """One of the networks, as its config.json says; of the autoencoder what makes pictures of latents."""
     diffusers = library(where)
     classes = {"unet": diffusers.UNet2DConditionModel, "controlnet": diffusers.ControlNetModel, "vae": diffusers.AutoencoderKL}
-    networks = {}
-    for name, own in config["networks"].items():
-        with refusals(where, f"{name} is refused by diffusers", REMEDY):
-            networks[name] = classes[name].from_config(own) if name in classes else text_encoder(own)
-    networks["vae"].encoder = networks["vae"].quant_conv = None  # which only pictures that come in need
-    return StableDiffusion(config["networks"], networks)
+    with refusals(where, f"{name} is refused by diffusers", REMEDY):
+        made = classes[name].from_config(config) if name in classes else text_encoder(config)
+    if name == "vae":
+        made.encoder = made.quant_conv = None  # which only pictures that come in need
+    return made
 
 
 def text_encoder(config: dict) -> nn.Module:

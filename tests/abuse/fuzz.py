@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # what tests import from each other
 
+from suture.core.onnx_checks import DATA
 from tests.abuse import good
 from tests.abuse.case import FINISHED, NO_TRACE, Case, broken_promises, contents
 from tests.abuse.flips import FLIPPED, changed
@@ -131,9 +132,9 @@ def stored() -> Iterator[onnx.ModelProto]:
             continue
         model = onnx.ModelProto.FromString(content)
         for tensor in model.graph.initializer:
-            left_out = len(tensor.ListFields()) <= len(("dims", "data_type", "name")) and all(tensor.dims)
+            left_out = all(tensor.dims) and not any(len(getattr(tensor, name)) for name in ("raw_data", *DATA))
             if left_out or tensor.data_location == TensorProto.EXTERNAL:
-                values = np.full(list(tensor.dims), 0.01).astype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+                values = np.ones(list(tensor.dims), helper.tensor_dtype_to_np_dtype(tensor.data_type))
                 tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
         yield model
 
