@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 
 from suture.core.joined import join
+from suture.core.loads import check_loads
 from suture.core.proof.prove import prove
 from suture.core.proof.steps import ALPHAS, NO_ALPHAS
 from suture.core.proof.subject import Subject
@@ -102,7 +103,7 @@ def operate(
         source = _copy(source)
     embed_small(source, name, root)
     notes = [*take(source, name, options.branch), *repair(source, name)]
-    loads.check_source(source, name, root)
+    check_loads(source, name, root)
     graph = files.of_model(_copy(source), name, root, options.past, options.roles)
     graph.notes = list(dict.fromkeys(notes + graph.notes))
     read = Subject(source, graph.signature, root)

@@ -116,7 +116,7 @@ WEAKENED = {  # by the mechanism that does nothing: a case that must see it
     "suture.core.arguments:_within": "5-surgery---capacity_'0'",
     "suture.core.stage:remove": "9-surgery-model.ort.onnx_of_a_run_before",
     "suture.core.weights:check_model": "13-surgery-cycle",
-    "suture.surgery.verification.loads:check_source": "13-surgery-no_such_operator_of_onnxruntime's",
+    "suture.surgery.operate:check_loads": "13-surgery-no_such_operator_of_onnxruntime's",
 }
 
 

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from suture.core.errors import UserError
+from suture.core.loads import check_loads
 from suture.core.manifest import read_manifest
 from suture.core.proof.prove import compare_two
 from suture.core.reader import read_json
@@ -99,6 +100,8 @@ def validate_graphs(
     inputs = [reference, candidate, *_weights([reference, candidate])]
     check_targets(options, inputs, out)
     subjects = [subject_of(path) for path in (reference, candidate)]
+    for path, each in zip((reference, candidate), subjects):
+        check_loads(each.model, path, each.root)  # else nothing would be compared, and nothing differ
     decoders = all(each.signature.caches for each in subjects)
     refuse_other_inputs(*subjects, reference, candidate, decoders)
 
