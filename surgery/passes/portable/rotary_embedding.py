@@ -263,8 +263,10 @@ def _half(graph: Graph, table: gs.Tensor, interleaved: int) -> gs.Tensor | None:
         return graph.new("Mul", [half, scale]) if half is not None else None
     if op not in ("Cos", "Sin", "Cast", "Unsqueeze"):
         return None
-    if op == "Unsqueeze" and rank(table) - 1 in (graph.constant(node.inputs[1]) % rank(table)):
-        return None
+    if op == "Unsqueeze":
+        axes = graph.constant(node.inputs[1])
+        if axes is None or rank(table) - 1 in axes % rank(table):
+            return None
     half = _half(graph, node.inputs[0], interleaved)
     if half is None:
         return None
