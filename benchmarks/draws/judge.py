@@ -60,7 +60,7 @@ def judge(canvas: Canvas, parser: ParserProcess) -> DrawVerdict:
             first = State(source, graph.signature, Path())
             portable, lowered, report = run_plan(graph, make_plan(SurgeryOptions(capacity=CAPACITY)))
             models = [files.without_shapes(files.to_model(each)) for each in (portable, lowered)]
-            loads.check(models[0], source, "draw")
+            loads.check_written(models[0], "draw")
         except UserError as error:
             return DrawVerdict(REFUSED, str(error))
         except Exception as error:  # whatever it is, it is a fault of ours
