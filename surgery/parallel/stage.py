@@ -21,6 +21,7 @@ from suture.core.proof.verdict import DIFFERENT, FAILED, DifferenceFound, Proof
 from suture.core.stage import Stage
 from suture.core.tensors import references
 from suture.core.weights import load_graph, streamed_bytes, weight_files, weights_root
+from suture.surgery import own_passes
 from suture.surgery.graph import Graph, files
 from suture.surgery.graph.weights import new_file
 from suture.surgery.options import from_arguments
@@ -71,8 +72,10 @@ def make_ranks(
     status, that of a difference where the ranks do not compute what the graph does. Raises UserError for what does not divide."""
     path = model / "model.onnx" if model.is_dir() else model
     kept = made_with(path.parent, own)
+    lowering = make_plan(from_arguments(kept)).lowering  # loads the passes of the user's, whose modules are read, too
     source = load_graph(path)
-    read = [path, *weight_files(source, weights_root(path)), *(Path(each.partition("@")[0]) for each in own)]
+    code = [file for each in own for file in own_passes.files_read(Path(each.partition("@")[0]))]
+    read = [path, *weight_files(source, weights_root(path)), *code]
     asked = {"tensor_parallel": ranks, "no_verify": no_verify, **kept}
     names = [JOINT, REPORT, *(name for rank in range(ranks) for name in (rank_name(rank), lowered_name(rank)))]
     stage = Stage("surgery.ranks", out, read, asked, names)
@@ -82,7 +85,6 @@ def make_ranks(
     if any(node.op_type.startswith("TRT_") for node in source.graph.node):
         raise UserError(path, "is lowered", "give the portable graph: the ranks' lowered ones are made from theirs")
     whole = files.read(path)
-    lowering = make_plan(from_arguments(kept)).lowering
     try:
         with stage.writing() as partial:
             made = divided(whole, ranks, lowering, new_file(partial, "ranks"), out)
