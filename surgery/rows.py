@@ -37,6 +37,20 @@ def of_tokens(graph: Graph, tensors: Iterable[gs.Tensor]) -> set[int]:
     return found
 
 
+def same_length(graph: Graph, first: tuple[gs.Tensor, int], second: tuple[gs.Tensor, int]) -> bool:
+    """Whether two axes, each of a tensor, are as long as each other: both a number, or one computed from the other."""
+    fixed = [static_dim(*each) for each in (first, second)]
+    if None not in fixed:
+        return fixed[0] == fixed[1]
+    sort(graph)
+    sizes = ShapeValues(graph)
+    for node in graph.gs.nodes:
+        sizes.learn(node)
+    shapes = [sizes.shape(tensor) for tensor, _ in (first, second)]
+    lengths = [None if shape is None else shape[axis] for shape, (_, axis) in zip(shapes, (first, second))]
+    return lengths[0] is not None and lengths[0] == lengths[1]
+
+
 def _lengths(graph: Graph, batch: int, steps: int, past: int) -> dict[str, int]:
     """The last axis but one of every tensor, where it is a number, by the tensor's name."""
     model, signature = inner_model(graph), graph.signature

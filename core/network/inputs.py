@@ -30,6 +30,7 @@ ANY_VOCABULARY = 100
 class Feeds:
     name: str
     values: dict[str, np.ndarray]
+    even: bool = True  # whether dimensions of different names are as long as each other
 
 
 def make_feeds(
@@ -39,9 +40,11 @@ def make_feeds(
     name: object = "graph",
     rows: int = ROWS,
     length: int = LENGTH,
+    apart: int = 0,
 ) -> list[Feeds]:
     """Several sets of inputs: prompt, later chunk at ragged places and decode for a language model, else one of noise; or
-    one for each shape that `shapes` gives. Open dimensions without one have `rows` in front, `length` elsewhere.
+    one for each shape that `shapes` gives. Open dimensions without one have `rows` in front, `length` elsewhere, and each
+    further name `apart` more.
 
     Raises UserError where the shapes do not fit the graph, which it calls `name`."""
     rng = np.random.default_rng(seed)
@@ -58,7 +61,7 @@ def make_feeds(
     except UserError:
         signature = None
     made = [] if signature is None else _steps(model, signature, inputs, rng)
-    return made or [Feeds("random inputs", _noise(inputs, rng, uses_of_inputs(model), None, rows, length))]
+    return made or [Feeds("random inputs", _noise(inputs, rng, uses_of_inputs(model), None, rows, length, apart))]
 
 
 def _steps(model: onnx.ModelProto, signature: Signature, inputs, rng) -> list[Feeds]:
@@ -169,6 +172,7 @@ def _noise(
     given: dict[str, tuple] | None = None,
     rows: int = ROWS,
     length: int = LENGTH,
+    apart: int = 0,
 ) -> dict[str, np.ndarray]:
     """A dimension's name means one length everywhere: what a given shape says, else a usual one for its place, or what follows
     from others (suture.core.axes)."""
@@ -179,15 +183,23 @@ def _noise(
             if isinstance(size, str) and size:
                 lengths.setdefault(size, chosen)
                 lengths.setdefault(*(axes.solved(size, chosen) or (size, chosen)))
-    feeds = {}
+    feeds, names = {}, open_lengths(inputs)
     for value in inputs:
         sizes = _sizes(value)
+        more = [apart * names.index(size) if size in names else 0 for size in sizes]
         shape = given.get(value.name) or [
-            size if isinstance(size, int) else _length(size, _usual(axis, len(sizes), rows, length), lengths)
-            for axis, size in enumerate(sizes)
+            size if isinstance(size, int) else _length(size, max(_usual(axis, len(sizes), rows, length) + further, 1), lengths)
+            for axis, (size, further) in enumerate(zip(sizes, more))
         ]
         feeds[value.name] = np.asarray(_values(value, shape, uses.get(value.name, Use()), rng)).astype(_dtype(value))
     return feeds
+
+
+def open_lengths(inputs) -> list[str]:
+    """The names of open dimensions that are no batch, in the order in which they are met."""
+    named = [[size for size in _sizes(value) if isinstance(size, str) and size] for value in inputs]
+    batches = {_sizes(value)[0] for value in inputs if _sizes(value)}
+    return list(dict.fromkeys(size for sizes in named for size in sizes if size not in batches and axes.names(size) == [size]))
 
 
 def _usual(axis: int, rank: int, rows: int, length: int) -> int:

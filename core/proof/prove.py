@@ -21,7 +21,7 @@ from suture.core.errors import UserError
 from suture.core.layerwise import is_large
 from suture.core.network.inputs import Feeds
 from suture.core.network.parse import NoTensorRT, ParserProcess, ParserRefused, shared_parser
-from suture.core.proof.cases import ENOUGH, alone, make_cases, why_not
+from suture.core.proof.cases import alone, enough, make_cases, why_not
 from suture.core.proof.differences import first_difference, relative_error
 from suture.core.proof.excerpt import excerpt
 from suture.core.proof.nudged import with_numbers_nudged
@@ -198,9 +198,10 @@ class _Session:
         tolerance = self.tolerance or (max(tolerance, ROUNDED) if self.rounds else tolerance)
         found = DtypeComparison(FLOAT32 if dtype == TensorProto.FLOAT else BY_ONNX[dtype].numpy, tolerance)
         refused: list[str] = []
+        done: list[Case] = []
         started = time.monotonic()
         for number, case in enumerate(self.cases):
-            if isinstance(case, Feeds) and len(found.steps) == ENOUGH:
+            if enough(done):
                 break
             if found.steps and self.seconds is not None and time.monotonic() > started + self.seconds:
                 pair.left_out.append(f"{len(self.cases) - number} of {len(self.cases)} sets of inputs, which take too long")
@@ -217,6 +218,7 @@ class _Session:
                 return
             compared = StepErrors(case.name, _errors(expected, given))
             found.steps.append(compared)
+            done.append(case)
             if not compared.worst <= tolerance and dtype == TensorProto.FLOAT and self.halves and not self.tolerance:
                 found.tolerance = tolerance = max(tolerance, EXACT + self._of_constants(names[0], case, expected))
             if not compared.worst <= tolerance:

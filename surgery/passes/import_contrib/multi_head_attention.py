@@ -6,6 +6,9 @@
 q, k and v may come side by side ([B, S, heads, 3, D], or k and v as [B, T, heads, 2, D]), or k and v as a cache
 [B, heads, T, D] that an encoder filled. The mask is what of these there is: the bias; where a bool mask hides, whether for
 padding ([B, T], [B, S, T]) or because the op is unidirectional, a large negative number instead of it.
+
+Of a unidirectional one there must be as many new keys as queries: else rows may see nothing, and onnxruntime's providers count
+from different ends.
 """
 
 import onnx_graphsurgeon as gs
@@ -13,6 +16,7 @@ import onnx_graphsurgeon as gs
 from suture.surgery.graph import Graph, input_of, inputs_of, need, output_of, rank, static_dim
 from suture.surgery.passes.import_contrib.attentions import attend, grown, mask_of, split
 from suture.surgery.passes.import_contrib.nodes import contrib_nodes, heads_first, refuse_inputs, refuse_outputs
+from suture.surgery.rows import same_length
 
 
 def run(graph: Graph) -> int:
@@ -25,15 +29,21 @@ def _standard(graph: Graph, node: gs.Node, made: dict[int, gs.Tensor]) -> bool:
     refuse_outputs(graph, node, "qk")
     padding, bias = input_of(node, "key_padding_mask"), input_of(node, "attention_bias")
     need(padding is None or rank(padding) in (2, 3), "its padding is given as lengths")
+    causal = bool(node.attrs.get("unidirectional", 0))
+    need(not causal or _one_key_a_query(graph, node), "it is unidirectional over other keys than its queries' own")
     query, key, value = _projections(graph, node, node.attrs["num_heads"])
     pasts = inputs_of(node, "past_key", "past_value")
     presents = [output_of(node, name) for name in ("present_key", "present_value")]
     key, value = (grown(graph, *each, node.name) for each in zip(pasts, (key, value), presents))
-    causal = bool(node.attrs.get("unidirectional", 0))
     top_left = causal and all(each is None for each in (pasts[0], padding, bias))
     mask = None if top_left else mask_of(graph, query, key, padding, bias, causal, made)
     attend(graph, node, (query, key, value), mask, top_left)
     return True
+
+
+def _one_key_a_query(graph: Graph, node: gs.Node) -> bool:
+    query, key = input_of(node, "query"), input_of(node, "key")
+    return key is None or same_length(graph, (query, 1), (key, 2 if rank(key) == 4 else 1))
 
 
 def _projections(graph: Graph, node: gs.Node, heads: int) -> list[gs.Tensor]:

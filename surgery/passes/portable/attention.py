@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from suture.core.additive_mask import FAR_BELOW
+from suture.core.additive_mask import FAR_BELOW, HIDDEN
 from suture.surgery.graph import (
     Graph,
     last_axis,
@@ -47,16 +47,19 @@ class Scores:
     product: gs.Node
     scale: float = 1.0
     mask: gs.Tensor | None = None
+    least: float | None = None  # what hides rows of a constant mask that see nothing
 
 
 def _fuse(graph: Graph, softmax: gs.Node, steps: set[int]) -> bool:
-    context = _context(graph, softmax)
-    if context is None:
+    found = _context(graph, softmax)
+    if found is None:
         return False
+    context, guarded = found
     need(last_axis(softmax.attrs.get("axis", -1), softmax.inputs[0]), "the softmax is not over the last axis")
     scores = _scores(graph, softmax.inputs[0])
     if scores is None:
         return False
+    need(scores.least is None or (guarded and scores.least == -np.inf), "its mask has rows that see nothing, and count")
     query, query_scale = _unscaled(graph, scores.product.inputs[0])
     key_T, key_scale = _unscaled(graph, scores.product.inputs[1])
     merged = rank(query) == 3
@@ -162,9 +165,9 @@ def _over_rows(graph: Graph, mask: gs.Tensor, query: gs.Tensor, of_tokens: bool)
     return graph.new("Expand", [mask, target], shape=[*mask.shape[:-2], query.shape[2], mask.shape[-1]])
 
 
-def _context(graph: Graph, softmax: gs.Node) -> gs.Node | None:
-    """The product weights @ value that the softmax feeds, past casts and NaN guards."""
-    weights = softmax.outputs[0]
+def _context(graph: Graph, softmax: gs.Node) -> tuple[gs.Node, bool] | None:
+    """The product weights @ value that the softmax feeds, past casts and NaN guards, and whether there are such guards."""
+    weights, guarded = softmax.outputs[0], False
     while True:
         users = {id(node): node for node in weights.outputs}.values()
         guard = next((node for node in users if op_of(node) == "IsNaN"), None)
@@ -172,23 +175,23 @@ def _context(graph: Graph, softmax: gs.Node) -> gs.Node | None:
             where = only_consumer(guard.outputs[0], "Where")
             if where is None or where.inputs[2] is not weights:
                 return None
-            weights = where.outputs[0]
+            weights, guarded = where.outputs[0], True
         elif (cast := only_consumer(weights, "Cast", "Identity")) is not None:
             weights = cast.outputs[0]
         elif (reshape := only_consumer(weights, "Reshape")) is not None and same_matrices(weights, reshape.outputs[0]):
             weights = reshape.outputs[0]
         else:
             product = only_consumer(weights, "MatMul")
-            return product if product is not None and product.inputs[0] is weights else None
+            return (product, guarded) if product is not None and product.inputs[0] is weights else None
 
 
 def _scores(graph: Graph, tensor: gs.Tensor) -> Scores | None:
     """Walks up from the softmax to the product of query and key; None where there is no such product."""
-    scale, mask, heads = 1.0, None, None
+    scale, mask, heads, least = 1.0, None, None, None
     while (node := producer(tensor)) is not None:
         op = op_of(node)
         if op == "MatMul":
-            return Scores(node, scale, mask)
+            return Scores(node, scale, mask, least)
         if op in ("Cast", "Identity"):
             tensor = node.inputs[0]
         elif op in ("Mul", "Div") and (factor := _factor(graph, node)) is not None:
@@ -200,9 +203,11 @@ def _scores(graph: Graph, tensor: gs.Tensor) -> Scores | None:
             tensor = node.inputs[0]  # clamps the mask's -inf
         elif op == "Where" and _leads_to_product(graph, node.inputs[1]):
             need(_least(graph, node.inputs[2]), "masked scores are set to something that still counts")
+            least = least if _all_see(graph, node.inputs[0]) else _value(graph, node.inputs[2])
             mask, tensor = both(graph, node.inputs[0], mask), node.inputs[1]
         elif op == "Where" and _leads_to_product(graph, node.inputs[2]):
             need(_least(graph, node.inputs[1]), "masked scores are set to something that still counts")
+            least = least if _all_see(graph, node.inputs[0], hidden=True) else _value(graph, node.inputs[1])
             seen = graph.new("Not", [node.inputs[0]], shape=node.inputs[0].shape)
             mask, tensor = both(graph, seen, mask), node.inputs[2]
         elif op == "Add":
@@ -213,6 +218,7 @@ def _scores(graph: Graph, tensor: gs.Tensor) -> Scores | None:
                 return None
             tensor = node.inputs[leads.index(True)]
             bias = _with_heads(graph, other_input(node, tensor), heads)
+            least = least if _all_see(graph, bias) else _value(graph, bias)
             if scale != 1.0:
                 bias = graph.new("Mul", [bias, graph.number(scale, onnx_type(bias))], shape=bias.shape)
             mask = both(graph, bias, mask)
@@ -240,6 +246,21 @@ def _factor(graph: Graph, node: gs.Node) -> tuple[gs.Tensor, float] | None:
         if (number := graph.scalar(constant)) is not None:
             return tensor, number
     return None
+
+
+def _all_see(graph: Graph, mask: gs.Tensor, hidden: bool = False) -> bool:
+    """Whether each row of a mask, true where something is seen or (`hidden`) not, or added, sees something; of a mask that is
+    not constant nobody knows. Of scores to which a number is added that leaves the sum in range, the rows stay different."""
+    values = graph.constant(mask)
+    if values is None or values.ndim == 0:
+        return True
+    seen = values != hidden if values.dtype == bool else values.astype(np.float64) > HIDDEN[onnx_type(mask)]
+    return bool(seen.any(axis=-1).all())
+
+
+def _value(graph: Graph, tensor: gs.Tensor) -> float:
+    """The least number of a constant."""
+    return float(graph.constant(through(tensor, "Expand", "Cast")).astype(np.float64).min())
 
 
 def _least(graph: Graph, tensor: gs.Tensor) -> bool:

@@ -29,7 +29,7 @@ def _hand_over(graph: Graph, attention: gs.Node) -> bool:
     graph.need_known(attention, *KNOWN)
     attrs = {name: given for name, given in attention.attrs.items() if name != "is_causal"}
     if attention.attrs.get("is_causal"):
-        mask = causal(graph, query, past_key, mask)
+        mask = causal(graph, query, key, past_key, mask)
     presents = []
     outputs = [output_of(attention, name) for name in ("present_key", "present_value")]
     for new, past, present in zip((key, value), (past_key, past_value), outputs):
@@ -43,8 +43,8 @@ def _hand_over(graph: Graph, attention: gs.Node) -> bool:
     return True
 
 
-def causal(graph: Graph, query: gs.Tensor, past: gs.Tensor, mask: gs.Tensor | None) -> gs.Tensor:
-    """slot <= past length + i, bool [S, P + S], together with the mask that there is."""
-    steps, before = (length_of(graph, tensor, 2, "mask/length") for tensor in (query, past))
-    total = graph.new("Add", [before, steps], name="mask/total", shape=[1])
+def causal(graph: Graph, query: gs.Tensor, key: gs.Tensor, past: gs.Tensor, mask: gs.Tensor | None) -> gs.Tensor:
+    """slot <= past length + i, bool [S, P + new keys], together with the mask that there is."""
+    steps, new, before = (length_of(graph, tensor, 2, "mask/length") for tensor in (query, key, past))
+    total = graph.new("Add", [before, new], name="mask/total", shape=[1])
     return both(graph, lower_right(graph, before, steps, total), mask)
