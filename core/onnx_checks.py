@@ -192,7 +192,7 @@ def _read(node: NodeProto, depth: int) -> set[str]:
 
 def _slim_node(node: NodeProto, known: set[str], versions: dict[str, int], depth: int) -> NodeProto:
     """The node as onnx.checker shall see it: without weights, and without what only TensorRT knows."""
-    slim = NodeProto(op_type=node.op_type, name=node.name, input=node.input, output=node.output, domain=node.domain)
+    slim = NodeProto(op_type=node.op_type, name=node.name, input=node.input, output=node.output, domain=_domain(node.domain))
     sparse = [attribute for attribute in node.attribute if attribute.type in SPARSE]
     if not _domain(node.domain) and (
         sparse

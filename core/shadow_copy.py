@@ -51,7 +51,11 @@ def float32_shadow_copy(model: onnx.ModelProto, types: Collection[int] = ONLY_BF
         for value in (*graph.input, *graph.output, *graph.value_info):
             if value.type.tensor_type.elem_type in types:
                 value.type.tensor_type.elem_type = FLOAT
-        for node in graph.node:
+        tables = {tensor.name for tensor in graph.initializer if tensor.data_type not in types and np.prod(tensor.dims) > 1}
+        for node in list(graph.node):
+            if node.op_type == "Cast" and node.input[0] in tables and _is_narrow(node.attribute[0], types):
+                _widen_again(graph, node)
+                continue
             for attribute in node.attribute:
                 _widen(attribute, types)
         casts = [cast for tensor in graph.initializer if (cast := _widen_weight(tensor, types))]
@@ -73,6 +77,13 @@ def _gathered_narrow(node: onnx.NodeProto, weights: dict[str, str]) -> list[onnx
     gather = onnx.NodeProto.FromString(node.SerializeToString())
     gather.input[0], gather.output[0] = weights[node.input[0]], narrow
     return [gather, helper.make_node("Cast", [narrow], [node.output[0]], name=f"{narrow}.widened", to=FLOAT)]
+
+
+def _widen_again(graph: onnx.GraphProto, cast: onnx.NodeProto) -> None:
+    """A wide table that is cast is rounded as it is, since surgery writes what comes of it; a single number is kept."""
+    name, cast.output[0] = cast.output[0], f"{cast.output[0]}.narrow"
+    place = next(index for index, node in enumerate(graph.node) if node.output[0] == cast.output[0])
+    graph.node.insert(place + 1, helper.make_node("Cast", [cast.output[0]], [name], name=f"{name}.widened", to=FLOAT))
 
 
 def _widen_weight(tensor: TensorProto, types: Collection[int]) -> onnx.NodeProto | None:

@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from tests.graphs import stand_ins
+
 GRAPHS = Path(__file__).parent / "graphs"
 PUBLIC = Path(__file__).parents[2] / "shared" / "public"  # others' files, which are not ours to copy
 
@@ -53,6 +55,11 @@ OWN = {
     "siglip_d18": Row({"Attention": 3, "LayerNormalization": 6, "Gelu": 3}),
     "vae_decoder_d18": Row({"Attention": 1, "LayerNormalization": 14, "Swish": 13}),
 }
+MADE = {  # by tests/graphs/stand_ins.py
+    "optimised_bert": Row({"Attention": 2, "LayerNormalization": 5, "Gelu": 2}),
+    "stacked_gpt2": Row({"Attention": 2, "LayerNormalization": 5, "Gelu": 2}, kept="the stacked cache grows"),
+    "paged_decoder": Row(kept="PagedAttention", parsed=False),
+}
 GPT2_LAYER = {"Attention": 1, "LayerNormalization": 2, "Gelu": 1}
 OTHERS = {
     "attention_past_causal": Row(GPT2_LAYER, kept="the stacked cache grows"),
@@ -89,7 +96,9 @@ OTHERS = {
 
 
 def load(name: str) -> onnx.ModelProto:
-    """A graph of OWN, with weights that are the same each time where it is stored without."""
+    """A graph of OWN or MADE, with weights that are the same each time where it is stored without."""
+    if name in MADE:
+        return stand_ins.GRAPHS[name]()
     plain = GRAPHS / "cases" / f"{name}.onnx"
     data = plain.read_bytes() if plain.is_file() else gzip.decompress((GRAPHS / "foreign" / f"{name}.onnx.gz").read_bytes())
     model = onnx.load_model_from_string(data)

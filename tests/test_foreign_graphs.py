@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from foreign_graphs import OTHERS, OWN, PUBLIC, Row, load
+from foreign_graphs import MADE, OTHERS, OWN, PUBLIC, Row, load
 
 from suture.build.options import BuildOptions
 from suture.build.stage import ENGINE, build
@@ -39,6 +39,13 @@ def test_own(name, tmp_path):
     path = tmp_path / "model.onnx"
     onnx.save(load(name), path)
     check(path, OWN[name], tmp_path)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_made(name, tmp_path):
+    path = tmp_path / "model.onnx"
+    onnx.save(load(name), path)
+    check(path, MADE[name], tmp_path)
 
 
 @pytest.mark.skipif(not PUBLIC.is_dir(), reason="others' files are not part of the repository")

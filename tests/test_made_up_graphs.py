@@ -138,6 +138,31 @@ GRAPHS = {  # what, what becomes of it, and a part of the reason
     "InstanceNormalization of opset 22": (
         model("(float[B,8,6,6] x) => (float[B,8,6,6] y) { a = InstanceNormalization(x,s,b) y = Relu(a) }", '"": 22',
               s=normal(8), b=normal(8)), FUSED, "1 LayerNormalization"),
+    "unidirectional over fewer keys": (
+        model("(float[2,5,8] q, float[2,3,8] k, float[2,3,8] v) => (float[2,5,8] y) "
+              "{ y = com.microsoft.MultiHeadAttention<num_heads = 2, unidirectional = 1>(q,k,v) }", CONTRIB), KEPT, "unidirectional"),
+    "causal over a past, with more queries than new keys": (
+        model("(float[2,2,5,8] q, float[2,2,2,8] k, float[2,2,2,8] v, float[2,2,1,8] a, float[2,2,1,8] b) => (float[2,2,5,8] y, "
+              "float[2,2,3,8] c, float[2,2,3,8] d) { y,c,d = Attention<is_causal = 1>(q,k,v,,a,b) }"), KEPT, ""),
+    "written out, with rows that see nothing": (
+        model(ROWS + ") => (float[B,2,3,8] y) { t = Transpose<perm = [0,1,3,2]>(k) a = MatMul(q,t) d = Where(m,a,low) p = Softmax(d) "
+              "y = MatMul(p,v) }", m=EMPTY_ROW, low=np.array(-1e9, np.float32)), KEPT, "rows that see nothing, and count"),
+    "padding that is true where it hides": (
+        model("(float[N,2,N,8] x, bool[N,1,1,N] padded) => (float[N,2,N,8] y) { t = Transpose<perm = [0,1,3,2]>(x) a = MatMul(x,t) "
+              "d = Where(padded,low,a) p = Softmax(d) y = MatMul(p,x) }", low=np.array(-1e9, np.float32)), FUSED, "1 Attention"),
+    "functions of its own": (
+        onnx.parser.parse_model('<ir_version: 10, opset_import: ["": 18, "own": 1]> g (float[B,8] x) => (float[B,8] y) '
+              '{ a = own.gelu(x) y = own.gelu(a) } <opset_import: ["": 18], domain: "own"> gelu (x) => (y) { '
+              "r = Constant<value_float = 1.41421356>() a = Div(x,r) b = Erf(a) o = Constant<value_float = 1.0>() d = Add(b,o) "
+              "f = Mul(x,d) h = Constant<value_float = 0.5>() y = Mul(f,h) }"), FUSED, "2 Gelu"),
+    "the standard by its long name": (
+        model("(float[B,8] x) => (float[B,8] y) { a = ai.onnx.Gelu(x) y = Relu(a) }", '"ai.onnx": 20'), KEPT, ""),
+    "a cycle": (model("(float[B] x) => (float[B] y) { a = Add(x,b) b = Neg(a) y = Add(a,b) }"), REFUSED, "form a cycle"),
+    "a bias of another type": (
+        model("(float16[B,4] x) => (float16[B,3] y) { y = Gemm(x,w,b) }", '"": 18', w=normal(4, 3).astype(np.float16), b=normal(3)),
+        KEPT, "mixes float and float16: a Cast"),
+    "padding that counts still": (
+        packed("num_heads = 2, mask_filter_value = -3.0", "x,w,b,m", ", int32[2,S] m"), NOT_PARSED, ""),
     "heads of 144": (attention(size=144), KEPT, ""),
     "GEGLU": (
         model("(float[B,S,8] x) => (float[B,S,16] y) { a = MatMul(x,w) h,g = Split<axis = -1, num_outputs = 2>(a) e = Gelu(g) "

@@ -224,6 +224,8 @@ def _values(value: onnx.ValueInfoProto, shape, use: Use, rng) -> np.ndarray:
     kind = _dtype(value).kind
     if use.mask and shape:
         return _seen(shape)
+    if use.hides and shape:
+        return 1 - _seen(shape)
     if use.additive and shape:
         return hiding(_seen(shape), value.type.tensor_type.elem_type)
     if kind == "b":

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from suture.core.additive_mask import FAR_BELOW
 from suture.core.subgraphs import all_nodes
-from suture.core.traits import MICROSOFT
+from suture.core.traits import MICROSOFT, STANDARD
 
 MOVES = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Flatten", "Expand", "Slice", "Concat", "Tile",
          "Split")  # fmt: skip
+LOGIC = ("Not", "And", "Or")
 CLAMPS = ("Add", "Max", "Min", "Where")  # behind which an index is likely one still
 COUNTS = {"Loop": 0, "TopK": 1, "Range": 1, "Tile": 1, "Expand": 1, "ConstantOfShape": 0, "Reshape": 1}
 PADDING = {"Attention": 3, "MultiHeadAttention": 4, "EmbedLayerNormalization": 7}  # inputs of onnxruntime's operators
@@ -23,13 +25,14 @@ MASK = re.compile(r"mask|attn_bias", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Use:
-    """`below`: an index into an axis of that length. `mask`: 1 where something may be seen; `additive`: 0 there.
-    `count`: of iterations, or a length."""
+    """`below`: an index into an axis of that length. `mask`: 1 where something may be seen; `hides`: 0 there, as of a padding
+    mask; `additive`: 0 there, too. `count`: of iterations, or a length."""
 
     below: int | None = None
     mask: bool = False
     additive: bool = False
     count: bool = False
+    hides: bool = False
 
 
 def uses_of_inputs(model: onnx.ModelProto) -> dict[str, Use]:
@@ -49,13 +52,16 @@ def _use(value: onnx.ValueInfoProto, readers: dict, shapes: dict, constants: dic
     floating = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).kind not in "iub"
     below, inverted, count, padding = None, False, False, False
     lengths = len(value.type.tensor_type.shape.dim) == 1  # of padding
-    waiting, seen = [value.name], set()
+    masks: set[bool] = set()  # whether true hides, at each place where it does
+    waiting, seen = [(value.name, False)], set()
     while waiting:
-        name = waiting.pop()
+        name, negated = waiting.pop()
         if name in seen:
             continue
         seen.add(name)
         for node, place in readers.get(name, ()):
+            if not floating and (hides := _hides(node, place, constants)) is not None:
+                masks.add(hides != negated)
             if not floating and (length := _length(node, place, shapes)) is not None:
                 below = length if below is None else min(below, length)
             if node.domain == MICROSOFT and PADDING.get(node.op_type) == place:
@@ -67,9 +73,23 @@ def _use(value: onnx.ValueInfoProto, readers: dict, shapes: dict, constants: dic
             if (
                 (node.op_type in MOVES or (node.op_type in CLAMPS and not floating)) and place == 0
             ) or node.op_type == "Concat":
-                waiting += node.output
+                waiting += [(output, negated) for output in node.output]
+            elif node.op_type in LOGIC and not floating:
+                waiting.append((node.output[0], negated != (node.op_type == "Not")))
+    if len(masks) == 1:
+        return Use(below, masks == {False}, False, count, masks == {True})
     named = MASK.search(value.name) is not None
     return Use(below, inverted or padding or (named and not floating), named and floating and not inverted, count)
+
+
+def _hides(node: onnx.NodeProto, place: int, constants: dict[str, float]) -> bool | None:
+    """Whether scores are hidden where this input is true; None where it hides none."""
+    if node.op_type == "Attention" and node.domain in STANDARD and place == 3:
+        return False
+    if node.op_type != "Where" or place != 0:
+        return None
+    hidden = [constants.get(name, 0.0) <= FAR_BELOW for name in node.input[1:3]]
+    return hidden[0] if hidden[0] != hidden[1] else None
 
 
 def _length(node: onnx.NodeProto, place: int, shapes: dict) -> int | None:

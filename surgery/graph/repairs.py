@@ -17,10 +17,11 @@ from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 
 import onnx
+import onnx.inliner
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from suture.core.errors import UserError
-from suture.core.onnx_checks import check_model
+from suture.core.onnx_checks import check_model, onnx_refusals
 from suture.core.repairable import implied_opset, overwritten
 from suture.core.signature import FLOATS
 from suture.core.traits import MICROSOFT, STANDARD
@@ -36,8 +37,10 @@ def repair(model: ModelProto, where: object) -> list[str]:
         if node.domain == MICROSOFT and node.op_type in GENERATION:
             what = f"{MICROSOFT}.{node.op_type} {node.name} generates inside the graph, around a decoder of its own"
             raise UserError(where, what, "give the decoder, and generate outside")
+    _inline_functions(model, where)
+    _one_standard(model)
     constants = _constants(model.graph)
-    ordered = _order(model.graph)
+    ordered = _order(model.graph, where)
     _leave_out_empty(model.graph)
     nodes = list(_every_node(model.graph))
     notes = [*constants, *ordered, *_imports(model, nodes, where), *_node_names(nodes), *_types(model)]
@@ -54,6 +57,21 @@ def _every_node(graph: GraphProto) -> Iterator[NodeProto]:
                 yield from _every_node(inner)
 
 
+def _inline_functions(model: ModelProto, where: object) -> None:
+    """A model's own functions, of whatever opset, in the place of the nodes that call them: passes know none."""
+    if not model.functions:
+        return
+    with onnx_refusals(where, "has functions that do not fit into its graph"):
+        model.CopyFrom(onnx.inliner.inline_local_functions(model, convert_version=True))
+
+
+def _one_standard(model: ModelProto) -> None:
+    """The standard's domain is "", whatever a file calls it."""
+    for entry in (*model.opset_import, *_every_node(model.graph)):
+        if entry.domain in STANDARD:
+            entry.domain = ""
+
+
 def _constants(graph: GraphProto) -> list[str]:
     again = overwritten(graph.node)
     for node in again:
@@ -63,7 +81,7 @@ def _constants(graph: GraphProto) -> list[str]:
     return [f"two Constants write {names[0]}{more}: the last is taken, as onnxruntime does"] if names else []
 
 
-def _order(graph: GraphProto) -> list[str]:
+def _order(graph: GraphProto, where: object) -> list[str]:
     """Of the nodes that may come next, the first as they stand."""
     maker = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
     above = [{maker[name] for name in reads(node) if name in maker} for node in graph.node]
@@ -82,6 +100,9 @@ def _order(graph: GraphProto) -> list[str]:
             missing[each] -= 1
             if not missing[each]:
                 heappush(ready, each)
+    if len(order) < len(missing):
+        node = graph.node[min(set(range(len(missing))) - set(order))]
+        raise UserError(where, f"{node.op_type} {node.name!r} comes before itself: its nodes form a cycle", "export it again")
     nodes = [NodeProto.FromString(graph.node[index].SerializeToString()) for index in order]
     del graph.node[:]
     graph.node.extend(nodes)

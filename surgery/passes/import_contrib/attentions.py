@@ -8,9 +8,16 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from suture.surgery.graph import Graph, onnx_type, rank
+from suture.core.additive_mask import FAR_BELOW
+from suture.surgery.graph import Graph, need, onnx_type, rank
 from suture.surgery.masks.mask_builders import both, length_of, lower_right
 from suture.surgery.passes.import_contrib.nodes import merge_heads
+
+
+def refuse_weak_masks(node: gs.Node) -> None:
+    """Raises NoMatch where what its masks hide would count still."""
+    hides = node.attrs.get("mask_filter_value", FAR_BELOW)
+    need(hides <= FAR_BELOW, f"what its mask hides gets {hides} added, which counts still")
 
 
 def split(graph: Graph, packed: gs.Tensor, sizes: Sequence[int], rows: list, name: str) -> list[gs.Variable]:

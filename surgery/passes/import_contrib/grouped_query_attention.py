@@ -119,6 +119,7 @@ def _normed(graph: Graph, x_BHSD: gs.Tensor, weight: gs.Tensor | None, epsilon: 
 
 def _check_lengths(graph: Graph, seqlens: gs.Tensor, total: gs.Tensor) -> None:
     """Raises NoMatch unless the lengths say what attention_mask says; adds that input where the lengths are inputs."""
+    need(graph.signature.tokens is not None, "the graph takes no tokens, of which it says how many count")
     if graph.signature.mask is None:
         given = [any(tensor is each for each in graph.gs.inputs) for tensor in (seqlens, total)]
         need(all(given), "seqlens_k is computed from something else than a mask")

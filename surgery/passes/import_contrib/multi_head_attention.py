@@ -14,7 +14,7 @@ from different ends.
 import onnx_graphsurgeon as gs
 
 from suture.surgery.graph import Graph, input_of, inputs_of, need, output_of, rank, static_dim
-from suture.surgery.passes.import_contrib.attentions import attend, grown, mask_of, split
+from suture.surgery.passes.import_contrib.attentions import attend, grown, mask_of, refuse_weak_masks, split
 from suture.surgery.passes.import_contrib.nodes import contrib_nodes, heads_first, refuse_inputs, refuse_outputs
 from suture.surgery.rows import same_length
 
@@ -27,6 +27,7 @@ def run(graph: Graph) -> int:
 def _standard(graph: Graph, node: gs.Node, made: dict[int, gs.Tensor]) -> bool:
     refuse_inputs(node, "past_sequence_length", "cache_indirection")
     refuse_outputs(graph, node, "qk")
+    refuse_weak_masks(node)
     padding, bias = input_of(node, "key_padding_mask"), input_of(node, "attention_bias")
     need(padding is None or rank(padding) in (2, 3), "its padding is given as lengths")
     causal = bool(node.attrs.get("unidirectional", 0))

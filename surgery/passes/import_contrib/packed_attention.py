@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from suture.surgery.graph import Graph, input_of, inputs_of, need, output_of, producer, rank, static_dim
 from suture.surgery.masks.mask_builders import count_up, length_of
-from suture.surgery.passes.import_contrib.attentions import attend, grown, mask_of, split
+from suture.surgery.passes.import_contrib.attentions import attend, grown, mask_of, refuse_weak_masks, split
 from suture.surgery.passes.import_contrib.nodes import contrib_nodes, heads_first, refuse_inputs
 
 
@@ -25,6 +25,7 @@ def run(graph: Graph) -> int:
 
 def _standard(graph: Graph, node: gs.Node, made: dict[int, gs.Tensor]) -> bool:
     refuse_inputs(node, "past_sequence_length")
+    refuse_weak_masks(node)
     need(not node.attrs.get("do_rotary", 0), "it rotates queries and keys")
     need(not node.attrs.get("past_present_share_buffer", 0), "its past and present are one buffer")
     x, weights, name, heads = input_of(node, "input"), input_of(node, "weights"), node.name, node.attrs["num_heads"]

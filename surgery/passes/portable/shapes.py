@@ -133,7 +133,8 @@ def _in_form(node: gs.Node, sizes: ShapeValues) -> bool:
         )
     above = [tensor.inputs[0] if tensor.inputs else None for tensor in node.inputs]
     if node.op == "Squeeze":
-        return above[0] is not None and above[0].op in ("Shape", "Add") and _in_form(above[0], sizes)
+        held = not isinstance(dims[0], int) and (_holder(dims[0], sizes) or (None,))[0] is node.inputs[0]
+        return held or (above[0] is not None and above[0].op in ("Shape", "Add") and _in_form(above[0], sizes))
     if node.op in ("Unsqueeze", "Gather") and len(dims) == 1 and rank(node.outputs[0]) == 1:
         holder = None if isinstance(dims[0], int) else _holder(dims[0], sizes)
         from_there = holder is not None and holder[0] is node.inputs[0]
