@@ -35,9 +35,10 @@ def weights_root(model: Path) -> Path:
     return Path(os.path.normpath(model.parent / recorded))
 
 
-def load_graph(model: Path) -> onnx.ModelProto:
+def load_graph(model: Path, types: bool = True) -> onnx.ModelProto:
     """The graph of an ONNX file, its external weights left where they are but checked to be there; the size of a cached
-    head written into its caches where only the rest of the graph tells it."""
+    head written into its caches where only the rest of the graph tells it. Without `types` its tensors may be of types that
+    operators do not take: surgery repairs what it can of these, and then asks again."""
     content = read_bytes(model, MODEL_LIMIT)
     try:
         proto = onnx.ModelProto.FromString(content)
@@ -45,7 +46,7 @@ def load_graph(model: Path) -> onnx.ModelProto:
         raise UserError(model, f"not an ONNX file ({type(error).__name__})", "export it again") from None
     if not proto.graph.node and not proto.graph.output:
         raise UserError(model, "not an ONNX graph: it has no nodes and no outputs", "export it again")
-    check_model(proto, model)
+    check_model(proto, model, types)
     root, folder = weights_root(model), model.parent
     if hub_folder(folder.resolve()) == root:
         check_places(proto, model, folder)

@@ -10,6 +10,7 @@ import onnx
 
 from suture.core.joined import join
 from suture.core.loads import check_loads
+from suture.core.onnx_checks import check_model
 from suture.core.proof.prove import prove
 from suture.core.proof.steps import ALPHAS, NO_ALPHAS
 from suture.core.proof.subject import Subject
@@ -103,6 +104,7 @@ def operate(
         source = _copy(source)
     embed_small(source, name, root)
     notes = [*take(source, name, options.branch), *repair(source, name)]
+    check_model(source, name)  # its types, now that what is certain is repaired
     check_loads(source, name, root)
     graph = files.of_model(_copy(source), name, root, options.past, options.roles)
     graph.notes = list(dict.fromkeys(notes + graph.notes))
@@ -173,7 +175,7 @@ def _anew(verifier: Verifier | None, graph: Graph, alphas: tuple[float, ...] = A
 def _source(model: onnx.ModelProto | Path, root: Path | None) -> tuple[onnx.ModelProto, Path, Path]:
     """The model, what errors call it, and the folder that its external weights are relative to."""
     if isinstance(model, Path):
-        return load_graph(model), model, weights_root(model)
+        return load_graph(model, types=False), model, weights_root(model)
     root = Path() if root is None else root
     check_places(model, IN_MEMORY, root)
     return model, IN_MEMORY, root

@@ -67,7 +67,7 @@ def surgery(model: Path, out: Path, options: SurgeryOptions, force: bool = False
 
 
 def _files_read(model: Path, options: SurgeryOptions) -> list[Path]:
-    read = [model, *weight_files(load_graph(model), weights_root(model))]
+    read = [model, *weight_files(load_graph(model, types=False), weights_root(model))]
     read += [file for argument in options.own for file in own_passes.files_read(Path(argument.partition("@")[0]))]
     request = read_request(options)
     if request and request.calibrated:

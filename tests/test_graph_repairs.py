@@ -8,9 +8,14 @@ from onnx import TensorProto, helper, numpy_helper
 from suture.core.errors import UserError
 from suture.core.network.evaluate import Evaluator
 from suture.core.network.parse import parse
+from suture.core.onnx_checks import check_model
+from suture.core.proof.prove import compare_two
+from suture.core.proof.subject import Subject
+from suture.core.proof.verdict import PASSED
 from suture.core.tensors import misplaced, to_raw
 from suture.surgery.graph.repairs import repair
 from suture.surgery.operate import operate
+from suture.surgery.options import SurgeryOptions
 from tests.test_foreign_graphs import run
 
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
@@ -22,6 +27,30 @@ def model(text: str, imports: str = '"": 18') -> onnx.ModelProto:
 
 def casts(graph: onnx.GraphProto) -> list[tuple[str, int]]:
     return [(node.input[0], node.attribute[0].i) for node in graph.node if node.op_type == "Cast"]
+
+
+MIXED = {
+    "LayerNormalization": "(float16[B,4] x) => (float16[B,4] y) <float[4] s = {1, 2, 3, 4}> { y = LayerNormalization(x, s) }",
+    "Concat": "(float16[B,4] x, float[B,4] z) => (float[B,8] y) { y = Concat<axis = 1>(x, z) }",
+    "Gemm": "(float16[B,2] x) => (float16[B,1] y) <float[2,1] w = {0.3, 0.7}> { y = Gemm(x, w) }",
+}
+
+
+@pytest.mark.parametrize("operator", MIXED)
+def test_a_file_of_mixed_types_is_repaired_before_its_types_are_checked(operator, tmp_path):
+    """And what surgery writes of it differs by no more than rounding."""
+    onnx.save(model(MIXED[operator]), tmp_path / "model.onnx")
+    operated = operate(tmp_path / "model.onnx", SurgeryOptions(no_verify=True))
+    assert any(f"{operator}  mixes float and float16: a Cast to" in line for line in operated.report.lines())
+    check_model(operated.portable, "here")
+    again = compare_two(operated.source, Subject(operated.portable, operated.signature, operated.root))
+    assert again.status == PASSED, again.said
+
+
+def test_a_contrib_operator_of_mixed_types_is_the_sources_fault():
+    text = "(float16[B,4] x) => (float16[B,4] y) <float[4] s = {1, 2, 3, 4}> { y = com.microsoft.SkipLayerNormalization(x, x, s, s) }"
+    with pytest.raises(UserError, match="onnxruntime does not load it"):
+        operate(model(text, '"": 18, "com.microsoft": 1'))
 
 
 def test_a_number_follows_the_tensor_beside_it():

@@ -163,7 +163,10 @@ def _attentions(network: Network, producers: dict[str, Layer], masked: str) -> I
                 masked, "attention",
             )  # fmt: skip
         without = hindrance(network, layer)
-        if without and not settings["decomposable"]:
+        if without and not settings["decomposable"] and query.dtype == "FLOAT":
+            what = f"{without} is decomposed, which it is not marked for: suture build marks it, and nothing else builds it"
+            yield Finding("warning", where, what, "mark it (TRT_decomposable=1), as surgery does", "attention")
+        elif without and not settings["decomposable"]:
             what = f"no fused kernel for {without}, and it is not marked decomposable: it does not build"
             yield Finding(
                 "error", where, what, "mark it (TRT_decomposable=1), as surgery does, or use a form that is fused", "attention"

@@ -28,7 +28,7 @@ PRODUCER = "suture.surgery"  # export is another
 
 def read(path: Path, past_pattern: str | None = None, given: dict[str, str] | None = None, branch: str | None = None) -> Graph:
     """Reads the graph of `path`, brought to opset 24, with inferred shapes and nodes named by module path."""
-    return of_model(load_graph(path), path, weights_root(path), past_pattern, given, branch)
+    return of_model(load_graph(path, types=False), path, weights_root(path), past_pattern, given, branch)
 
 
 def of_model(

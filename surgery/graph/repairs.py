@@ -44,8 +44,7 @@ def repair(model: ModelProto, where: object) -> list[str]:
     _leave_out_empty(model.graph)
     nodes = list(_every_node(model.graph))
     notes = [*constants, *ordered, *_imports(model, nodes, where), *_node_names(nodes), *_types(model)]
-    if notes:
-        check_model(model, where)
+    check_model(model, where)
     return notes
 
 
