@@ -193,6 +193,14 @@ def test_audit_finds(fault, tmp_path):
     assert any(kind == severity and expected in line for kind, line in found), found
 
 
+def test_a_unidirectional_contrib_attention_is_named():
+    text = "(float[B,S,16] q, float[B,T,16] k) => (float[B,S,16] y) { y = com.microsoft.MultiHeadAttention<CAUSAL>(q, k, k) }"
+    for causal, named in (("num_heads = 2, unidirectional = 1", True), ("num_heads = 2", False)):
+        imports = '<ir_version: 10, opset_import: ["": 18, "com.microsoft": 1]>'
+        model = onnx.parser.parse_model(f"{imports} g {text.replace('CAUSAL', causal)}")
+        assert any("more keys than queries" in str(finding) for finding in audit_graph(model, Path())) == named
+
+
 def test_audit_names_a_changed_dtype_and_a_lost_node(tmp_path):
     """As if the parser had typed a tensor otherwise, and had made no layer of a node."""
     model = parsed("(float[N] x) => (float[N] y) { z = Neg(x) y = Relu(z) }")

@@ -132,7 +132,8 @@ def packed_attention(c: Canvas):
         inputs += ["", c.input(2, "B", HEADS, "P", 4)]
     if not past and c.chance(0.3):
         inputs += [""] * (5 - len(inputs)) + [c.input(*c.pick(("B", HEADS, "S", "S"), (1, HEADS, "S", "S")))]
-    given = {"unidirectional": c.pick(None, 0, 1), "scale": c.near(None, 0.4), "qkv_hidden_sizes": sizes}
+    given = {"unidirectional": c.pick(None, 0, 1), "scale": c.near(None, 0.4), "qkv_hidden_sizes": sizes,
+             "mask_filter_value": c.near(None, -3.0)}  # fmt: skip
     found = c.contrib("Attention", *inputs, outputs=2 if past else 1, num_heads=HEADS, **given)
     if past:
         c.output(found[1])
@@ -142,9 +143,11 @@ def packed_attention(c: Canvas):
 
 def multi_head_attention(c: Canvas):
     width, total = HEADS * SIZE, c.near("S", "P")
-    inputs, form = [c.input("B", "S", width)], c.pick("apart", "apart", "kv", "qkv", "cached")
+    inputs, form = [c.input("B", "S", width)], c.pick("self", "apart", "apart", "kv", "qkv", "cached")
     bias = form in ("apart",) and c.chance()
-    if form == "qkv":
+    if form == "self":
+        inputs, total = [*inputs, *(c.op("Mul", inputs[0], c.weight(width)) for _ in "kv")], "S"
+    elif form == "qkv":
         inputs, total = [c.input("B", "S", HEADS, 3, SIZE)], "S"
     elif form == "kv":
         inputs.append(c.input("B", total, HEADS, 2, SIZE))
@@ -158,7 +161,7 @@ def multi_head_attention(c: Canvas):
     rest += [mask, c.input(c.pick("B", 1), HEADS, "S", total) if added else ""]
     while rest and not rest[-1]:
         rest.pop()
-    given = {"unidirectional": c.pick(None, 0, 1), "scale": c.near(None, 0.4)}
+    given = {"unidirectional": c.pick(None, 0, 1), "scale": c.near(None, 0.4), "mask_filter_value": c.near(None, -3.0)}
     return c.contrib("MultiHeadAttention", *inputs, *rest, num_heads=HEADS, **given)
 
 

@@ -125,6 +125,9 @@ def _of(node: onnx.NodeProto, given: dict) -> Iterator[tuple[str, str, str]]:
         yield "error", "the parser ignores `layout`: it takes the batch for the sequence", "use layout 0 and Transpose"
     if kind == "Attention" and (windows := [key for key in given if "window" in key and given[key] not in (0, -1)]):
         yield "error", f"the parser ignores {', '.join(windows)}: it would attend to all", "give the window as a mask"
+    if kind == "MultiHeadAttention" and node.domain == MICROSOFT and given.get("unidirectional"):
+        what = "of more keys than queries the parser hides some from the last query, which onnxruntime does not"
+        yield "warning", what, "give the mask that is meant"
     if kind in ("Cast", "CastLike") and given.get("saturate") == 0:
         yield "warning", "the parser ignores saturate=0: what is out of range becomes the largest value", "leave it out"
     if kind == "ConvTranspose" and len(node.input) > 2 and any(given.get("output_padding", ())):
