@@ -25,7 +25,7 @@ from suture.surgery.graph import files, weights
 from suture.surgery.operate import operate
 from suture.surgery.options import SurgeryOptions
 from suture.surgery.parallel import pieces
-from suture.surgery.parallel.placement import Part, Placement
+from suture.surgery.parallel.placement import Share, Placement
 from suture.surgery.parallel.proof import joined, part, prove_ranks
 from suture.surgery.parallel.relations import carried
 from suture.surgery.parallel.stage import divided
@@ -192,14 +192,14 @@ def greedy(decoder) -> list[np.ndarray]:
 
 
 def test_carried_through_views():
-    two = Part(8, 2)
-    assert carried(Placement(1, (two,)), [3, 8, 4], [3, 32]) == Placement(1, (Part(32, 2),))
-    assert carried(Placement(2, (two,)), [5, 3, 8, 4], [5, 96]) == Placement(1, (Part(32, 2),) * 3)
-    assert carried(Placement(1, (Part(32, 2),) * 3), [5, 96], [5, 3, 8, 4]) == Placement(2, (two,))
-    assert carried(Placement(1, (two,)), [5, 8, 2, 7], [5, 16, 7]) == Placement(1, (Part(16, 2),))
+    two = Share(8, 2)
+    assert carried(Placement(1, (two,)), [3, 8, 4], [3, 32]) == Placement(1, (Share(32, 2),))
+    assert carried(Placement(2, (two,)), [5, 3, 8, 4], [5, 96]) == Placement(1, (Share(32, 2),) * 3)
+    assert carried(Placement(1, (Share(32, 2),) * 3), [5, 96], [5, 3, 8, 4]) == Placement(2, (two,))
+    assert carried(Placement(1, (two,)), [5, 8, 2, 7], [5, 16, 7]) == Placement(1, (Share(16, 2),))
 
 
-@pytest.mark.parametrize("placement", [Placement(1, (Part(8, 2),)), Placement(1, (Part(4, 4), Part(2, 2), Part(2, 1)))])
+@pytest.mark.parametrize("placement", [Placement(1, (Share(8, 2),)), Placement(1, (Share(4, 4), Share(2, 2), Share(2, 1)))])
 def test_parts_join_to_the_whole(placement):
     whole = np.arange(3 * 8).reshape(3, 8)
     parts = [part(whole, placement, rank, 4) for rank in range(4)]

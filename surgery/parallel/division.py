@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 
 from suture.core.errors import UserError
 from suture.surgery.graph import Graph, op_of, static_dim
-from suture.surgery.parallel.placement import Indivisible, Part, Placement, Whole
+from suture.surgery.parallel.placement import Indivisible, Share, Placement, Whole
 from suture.surgery.parallel.relations import PRODUCTS, Placements, Relations
 from suture.surgery.shapes.shape_values import ShapeValues
 
@@ -98,7 +98,7 @@ class _Region:
             raise Whole(f"the size of {weight.name} is not known")
         if size % relations.ranks:
             raise Indivisible(f"{product.name} sums over {size}, which {relations.ranks} ranks do not divide")
-        self._place(x, Placement(len(relations.sizes(x)) - 1, (Part(size, relations.ranks),)))
+        self._place(x, Placement(len(relations.sizes(x)) - 1, (Share(size, relations.ranks),)))
         self._grow()
         self.placed = {name: relations.of(node, self.known, settled=True) or {} for name, node in self.nodes.items()}
         if waiting := next((self.nodes[name] for name, found in self.placed.items() if not found), None):

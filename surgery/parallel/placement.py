@@ -12,7 +12,7 @@ class Indivisible(Whole):
 
 
 @dataclass(frozen=True)
-class Part:
+class Share:
     """`size` elements of an axis in `pieces` equal pieces, of which rank r of N has piece r · pieces / N, rounded down: fewer
     pieces than ranks are repeated."""
 
@@ -34,7 +34,7 @@ class Placement:
     keys and values of one packed projection are three."""
 
     axis: int
-    parts: tuple[Part, ...]
+    parts: tuple[Share, ...]
 
     @property
     def size(self) -> int:
@@ -59,7 +59,7 @@ class Placement:
         sizes = [divmod(part.size * numerator, denominator) for part in self.parts]
         if any(rest for _, rest in sizes):
             raise Whole(f"{self.size} elements are not {denominator} times a number")
-        return Placement(axis, tuple(Part(size, part.pieces) for (size, _), part in zip(sizes, self.parts)))
+        return Placement(axis, tuple(Share(size, part.pieces) for (size, _), part in zip(sizes, self.parts)))
 
     def spans(self, rank: int, ranks: int) -> list[tuple[int, int]]:
         """Start and end, on the axis of the whole tensor, of what `rank` has."""

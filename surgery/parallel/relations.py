@@ -15,7 +15,7 @@ from collections.abc import Callable
 import onnx_graphsurgeon as gs
 
 from suture.surgery.graph import Graph, inputs_of, op_of, output_of, rank
-from suture.surgery.parallel.placement import Indivisible, Part, Placement, Whole
+from suture.surgery.parallel.placement import Indivisible, Share, Placement, Whole
 from suture.surgery.shapes.shape_values import ShapeValues
 from suture.surgery.shapes.symbolic_dims import SymbolicDim, multiply, quotient
 
@@ -268,7 +268,7 @@ class Relations:
             parts = _shared_out(known[whole.name], sizes)
         if None in parts and self.settled:
             parts = [
-                part or (Placement(axis, (Part(size, 1),)) if isinstance(size, int) else None)
+                part or (Placement(axis, (Share(size, 1),)) if isinstance(size, int) else None)
                 for part, size in zip(parts, sizes)
             ]
         if None in parts:
@@ -323,9 +323,9 @@ class Relations:
             raise Indivisible(f"{heads} heads do not divide by {self.ranks} ranks")
         if groups % self.ranks and self.ranks % groups:
             raise Indivisible(f"{groups} kv_heads do not divide by {self.ranks} ranks, nor {self.ranks} by {groups}")
-        queries, keys = Part(heads, self.ranks), Part(groups, min(groups, self.ranks))
+        queries, keys = Share(heads, self.ranks), Share(groups, min(groups, self.ranks))
 
-        def on(tensor: gs.Tensor, part: Part) -> Placement:
+        def on(tensor: gs.Tensor, part: Share) -> Placement:
             if not packed:
                 return Placement(1, (part,))
             width = self.sizes(tensor)[2]
