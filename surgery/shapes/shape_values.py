@@ -12,6 +12,7 @@ from suture.surgery.shapes.symbolic_dims import Axis, Sum, SymbolicDim, add, bro
 
 INT64 = 7
 MOST_DIMS = 16  # of a tensor that is taken for sizes
+NO_END = np.iinfo(np.int32).max  # what a Slice up to the last element has as its end, or more
 FIRST_INPUT_ALONE = ("RMSNormalization", "LayerNormalization", "RotaryEmbedding", "Softmax", "CumSum", "Pow", "Clip",
                      "ScatterND", "ScatterElements", "TensorScatter")  # fmt: skip
 ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Pow", "Where", "And", "Or", "Not", "Equal", "LessOrEqual", "Less", "Greater",
@@ -264,7 +265,21 @@ class ShapeValues:
             if axes is None:
                 return [None]
             changed = {int(axis) % len(x) for axis in axes.reshape(-1)}
+            if len(changed) == 1:
+                (axis,) = changed
+                return [[self._rest(node, size) if i == axis else size for i, size in enumerate(x)]]
         return [[None if axis in changed else size for axis, size in enumerate(x)] for _ in node.outputs]
+
+    def _rest(self, cut: gs.Node, size: SymbolicDim) -> SymbolicDim | None:
+        """How many a Slice of one axis leaves of `size` if it takes all from a place on, as x[total - steps :]."""
+        steps = self.graph.constant(cut.inputs[4]) if len(cut.inputs) > 4 else np.array([1])
+        starts, ends = (self.symbolic_dims(tensor) for tensor in cut.inputs[1:3])
+        if steps is None or starts is None or ends is None or steps.tolist() != [1]:
+            return None
+        (start,), (end,) = starts, ends
+        rest = add([size, multiply([start, -1])])
+        whole = end == size or (isinstance(end, int) and end >= NO_END)
+        return rest if whole and counts(start) and counts(rest) else None
 
     def filled(self, reshape: gs.Node) -> list[SymbolicDim] | None:
         """The target of a Reshape with the sizes that 0 and -1 stand for, where they are known."""

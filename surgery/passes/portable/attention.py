@@ -4,8 +4,9 @@
 
 Matches the scale on the scores, or on query and key each; masks by Where or Add, before or after the scale; key^T as a
 Transpose of any layout; products over three dimensions, batch and heads merged or not told apart; learned queries; a
-float32 softmax between half-precision products, or before a value cast to float32; guards against NaN. A mask that Where
-applies stays boolean, one that Add applies stays a bias: what it means is for later passes.
+float32 softmax between half-precision products, or before a value cast to float32; guards against NaN; scores that are
+capped, cap * tanh(scale * query @ key^T / cap), before they are masked. A mask that Where applies stays boolean, one that
+Add applies stays a bias: what it means is for later passes.
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import onnx_graphsurgeon as gs
 from suture.core.additive_mask import FAR_BELOW, HIDDEN
 from suture.surgery.graph import (
     Graph,
+    NoMatch,
     last_axis,
     need,
     only_consumer,
@@ -48,6 +50,7 @@ class Scores:
     scale: float = 1.0
     mask: gs.Tensor | None = None
     least: float | None = None  # what hides rows of a constant mask that see nothing
+    softcap: float = 0.0
 
 
 def _fuse(graph: Graph, softmax: gs.Node, steps: set[int]) -> bool:
@@ -100,7 +103,7 @@ def _fuse(graph: Graph, softmax: gs.Node, steps: set[int]) -> bool:
     result = context.outputs[0]
     if grouped is not None:
         result = _groups_apart(graph, result, grouped, [*query.shape[:3], value.shape[3]])
-    _put(graph, result, inputs, {"scale": scale}, merged)
+    _put(graph, result, inputs, {"scale": scale} | ({"softcap": scores.softcap} if scores.softcap else {}), merged)
     return True
 
 
@@ -187,16 +190,21 @@ def _context(graph: Graph, softmax: gs.Node) -> tuple[gs.Node, bool] | None:
 
 def _scores(graph: Graph, tensor: gs.Tensor) -> Scores | None:
     """Walks up from the softmax to the product of query and key; None where there is no such product."""
-    scale, mask, heads, least = 1.0, None, None, None
+    scale, mask, heads, least, softcap = 1.0, None, None, None, 0.0
     while (node := producer(tensor)) is not None:
         op = op_of(node)
         if op == "MatMul":
-            return Scores(node, scale, mask, least)
+            return Scores(node, scale * softcap if softcap else scale, mask, least, softcap)
         if op in ("Cast", "Identity"):
             tensor = node.inputs[0]
         elif op in ("Mul", "Div") and (factor := _factor(graph, node)) is not None:
             tensor, number = factor
             scale *= number
+        elif op == "Tanh":
+            need(not softcap and scale > 0, "the scores are capped in a way that Attention has no attribute for")
+            tensor, softcap, scale = node.inputs[0], scale, 1.0
+        elif softcap and op in ("Max", "Where", "Add"):
+            raise NoMatch("the scores are masked before they are capped")
         elif op == "Reshape" and rank(node.inputs[0]) == 3 and same_matrices(node.inputs[0], tensor):
             heads, tensor = tensor, node.inputs[0]
         elif op == "Max" and len(node.inputs) == 2 and _least(graph, node.inputs[1]):
@@ -279,7 +287,7 @@ def _leads_to_product(graph: Graph, tensor: gs.Tensor, learned: bool = False) ->
             return not any(isinstance(operand, gs.Constant) for operand in node.inputs[int(learned) :])
         if op in ("Mul", "Div") and (factor := _factor(graph, node)) is not None:
             node = producer(factor[0])
-        elif op in ("Cast", "Identity", "Max", "Reshape"):
+        elif op in ("Cast", "Identity", "Max", "Reshape", "Tanh"):
             node = producer(node.inputs[0])
         elif op in ("Add", "Where"):
             return any(_leads_to_product(graph, operand, learned) for operand in node.inputs)
