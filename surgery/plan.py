@@ -50,6 +50,7 @@ from suture.surgery.passes.ort_contrib import bias_apart, group_query_attention,
 from suture.surgery.passes.ort_contrib import skip_norm as fuse_skip_norm
 from suture.surgery.passes.portable import (
     attention,
+    attention_sinks,
     constant_branch,
     constants,
     duplicates,
@@ -117,6 +118,7 @@ PORTABLE: tuple[Phase, ...] = (
         rotary_embedding,
         shapes,
         attention,
+        attention_sinks,
         own_cache,
         repeated_heads,
         scattered_cache,

@@ -152,7 +152,15 @@ def _unfused(node: gs.Node) -> bool:
     """Whether it is part of a form that some pass writes as one node, or a contrib operator of onnxruntime."""
     if node.op == "TopK":
         return _weighs_experts(node)
+    if node.op == "Tanh" and _caps_output(node):
+        return False
     return node.op in (*LEFT_DECOMPOSED, *UNSUPPORTED) or bool(node.domain) or (node.op == "Cos" and _rotates_by_hand(node))
+
+
+def _caps_output(tanh: gs.Node) -> bool:
+    """Whether it caps logits, cap * tanh(x / cap), which are an output and go nowhere else."""
+    scaled = tanh.outputs[0].outputs
+    return bool(scaled) and all(node.op == "Mul" and not node.outputs[0].outputs for node in scaled)
 
 
 def _weighs_experts(choice: gs.Node) -> bool:
@@ -189,4 +197,6 @@ def _rotates_by_hand(cosine: gs.Node) -> bool:
 
 
 def _why(node: gs.Node) -> str:
+    if node.op == "Softmax" and any(above.op == "Concat" for above in node.inputs[0].inputs):
+        return "something is joined to the scores, as a sink, for which Attention has no input"
     return UNSUPPORTED.get(node.op, UNKNOWN_FORM)

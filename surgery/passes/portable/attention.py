@@ -59,14 +59,14 @@ def _fuse(graph: Graph, softmax: gs.Node, steps: set[int]) -> bool:
         return False
     context, guarded = found
     need(last_axis(softmax.attrs.get("axis", -1), softmax.inputs[0]), "the softmax is not over the last axis")
-    scores = _scores(graph, softmax.inputs[0])
+    scores = scores_of(graph, softmax.inputs[0])
     if scores is None:
         return False
     need(scores.least is None or (guarded and scores.least == -np.inf), "its mask has rows that see nothing, and count")
     query, query_scale = _unscaled(graph, scores.product.inputs[0])
     key_T, key_scale = _unscaled(graph, scores.product.inputs[1])
     merged = rank(query) == 3
-    key = _untransposed(graph, unmerged(key_T))
+    key = untransposed(graph, unmerged(key_T))
     need(key is not None, "the second operand of query @ key^T is not a transposed key")
     of_three = query, key, context.inputs[1]
     key, inner_scale = _unscaled(graph, unmerged(key))
@@ -188,7 +188,7 @@ def _context(graph: Graph, softmax: gs.Node) -> tuple[gs.Node, bool] | None:
             return (product, guarded) if product is not None and product.inputs[0] is weights else None
 
 
-def _scores(graph: Graph, tensor: gs.Tensor) -> Scores | None:
+def scores_of(graph: Graph, tensor: gs.Tensor) -> Scores | None:
     """Walks up from the softmax to the product of query and key; None where there is no such product."""
     scale, mask, heads, least, softcap = 1.0, None, None, None, 0.0
     while (node := producer(tensor)) is not None:
@@ -302,7 +302,7 @@ def _unscaled(graph: Graph, tensor: gs.Tensor) -> tuple[gs.Tensor, float]:
     return factor if factor is not None else (tensor, 1.0)
 
 
-def _untransposed(graph: Graph, key_T: gs.Tensor) -> gs.Tensor | None:
+def untransposed(graph: Graph, key_T: gs.Tensor) -> gs.Tensor | None:
     """key [B, heads, T, D], from its transpose [B, heads, D, T]."""
     node = producer(key_T, "Transpose")
     if node is not None:
@@ -331,7 +331,7 @@ def _joined_before(graph: Graph, key_T: gs.Tensor, joined: gs.Node) -> gs.Tensor
     """concat(a, b) over slots, of concat(a^T, b^T): what old GPT-2s keep their keys as. What transposes it back reads that."""
     if rank(key_T) != 4 or not last_axis(joined.attrs["axis"], key_T):
         return None
-    parts = [_untransposed(graph, part) for part in joined.inputs]
+    parts = [untransposed(graph, part) for part in joined.inputs]
     if any(part is None for part in parts):
         return None
     back = [node.outputs[0] for node in key_T.outputs if op_of(node) == "Transpose" and node.attrs.get("perm") == [0, 1, 3, 2]]

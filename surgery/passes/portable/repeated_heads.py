@@ -19,7 +19,7 @@ def run(graph: Graph) -> int:
 
 def _native(graph: Graph, attention: gs.Node) -> bool:
     query, key, value = inputs_of(attention, "Q", "K", "V")
-    sources = [_source(graph, tensor) for tensor in (key, value)]
+    sources = [source_of(graph, tensor) for tensor in (key, value)]
     repeated = [source is not None for source in sources]
     if not any(repeated):
         return False
@@ -34,7 +34,8 @@ def _native(graph: Graph, attention: gs.Node) -> bool:
     return True
 
 
-def _source(graph: Graph, tensor: gs.Tensor) -> gs.Tensor | None:
+def source_of(graph: Graph, tensor: gs.Tensor) -> gs.Tensor | None:
+    """What keys or values of four dimensions repeat for grouped queries; None if they repeat nothing."""
     reshape = producer(tensor, "Reshape")
     expand = producer(reshape.inputs[0], "Expand") if reshape is not None else None
     unsqueeze = producer(expand.inputs[0], "Unsqueeze") if expand is not None else None

@@ -7,8 +7,9 @@
 Token i of a step lies in slot write_indices + i and sees the slots up to its own, so nonpad_kv_seqlen is
 write_indices + S for every row: onnxruntime aligns causality to the last row, padding included. Causal masks go, with or
 without padding: sequences of a static cache are padded on the right, where nothing attends to it. A causal mask with a
-window, or with ALiBi's slopes, is made anew over the slots; a mask that is a graph input stays, over the slots. All
-caches of a graph change together, or none does. A cache has no more slots than the model knows positions.
+window, or with ALiBi's slopes, is made anew over the slots, and so is one between the products of attention with a sink; a mask
+that is a graph input stays, over the slots. All caches of a graph change together, or none does. A cache has no more slots than
+the model knows positions.
 
 Where a step's tokens see each other and a bias by distance is added, the bias stays, over the slots; hidden are those from
 write_indices + sequence_lengths on, since what a step is padded with would be seen, too:
@@ -40,6 +41,7 @@ from suture.surgery.graph import (
 from suture.surgery.masks.mask_builders import all_slots, causal_bias, own_slots, step_bias
 from suture.surgery.masks.masks import Mask, recognise
 from suture.surgery.masks.position_ids import Positions, find_positions, known_positions
+from suture.surgery.passes.portable.attention_sinks import place_of_mask
 from suture.surgery.rows import of_tokens
 
 # of an Attention over rank 4 with a mask of its own
@@ -49,7 +51,8 @@ INPUT = "a graph input"  # a mask that says for itself what is hidden
 
 @dataclass
 class Growing:
-    """One cache input with the node that grows it and the attention nodes that read the result, by what masks them."""
+    """One cache input with the node that grows it and the nodes that mask attention over the result, with what masks them:
+    Attention itself, or, of attention with a sink, the Add of the mask."""
 
     cache: Cache
     past: gs.Variable
@@ -77,7 +80,7 @@ def run(graph: Graph, capacity: int) -> int:
         readers = [node for name in missing for node in graph.input(name).outputs[:1]]
         return graph.match(_refuse, [node for node in readers if not node.domain])  # others have said why they stay
     attentions = {id(node): node for each in growing for node, kind in each.attentions if kind is not INPUT}.values()
-    steps = of_tokens(graph, [input_of(node, "Q") for node in attentions])
+    steps = of_tokens(graph, [_rows(node) for node in attentions])
     if graph.match(lambda graph, node: _has_rows(node, steps), attentions) < len(attentions):
         return 0
     positions: list[Positions] = []
@@ -102,8 +105,24 @@ def _say_stacked(graph: Graph) -> None:
 
 
 def _has_rows(attention: gs.Node, steps: set[int]) -> bool:
-    need(id(input_of(attention, "Q")) in steps, "the rows of its query cannot be shown to be the step's tokens")
+    need(id(_rows(attention)) in steps, "the rows of its query cannot be shown to be the step's tokens")
     return True
+
+
+def _rows(attention: gs.Node) -> gs.Tensor:
+    """What has a row for each of the step's tokens: the query, or the scores."""
+    return attention.inputs[0]
+
+
+def _mask(attention: gs.Node) -> gs.Tensor | None:
+    return input_of(attention, "attn_mask") if op_of(attention) == "Attention" else attention.inputs[1]
+
+
+def _set_mask(attention: gs.Node, mask: gs.Tensor) -> None:
+    if op_of(attention) == "Attention":
+        set_inputs(attention, attn_mask=mask)
+    else:
+        attention.inputs = [attention.inputs[0], mask]
 
 
 def _refuse(graph: Graph, consumer: gs.Node) -> bool:
@@ -131,19 +150,21 @@ def _growing(graph: Graph, concat: gs.Node, masks: dict[int, Mask | str]) -> lis
         )
     others = [node.op for node in past.outputs if node is not concat and op_of(node) != "Shape"]
     need(not others, f"the cache is also read by {', '.join(others)}")
-    attentions = consumers(present, "Attention")
-    others = [node.op for node in present.outputs if op_of(node) not in ("Attention", "Shape")]
+    written = {id(node): place for node in present.outputs if (place := place_of_mask(graph, node)) is not None}
+    attentions = [*consumers(present, "Attention"), *written.values()]
+    others = [node.op for node in present.outputs if op_of(node) not in ("Attention", "Shape") and id(node) not in written]
     need(
         attentions and not others,
         f"the grown cache is read by {', '.join(others) or 'nothing'}, not by Attention alone",
     )
     masked = []
     for attention in attentions:
-        own = inputs_of(attention, "past_key", "past_value", "nonpad_kv_seqlen")
-        need(all(each is None for each in own), "the Attention has a cache of its own")
-        need(not attention.attrs.get("is_causal"), "the Attention is causal by itself, counted from the first slot")
-        graph.need_known(attention, *MASKED_ATTENTION)
-        mask = input_of(attention, "attn_mask")
+        if op_of(attention) == "Attention":
+            own = inputs_of(attention, "past_key", "past_value", "nonpad_kv_seqlen")
+            need(all(each is None for each in own), "the Attention has a cache of its own")
+            need(not attention.attrs.get("is_causal"), "the Attention is causal by itself, counted from the first slot")
+            graph.need_known(attention, *MASKED_ATTENTION)
+        mask = _mask(attention)
         need(mask is not None, "attention over the cache is not masked, so it is not causal")
         if id(mask) not in masks:
             over_slots = rank(mask) == 4 and any(mask is tensor for tensor in graph.gs.inputs)
@@ -194,8 +215,8 @@ def _live(graph: Graph, masked: dict[int, gs.Tensor | None], cut: set[tuple[int,
         live.add(id(node))
         inputs = node.inputs
         if id(node) in masked:
-            bias = masked[id(node)]
-            inputs = [*inputs_of(node, "Q", "K", "V"), *([] if bias is None else [bias])]
+            bias, mask = masked[id(node)], _mask(node)
+            inputs = [*(tensor for tensor in node.inputs if tensor is not mask), *([] if bias is None else [bias])]
         stack += [above for tensor in inputs if (id(node), id(tensor)) not in cut for above in tensor.inputs]
     return live
 
@@ -219,22 +240,22 @@ def _make_static(graph: Graph, growing: list[Growing], positions: list[Positions
     attentions = {id(node): (node, kind) for each in growing for node, kind in each.attentions}
     for attention, kind in attentions.values():
         if kind is INPUT:
-            mask = input_of(attention, "attn_mask")
+            mask = _mask(attention)
             mask.shape = [*mask.shape[:3], capacity]
         elif kind.bias is not None:
-            dtype = onnx_type(input_of(attention, "Q"))
+            dtype = onnx_type(_rows(attention))
             key = (id(kind.bias), dtype)
             if key not in made:
                 made[key] = _over_slots(graph, kind.bias, write_indices, growing[0].past, dtype)
-            set_inputs(attention, attn_mask=made[key])
-        elif kind.window is None and kind.slopes is None:
+            _set_mask(attention, made[key])
+        elif kind.window is None and kind.slopes is None and op_of(attention) == "Attention":
             set_inputs(attention, attn_mask=None, nonpad_kv_seqlen=valid)
             attention.attrs["is_causal"] = 1
         else:
-            key = (kind.window, kind.slopes, onnx_type(input_of(attention, "Q")))
+            key = (kind.window, kind.slopes, onnx_type(_rows(attention)))
             if key not in made:
                 made[key] = causal_bias(graph, write_indices, growing[0].past, key[2], kind.window, kind.slopes)
-            set_inputs(attention, attn_mask=made[key])
+            _set_mask(attention, made[key])
     graph.signature = replace(graph.signature, write_indices=WRITE_INDICES, capacity=capacity)
 
 
