@@ -17,6 +17,7 @@ class ExportOptions:
     dtype     of weights and arithmetic, one of DTYPES (default: the checkpoint's own)
     weights   "copy" beside the graph, or "reference" to the checkpoint's files (default: copy below 2 GB)
     part      of a model of several parts this one alone
+    lora      the folder of a LoRA adapter, as peft saves it, to be merged into the weights
     """
 
     model: str | None = None
@@ -24,10 +25,11 @@ class ExportOptions:
     dtype: str | None = None
     weights: str | None = None
     part: str | None = None
+    lora: Path | None = None
 
 
 def from_arguments(given: argparse.Namespace) -> ExportOptions:
-    return ExportOptions(given.model, given.checkpoint, given.dtype, given.weights, given.part)
+    return ExportOptions(given.model, given.checkpoint, given.dtype, given.weights, given.part, given.lora)
 
 
 def add_options(parser: arguments.Container) -> None:
@@ -40,6 +42,7 @@ def add_options(parser: arguments.Container) -> None:
         type=Path,
         help="a folder with config.json and safetensors, or ORG/NAME on the Hugging Face Hub",
     )
+    parser.add_argument("--lora", metavar="DIR", type=Path, help="a LoRA adapter as peft saves it, merged into the weights")
     parser.add_argument("--part", metavar="NAME", help="of a model of several parts this one alone, into --out itself")
     parser.add_argument("--dtype", choices=DTYPES, help="of weights and arithmetic (default: the checkpoint's own)")
     parser.add_argument(

@@ -33,7 +33,7 @@ def export(out: Path, options: ExportOptions, force: bool = False, pipeline: boo
     parts.json into `out`, unless they are there. `pipeline`: a single part goes to `out`/export. Raises UserError where
     something cannot be read or written."""
     folder = folder_of(options.checkpoint) if options.checkpoint else _named(options.model, out, options.dtype)
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder, options.lora)
     model = meta_model(checkpoint)
     parts = parts_of(model)
     if options.part is None and len(parts) > 1:
@@ -97,7 +97,8 @@ def _stage(part: Part, checkpoint: Checkpoint, out: Path, options: ExportOptions
 
 def _asked(checkpoint: Checkpoint, options: ExportOptions) -> dict:
     dtype = options.dtype or checkpoint.dtype
-    return {"checkpoint": str(checkpoint.folder.resolve()), "dtype": dtype, "weights": options.weights}
+    asked = {"checkpoint": str(checkpoint.folder.resolve()), "dtype": dtype, "weights": options.weights}
+    return asked | ({"lora": str(options.lora.resolve())} if options.lora else {})
 
 
 def _named(name: str | None, out: Path, dtype: str | None) -> Path:

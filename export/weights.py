@@ -37,7 +37,7 @@ def attach(graph: ir.Model, checkpoint: Checkpoint, dtype: str, mode: str | None
     names = [name for name in initializers if checkpoint.stored(name)]
     total = sum(_bytes(checkpoint, name, dtype) for name in names)
     mode = mode or ("copy" if total < COPY_BELOW else "reference")
-    lies = {name for name in names if name in checkpoint.tensors and checkpoint.tensors[name].dtype == dtype}
+    lies = {name for name in names if name not in checkpoint.joined and checkpoint.tensors[name].dtype == dtype}
     referenced = [name for name in names if mode == "reference" and name in lies]
     copied = [name for name in names if name not in set(referenced)]
 

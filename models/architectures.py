@@ -14,18 +14,28 @@ from suture.models import checkpoint as checkpoints
 from suture.models.checkpoint import CONFIG, Checkpoint
 from suture.models.config import check_config
 from suture.models.conversions import named_as
+from suture.models.lora import with_adapter
 from suture.models.packed import check_biases
+from suture.models.scaled import with_meant_weights
 
 
-def open_checkpoint(folder: Path | str) -> Checkpoint:
+def open_checkpoint(folder: Path | str, lora: Path | None = None) -> Checkpoint:
     """models.checkpoint.open_checkpoint, tensors under the names that the architecture gives them: a decoder saved without
-    its head lacks the first part of each."""
-    folder = Path(folder)
+    its head lacks the first part of each. `lora`: the folder of an adapter, merged into the weights."""
+    checkpoint = _open(Path(folder))
+    if lora is None:
+        return checkpoint
+    if "networks" in checkpoint.config:
+        raise UserError(lora, "is an adapter, which only a model with one config.json takes", "leave --lora out")
+    return with_adapter(checkpoint, lora, meta_model(checkpoint).state_dict())
+
+
+def _open(folder: Path) -> Checkpoint:
     if diffusers_folder.is_folder(folder):
         index = diffusers_folder.read_model_index(folder)
         family = _family({"architectures": [index["_class_name"]]}, folder / diffusers_folder.MODEL_INDEX)
         return diffusers_folder.open_folder(folder, index, family.NETWORKS, family.OPTIONAL, family.renamed)
-    checkpoint = checkpoints.open_checkpoint(folder)
+    checkpoint = with_meant_weights(checkpoints.open_checkpoint(folder))
     family = _named_family(checkpoint.config)
     if family is None and causal_lm.knows(checkpoint.config):
         return named_as(architecture(checkpoint.config, checkpoint.folder / CONFIG), checkpoint)

@@ -26,7 +26,7 @@ from suture.core.errors import UserError
 from suture.core.refusals import BrokenFile, said
 from suture.models.dimensions import Dimensions
 from suture.models.layers import visible, visible_in_chunk
-from suture.models.packed import PACKINGS
+from suture.models.quantised import check_quantisation
 from suture.models.stepped import LEFT_OUT, transformers_refusals
 
 PREFIX = ""
@@ -68,10 +68,7 @@ def build(config: dict, where: object) -> PreTrainedModel:
 
     Raises UserError for what transformers refuses, weights that are quantised, and a model that keeps something other than
     keys and values of every token."""
-    if (config.get("quantization_config") or {}).get("quant_method", PACKINGS[0]) not in PACKINGS:
-        raise UserError(
-            where, "describes quantised weights", f"use a checkpoint of {' or '.join(PACKINGS)}, or the model's own"
-        )
+    check_quantisation(config, where)
     with transformers_refusals(where):
         kept = {key: value for key, value in config.items() if key not in LEFT_OUT}
         parsed = CONFIG_MAPPING[config["model_type"]].from_dict(kept)

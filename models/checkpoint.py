@@ -53,11 +53,13 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class JoinedTensor:
-    """A tensor of the architecture that the checkpoint holds in pieces; `load` reads them and puts it together."""
+    """A tensor of the architecture that is computed when it is read, of pieces that the checkpoint holds, say, or of what an
+    adapter adds to it."""
 
     dtype: str
     shape: tuple[int, ...]
     load: Callable[[], torch.Tensor]
+    made_of: tuple[TensorEntry, ...] = ()  # what it reads that the checkpoint's `tensors` leave out
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,15 @@ class Checkpoint:
     @property
     def files(self) -> list[Path]:
         """All that it is read from: config.json, the index of shards where there is one, and the weights' files."""
-        return [*self.described, *sorted({entry.file for entry in self.tensors.values()})]
+        parts = (entry for joined in self.joined.values() for entry in joined.made_of)
+        return [*self.described, *sorted({entry.file for entry in (*self.tensors.values(), *parts)})]
 
     def under(self, prefix: str) -> "Checkpoint":
         """The same, where tensors were saved without the prefix that the architecture's names begin with."""
         if any(name.startswith(prefix) for name in self.tensors):
             return self
-        return replace(self, tensors={prefix + name: entry for name, entry in self.tensors.items()})
+        tensors, joined = ({prefix + name: each for name, each in of.items()} for of in (self.tensors, self.joined))
+        return replace(self, tensors=tensors, joined=joined)
 
     @cached_property
     def dtype(self) -> str:

@@ -27,16 +27,19 @@ def named_as(model: PreTrainedModel, checkpoint: Checkpoint) -> Checkpoint:
     by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tensors, groups = {}, {}
+    joined: dict[str, JoinedTensor] = {}
     for name in sorted(checkpoint.tensors, key=dot_natural_key):
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, shapes)
         if pattern is None or name in shapes:
-            tensors[name if name in shapes else target] = checkpoint.tensors[name]
+            known = name if name in shapes else target
+            tensors[known] = checkpoint.tensors[name]
+            if name in checkpoint.joined:
+                joined[known] = checkpoint.joined[name]
         else:
             tensors[name] = checkpoint.tensors[name]
             groups.setdefault(target, (by_pattern[pattern], []))[1].append((name, pattern))
-    joined = {}
     for target, (rule, sources) in groups.items():
-        (dtype, *others) = {checkpoint.tensors[name].dtype for name, _ in sources}
+        (dtype, *others) = {checkpoint.stored(name).dtype for name, _ in sources}
         for each in rule.target_patterns:
             made = target.replace(rule.target_patterns[0], each)
             if made in shapes and not others:

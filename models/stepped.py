@@ -13,11 +13,10 @@ from transformers import PreTrainedModel
 from transformers import logging as transformers_logging
 from transformers.cache_utils import DynamicCache
 
-from suture.core.errors import UserError
 from suture.core.refusals import refusals
 from suture.models.config import required
 from suture.models.dimensions import Dimensions
-from suture.models.packed import PACKINGS
+from suture.models.quantised import check_quantisation
 
 transformers_logging.set_verbosity_error()
 
@@ -74,10 +73,7 @@ def build(model_class: type[PreTrainedModel], config: dict, where: object, keys:
     for key in (*REQUIRED, *keys):
         if config.get(key) is None and config.get(own_names.get(key)) is None:
             required(config, own_names.get(key, key), where)
-    if (config.get("quantization_config") or {}).get("quant_method", PACKINGS[0]) not in PACKINGS:
-        raise UserError(
-            where, "describes quantised weights", f"use a checkpoint of {' or '.join(PACKINGS)}, or the model's own"
-        )
+    check_quantisation(config, where)
     with transformers_refusals(where):
         parsed = model_class.config_class.from_dict({key: value for key, value in config.items() if key not in LEFT_OUT})
         parsed._attn_implementation = "sdpa"

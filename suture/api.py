@@ -78,17 +78,24 @@ def compare(a: Source, b: Source, *, root: Path | str | None = None, tolerance: 
 
 
 def export_checkpoint(
-    checkpoint: Path | str, out: Path | str, *, dtype: str | None = None, weights: str | None = None, force: bool = False
+    checkpoint: Path | str,
+    out: Path | str,
+    *,
+    dtype: str | None = None,
+    weights: str | None = None,
+    lora: Path | str | None = None,
+    force: bool = False,
 ) -> Path:
     """A checkpoint's folder (config.json and safetensors) as ONNX with its KV cache as inputs and outputs. Returns its file.
 
     `dtype`: "float32", "float16" or "bfloat16" (default: the checkpoint's own). `weights`: "copy" or "reference" (default:
-    copy below 2 GB). What is there already is made anew with `force`. Raises UserError for a checkpoint that it cannot read.
+    copy below 2 GB). `lora`: the folder of an adapter as peft saves it, merged into the weights. What is there already is made
+    anew with `force`. Raises UserError for a checkpoint that it cannot read.
     """
     from suture.export.options import ExportOptions
     from suture.export.stage import export
 
-    export(Path(out), ExportOptions(checkpoint=Path(checkpoint), dtype=dtype, weights=weights), force)
+    export(Path(out), ExportOptions(checkpoint=Path(checkpoint), dtype=dtype, weights=weights, lora=_folder(lora)), force)
     return Path(out) / "model.onnx"
 
 

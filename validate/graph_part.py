@@ -15,6 +15,7 @@ from onnx import TensorProto
 
 from suture.core.dtypes import FLOATS
 from suture.core.errors import UserError
+from suture.core.manifest import recorded_folder
 from suture.core.network.compare import difference
 from suture.core.network.evaluate import NotEvaluated
 from suture.core.network.inputs import make_noise
@@ -28,7 +29,7 @@ from suture.runtime import networks
 from suture.runtime.engine import Engine, read_description, run_once, why_not
 from suture.validate.compare import DIFFERENT, PASSED, Comparison, OutputError, ScenarioResult
 from suture.validate.level import TITLES, Level, failed, not_run
-from suture.validate.pipeline import PartFiles
+from suture.validate.pipeline import NOT_HERE, PartFiles
 from suture.validate.reference import load_reference
 
 BATCH = "batch"  # the name of the axis along which rows know nothing of each other
@@ -54,7 +55,7 @@ def graph_level(files: PartFiles, checkpoint: Path | None, tolerance: float | No
         if number == 1:
             exported = in_onnxruntime(files.exported, "exported")
             if checkpoint is None:
-                return not_run(1, "the checkpoint that export/manifest.json names is not here")
+                return not_run(1, NOT_HERE)
             return _compared(1, in_pytorch(checkpoint, files, dtype), exported, inputs, exact)
         portable = in_onnxruntime(files.portable, "portable")
         if number == 2:
@@ -109,7 +110,8 @@ def make_inputs(exported: Path, part: PartFolder, seed: int) -> tuple[int, Array
 
 def in_pytorch(checkpoint: Path, files: PartFiles, dtype: int) -> Runnable:
     """The checkpoint's own; its outputs under the exported graph's names."""
-    module = part_named(load_reference(open_checkpoint(checkpoint), dtype), files.part.name).module
+    lora = recorded_folder(files.part.folder / "export", "lora")
+    module = part_named(load_reference(open_checkpoint(checkpoint, lora), dtype), files.part.name).module
     graph = load_graph(files.exported).graph
     names = [value.name for value in graph.output]
 

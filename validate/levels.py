@@ -31,7 +31,7 @@ from suture.validate.graph_part import graph_level
 from suture.validate.level import TITLES, BrokenStage, Level, failed, not_run
 from suture.validate.pictures import TITLE as PICTURES
 from suture.validate.pictures import is_picture_model, picture_level
-from suture.validate.pipeline import PartFiles, Pipeline
+from suture.validate.pipeline import NOT_HERE, PartFiles, Pipeline
 from suture.validate.progress import Progress
 from suture.validate.proven import compared_here, level_of, recorded, with_pair
 from suture.validate.reference import open_reference
@@ -196,9 +196,9 @@ def compare_graphs(
 
 def _export_level(pipeline: Pipeline, exported: OnnxDecoder, run: Callable[..., Level], tell: Callable[[str], None]) -> Level:
     if pipeline.checkpoint is None:
-        return not_run(1, "the checkpoint that export/manifest.json names is not here")
+        return not_run(1, NOT_HERE)
     tell("level 1: loading the checkpoint")
-    return run(1, open_reference(pipeline.checkpoint, exported.dtype), exported)
+    return run(1, open_reference(pipeline.checkpoint, exported.dtype, pipeline.lora), exported)
 
 
 def _surgery_level(files: PartFiles, exported: OnnxDecoder, portable: OnnxDecoder | None, run: Callable[..., Level]) -> Level:
@@ -302,7 +302,7 @@ def scenarios_for(pipeline: Pipeline, graph: OnnxDecoder, seed: int) -> list[Sce
 
 def token_level(pipeline: Pipeline, portable: OnnxDecoder, tokenizer: Tokenizer, ids: list[int]) -> Level:
     """Level 5; for a quantised graph also what the format costs."""
-    reference = open_reference(pipeline.checkpoint)
+    reference = open_reference(pipeline.checkpoint, lora=pipeline.lora)
     tokens = compare_tokens(reference, portable, tokenizer, ids, portable.dtype, portable.quantised)
     files = pipeline.decoder
     if portable.quantised and files.unquantised:

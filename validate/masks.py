@@ -19,7 +19,7 @@ from suture.runtime.segment import MaskPrompt, Segmenter, open_processor, overla
 from suture.validate.compare import DIFFERENT, PASSED
 from suture.validate.graph_part import in_onnxruntime, in_pytorch, make_inputs
 from suture.validate.level import Level, MaskResult, failed, not_run
-from suture.validate.pipeline import PartFiles, Pipeline
+from suture.validate.pipeline import NOT_HERE, PartFiles, Pipeline
 
 TITLE = "Masks of drawn pictures"
 LARGE, MANY, FEW = 512, 20, 2  # pictures, by the pixels of a side
@@ -35,7 +35,7 @@ def masks_level(pipeline: Pipeline, seed: int) -> Level:
     if any(parts[name].portable is None for name in (ENCODER, DECODER)):
         return not_run(5, "surgery has not been run on all parts", TITLE)
     if pipeline.checkpoint is None:
-        return not_run(5, "the checkpoint that export/manifest.json names is not here", TITLE)
+        return not_run(5, NOT_HERE, TITLE)
     try:
         dtype, _ = make_inputs(parts[ENCODER].exported, parts[ENCODER].part, seed)
         side = _side(parts[ENCODER])

@@ -28,7 +28,7 @@ from suture.runtime.networks import Arrays, Network, in_onnxruntime
 from suture.validate.compare import DIFFERENT, PASSED
 from suture.validate.level import Level, failed, not_run
 from suture.validate.picture_result import Pair, PictureResult
-from suture.validate.pipeline import PartFiles, Pipeline
+from suture.validate.pipeline import NOT_HERE, PartFiles, Pipeline
 from suture.validate.reference import load_reference
 
 TITLE = "Pictures over the whole loop"
@@ -50,7 +50,7 @@ def picture_level(pipeline: Pipeline, seed: int, tell: Callable[[str], None]) ->
     """Raises nothing: what cannot be run says why."""
     try:
         if pipeline.checkpoint is None:
-            return not_run(5, "the checkpoint that export/manifest.json names is not here", TITLE)
+            return not_run(5, NOT_HERE, TITLE)
         missing = next((files.part.name for files in pipeline.parts if files.portable is None), None)
         if missing:
             return not_run(5, f"surgery has not been run on {missing}/export/model.onnx", TITLE)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from suture.core.arrays import LIMIT as NPZ_LIMIT
 from suture.core.errors import UserError
-from suture.core.manifest import MANIFEST, recorded_file, recorded_folder
+from suture.core.manifest import MANIFEST, recorded_file, recorded_folder, recorded_option
 from suture.core.parts import DECODER, PARTS, PartFolder, find_parts
 from suture.core.reader import status
 from suture.core.signature import EMBEDDINGS
@@ -42,6 +42,9 @@ class PartFiles:
         return [*self.graphs, *(path for path in (self.engine, described) if path and path.is_file()), *self.manifests]
 
 
+NOT_HERE = "the checkpoint, or the adapter, that export/manifest.json names is not here"
+
+
 @dataclass(frozen=True)
 class Pipeline:
     parts: tuple[PartFiles, ...]  # in the order in which they are called
@@ -49,6 +52,7 @@ class Pipeline:
     text: Path | None
     results: Path | None  # of the bundle's run.py, from a machine with a GPU
     listing: Path | None = None  # parts.json, of a model of several parts
+    lora: Path | None = None  # the adapter that was merged into the checkpoint's weights
 
     @property
     def decoder(self) -> PartFiles | None:
@@ -73,7 +77,7 @@ class Pipeline:
         if self.checkpoint:
             files += tokenizer_files(self.checkpoint)
             with suppress(UserError):  # the level that reads it says what is wrong with it
-                files += open_checkpoint(self.checkpoint).files
+                files += open_checkpoint(self.checkpoint, self.lora).files
         return list(dict.fromkeys(files))
 
 
@@ -84,7 +88,10 @@ def find_pipeline(folder: Path, text: Path | None, results: Path | None = None) 
         raise UserError(text, "no such file", "name a text file with --text")
     if results is not None and status(results).st_size > NPZ_LIMIT:  # before it is hashed
         raise UserError(results, f"has more than {NPZ_LIMIT:,} bytes", "name the results.npz that the bundle's run.py wrote")
-    checkpoint = recorded_folder(parts[0].part.folder / "export", "checkpoint")
+    export = parts[0].part.folder / "export"
+    checkpoint, lora = (recorded_folder(export, name) for name in ("checkpoint", "lora"))
+    if lora is None and recorded_option(export, "lora") is not None:
+        checkpoint = None  # alone it is not what was exported
     heldout = checkpoint / "heldout.txt" if checkpoint else None
     return Pipeline(
         parts,
@@ -92,6 +99,7 @@ def find_pipeline(folder: Path, text: Path | None, results: Path | None = None) 
         text=text or (heldout if heldout and heldout.is_file() else None),
         results=results,
         listing=recorded_file(folder, PARTS),
+        lora=lora,
     )
 
 

@@ -72,11 +72,11 @@ class TorchReference:
         return logits.numpy(), [present.numpy() for present in presents]
 
 
-def open_reference(checkpoint: Path, weights: int = TensorProto.FLOAT) -> TorchReference:
-    """The checkpoint's model, its weights rounded to the onnx.TensorProto type `weights`, as a graph of that type has
-    them, so that what differs is the graph."""
+def open_reference(checkpoint: Path, weights: int = TensorProto.FLOAT, lora: Path | None = None) -> TorchReference:
+    """The checkpoint's model, with the adapter `lora` if there is one, its weights rounded to the onnx.TensorProto type
+    `weights`, as a graph of that type has them, so that what differs is the graph."""
     name = f"PyTorch, {str(torch_dtype(weights)).removeprefix('torch.')} weights"
-    return TorchReference(name, weights, load_reference(open_checkpoint(checkpoint), weights))
+    return TorchReference(name, weights, load_reference(open_checkpoint(checkpoint, lora), weights))
 
 
 def load_reference(checkpoint: Checkpoint, weights: int) -> nn.Module:
