@@ -22,23 +22,26 @@ from tests.test_network_families import network_error
 
 pytestmark = pytest.mark.exports
 WITHIN = 1e-5  # of the largest value
+llama = {"Attention": 2, "RMSNormalization": 5, "RotaryEmbedding": 4, "Swish": 2, "TensorScatter": 4}
+normed = llama | {"RMSNormalization": 9}
+gpt = {"Attention": 2, "LayerNormalization": 5, "Gelu": 2, "TensorScatter": 4}
 FUSED = {  # at two layers
-    "gemma2": {"RMSNormalization": 9, "RotaryEmbedding": 4, "Gelu": 2},  # a soft cap, which Attention computes elsewhere
-    "qwen3_moe": {"Attention": 2, "RMSNormalization": 9, "RotaryEmbedding": 4, "Swish": 2, "TensorScatter": 4},
-    "gpt_oss": {"RMSNormalization": 5},  # sinks in the softmax
+    "gemma2": {"Attention": 2, "RMSNormalization": 9, "RotaryEmbedding": 4, "Gelu": 2, "TensorScatter": 4},  # a soft cap
+    "qwen3_moe": normed,
+    "gpt_oss": llama | {"Attention": 0},  # sinks in the softmax
     "deepseek_v3": {"RMSNormalization": 9, "Swish": 3},  # multi-head latent attention
-    "phi3": {"Attention": 2, "RMSNormalization": 5, "RotaryEmbedding": 4, "Swish": 2, "TensorScatter": 4},
+    "phi3": llama,
     "stablelm": {
-        "Attention": 2,
         "LayerNormalization": 5,
+        "Attention": 2,
         "RotaryEmbedding": 4,
         "Swish": 2,
         "TensorScatter": 4,
     },  # partial rotary
-    "bloom": {"LayerNormalization": 6, "Gelu": 2},  # ALiBi; products over batch and heads in one axis, which stay as they are
-    "xglm": {"LayerNormalization": 5, "Gelu": 2},  # positions in a table of sines; products as bloom's
+    "bloom": gpt | {"LayerNormalization": 6},  # ALiBi; products over batch and heads in one axis
+    "xglm": gpt,  # positions in a table of sines; products as bloom's
     "gemma3_text": {"Attention": 2, "RMSNormalization": 13, "RotaryEmbedding": 4, "Gelu": 2, "TensorScatter": 4},
-    "olmo2": {"Attention": 2, "RMSNormalization": 9, "RotaryEmbedding": 4, "Swish": 2, "TensorScatter": 4},
+    "olmo2": normed,
 }
 IN_SUITE = ("qwen3_moe",)
 

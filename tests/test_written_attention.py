@@ -15,8 +15,8 @@ CAP = 2.0
 
 
 def written_out(sinks: bool = False, softcap: float = 0.0, capped_last: bool = False, first: bool = False) -> onnx.ModelProto:
-    """The growing decoder with each Attention as products. `capped_last`: the mask is added before the cap; `first`: the
-    sink is the first column, not the last."""
+    """The growing decoder with each Attention as products, and with sinks, as gpt-oss has them, its rotary embedding, too.
+    `capped_last`: the mask is added before the cap; `first`: the sink is the first column, not the last."""
     model = decoder_graph(static=False)
     nodes, weights, whole = [], {}, list(model.graph.node)
 
@@ -37,7 +37,18 @@ def written_out(sinks: bool = False, softcap: float = 0.0, capped_last: bool = F
         shape = op("Concat", batch, number([HEADS]), slots, number([HEAD_DIM]), axis=0)
         return op("Reshape", op("Expand", op("Unsqueeze", tensor, number([2])), target), shape)
 
+    def turned(x: str, cos: str, sin: str, positions: str, out: str) -> None:
+        cos, sin = (op("Unsqueeze", op("Gather", table, positions), number([1])) for table in (cos, sin))
+        parts = (f"{out}_first", f"{out}_second")
+        nodes.append(helper.make_node("Split", [x], parts, axis=-1, num_outputs=2))
+        less = op("Sub", op("Mul", parts[0], cos), op("Mul", parts[1], sin))
+        plus = op("Add", op("Mul", parts[1], cos), op("Mul", parts[0], sin))
+        op("Concat", less, plus, out=out, axis=-1)
+
     for node in whole:
+        if sinks and node.op_type == "RotaryEmbedding":
+            turned(*node.input, node.output[0])
+            continue
         if node.op_type != "Attention":
             nodes.append(node)
             continue
@@ -79,7 +90,7 @@ def test_caches_become_static_and_nothing_changes(sinks, tmp_path):
     source = written_out(sinks=sinks, softcap=0.0 if sinks else CAP)
     portable, lowered = write(source, tmp_path)
     found = counts(portable)
-    assert found["TensorScatter"] == 4
+    assert found["TensorScatter"] == found["RotaryEmbedding"] == 4
     assert (found["Attention"], found["Softmax"]) == ((0, 2) if sinks else (2, 0))
     assert counts(lowered)["TRT_Attention"] == counts(lowered)["Attention"] == 0
     assert largest_error(decode(source, alone=True), decode(onnx.load(portable), alone=False)) < 1e-5

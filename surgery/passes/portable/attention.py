@@ -207,6 +207,9 @@ def scores_of(graph: Graph, tensor: gs.Tensor) -> Scores | None:
             raise NoMatch("the scores are masked before they are capped")
         elif op == "Reshape" and rank(node.inputs[0]) == 3 and same_matrices(node.inputs[0], tensor):
             heads, tensor = tensor, node.inputs[0]
+        elif op == "Reshape" and [rank(node.inputs[0]), rank(tensor)] == [4, 3] and same_matrices(node.inputs[0], tensor):
+            need(mask is None, "what is added to the scores has batch and heads in one axis")
+            tensor = node.inputs[0]
         elif op == "Max" and len(node.inputs) == 2 and _least(graph, node.inputs[1]):
             tensor = node.inputs[0]  # clamps the mask's -inf
         elif op == "Where" and _leads_to_product(graph, node.inputs[1]):

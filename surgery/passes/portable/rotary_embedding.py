@@ -100,7 +100,7 @@ def _turned_halves(graph: Graph, concat: gs.Node) -> Turned | None:
     if len(concat.inputs) != 2 or (negated := producer(concat.inputs[0], "Neg")) is None:
         return None
     second, first = negated.inputs[0], concat.inputs[1]
-    x = _halved(graph, first, second)
+    x = halved(graph, first, second)
     need(x is not None, "what is negated and what follows are not the two halves of one tensor")
     need(last_axis(concat.attrs["axis"], x), "the halves do not lie on the last axis")
     need(rank(x) in (3, 4), f"x has rank {rank(x)}, not [batch, heads, sequence, head_dim]")
@@ -180,7 +180,7 @@ def _same_rows(x: gs.Tensor, other: gs.Tensor) -> bool:
     return rank(other) in (rank(x), rank(x) + 1) and all(None in sizes or len(set(sizes)) == 1 for sizes in known)
 
 
-def _halved(graph: Graph, first: gs.Tensor, second: gs.Tensor) -> gs.Tensor | None:
+def halved(graph: Graph, first: gs.Tensor, second: gs.Tensor) -> gs.Tensor | None:
     """x, if `first` and `second` are its halves: by Split or by two Slices on the last axis."""
     split = producer(first, "Split")
     if split is not None:
@@ -232,11 +232,11 @@ def _table(
             end, step = (size, 2) if interleaved else (size // 2, 1)
             half = graph.new("Slice", [table, *map(graph.int64, ([0], [end], [-1], [step]))])
         if rank(table) == ranks:
-            half = _without_axis(graph, half, heads_axis, ranks)
+            half = without_axis(graph, half, heads_axis, ranks)
         if rank(table) == 2 or ranks == 3:
             half = graph.new("Unsqueeze", [half, graph.int64([0])])
         if ranks == 4 and (rank(table) == 2 or static_dim(table, 0) == 1):
-            half = _expanded(graph, half, x)
+            half = expanded(graph, half, x)
         if onnx_type(table) != dtype:
             half = graph.new("Cast", [half], {"to": dtype}, dtype=dtype)
         made[key] = half
@@ -299,14 +299,14 @@ def _is_doubled(graph: Graph, table: gs.Tensor, interleaved: int, size: int) -> 
     return True
 
 
-def _without_axis(graph: Graph, half: gs.Tensor, axis: int, ranks: int) -> gs.Tensor:
+def without_axis(graph: Graph, half: gs.Tensor, axis: int, ranks: int) -> gs.Tensor:
     node = producer(half, "Unsqueeze")
     if node is not None and (axes := graph.constant(node.inputs[1])) is not None and axes.tolist() in ([axis], [axis - ranks]):
         return node.inputs[0]
     return graph.new("Squeeze", [half, graph.int64([axis])])
 
 
-def _expanded(graph: Graph, half: gs.Tensor, x: gs.Tensor) -> gs.Tensor:
+def expanded(graph: Graph, half: gs.Tensor, x: gs.Tensor) -> gs.Tensor:
     """[1, S, D/2] to [B, S, D/2] of x: TensorRT does not broadcast tables over the batch."""
     if static_dim(x, 0) == 1:
         return half
