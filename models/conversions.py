@@ -39,11 +39,14 @@ def named_as(model: PreTrainedModel, checkpoint: Checkpoint) -> Checkpoint:
             tensors[name] = checkpoint.tensors[name]
             groups.setdefault(target, (by_pattern[pattern], []))[1].append((name, pattern))
     for target, (rule, sources) in groups.items():
-        (dtype, *others) = {checkpoint.stored(name).dtype for name, _ in sources}
+        (dtype, *others) = {(checkpoint.joined.get(name) or checkpoint.tensors[name]).dtype for name, _ in sources}
+        pieces = [checkpoint.joined[name] for name, _ in sources if name in checkpoint.joined]
+        parts = tuple(part for piece in pieces for part in piece.made_of)
         for each in rule.target_patterns:
             made = target.replace(rule.target_patterns[0], each)
             if made in shapes and not others:
-                joined[made] = JoinedTensor(dtype, shapes[made], partial(_join, checkpoint, model, target, made, rule, sources))
+                load = partial(_join, checkpoint, model, target, made, rule, sources)
+                joined[made] = JoinedTensor(dtype, shapes[made], load, parts)
     return replace(checkpoint, tensors=tensors, joined=joined)
 
 

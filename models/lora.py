@@ -75,7 +75,7 @@ def with_adapter(checkpoint: Checkpoint, folder: Path, names: Collection[str]) -
             raise UserError(weights, f"{name} {wrong}", REMEDY)
         _check_type(weights, entry)
         if ending is None:
-            whole[target] = JoinedTensor(entry.dtype, checkpoint.stored(target).shape, partial(_whole, checkpoint, entry))
+            whole[target] = JoinedTensor(entry.dtype, _stored(checkpoint, target).shape, partial(_whole, checkpoint, entry))
             continue
         side, of_embedding = PARTS[ending]
         pairs.setdefault(target, {})[side] = entry
@@ -86,13 +86,19 @@ def with_adapter(checkpoint: Checkpoint, folder: Path, names: Collection[str]) -
     base = replace(checkpoint, joined={**checkpoint.joined, **whole})
     joined = dict(base.joined)
     for name, pair in pairs.items():
-        stored = base.stored(name)
+        stored = _stored(base, name)
         shape = stored.shape[::-1] if name in turned else stored.shape
         _check_pair(weights, name, pair, shape)
         scale = _scale(config, file, name.removesuffix(".weight"), pair["A"].shape[0])
         made = _Pair(base, name, pair["A"], pair["B"], scale, name in turned)
         joined[name] = JoinedTensor(stored.dtype, stored.shape, made.merged)
     return replace(checkpoint, joined=joined, described=(*checkpoint.described, file, weights))
+
+
+def _stored(checkpoint: Checkpoint, name: str) -> TensorEntry | JoinedTensor:
+    found = checkpoint.stored(name)
+    assert found is not None, f"{name} is one of the model's, whose tensors have been checked"
+    return found
 
 
 def _check_type(weights: Path, entry: TensorEntry) -> None:
