@@ -32,12 +32,12 @@ from suture.core.command import FOUND_DIFFERENCE, CommandParser, run
 from suture.core.errors import UserError
 from suture.core.weights import load_graph, streamed_bytes, weights_root
 from suture.generate import batch
-from suture.generate.sampling import Sampler, Sampling
-from suture.generate.speed import Speed
 from suture.generate.text import TextStream
 from suture.models.architectures import open_checkpoint
 from suture.models.named import presets
 from suture.runtime.graphs import OWN_OPERATORS, OnnxDecoder, fast_session, open_to_generate
+from suture.serve.request import Sampling
+from suture.serve.speed import Speed
 
 ROOT = Path(__file__).parents[1]
 ROWS, GENERATING = 3, 2  # rows of the steps' batch, and of generate's
@@ -170,7 +170,7 @@ class Check:
         lengths = (chunk // 2, chunk // 4, 2 * chunk + 2, chunk // 4, 1, chunk)
         prompts = [random.integers(graph.vocab, size=length).tolist() for length in lengths]
         speed = Speed(streamed_bytes(load_graph(self.model)))
-        loop = batch.Batch(graph, GENERATING, Sampler(Sampling(), graph.vocab), chunk, speed)
+        loop = batch.Batch(graph, GENERATING, Sampling(), graph.vocab, chunk, speed)
 
         def answered(first: int, asked: list[list[int]]) -> None:
             text = TextStream(lambda ids: "")  # random weights have no tokenizer
@@ -183,7 +183,7 @@ class Check:
                 self._judge(same + tied == len(done.answer) == new - done.index + first, f"{what}, of {len(done.answer)}")
 
         answered(0, prompts)
-        answered(len(prompts), [[*loop.held[0], *random.integers(graph.vocab, size=2).tolist()]])
+        answered(len(prompts), [[*loop.scheduler.rows[0].held, *random.integers(graph.vocab, size=2).tolist()]])
         self._judge(speed.reused > 0, f"generate: {speed.reused} tokens were in the cache already")
         return speed
 

@@ -1,25 +1,22 @@
-"""One decode loop for all runtimes: rows of a batch that sequences take in turn.
-
-A prompt is read alone, into its own row of the cache; decoding steps all rows at once. A row that ends is given to the
-next sequence while the others go on.
-"""
+"""Sequences through the scheduler (suture.serve.engine), as rows of its batch become free."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
-from suture.core.signature import ntk_alpha
-from suture.generate.sampling import Sampler
-from suture.generate.speed import Speed
 from suture.generate.text import TextStream
-from suture.runtime.decoders import RowDecoder
 from suture.runtime.engine_decoder import EngineModel
 from suture.runtime.graphs import OnnxDecoder
+from suture.serve.engine import Scheduler
+from suture.serve.request import CAPACITY, LENGTH, STOP, Processor, Request, Sampling, Token
+from suture.serve.speed import Speed
 
-STOP, LENGTH, CAPACITY = "stop", "length", "capacity"  # why an answer ended
+__all__ = ["CAPACITY", "LENGTH", "STOP", "Batch", "Sequence"]
 
 
 @dataclass
@@ -47,119 +44,64 @@ class Sequence:
 
 
 class Batch:
-    """`rows` of a decoder, empty at first.
+    """`rows` of a decoder, empty at first. `vocab`: ids from there on are no tokens; `processors` are a model's own. What the rows'
+    caches hold stays there for prompts that begin with the same tokens, as the next turn of a conversation does."""
 
-    What a row's cache holds stays there until another prompt overwrites it: a prompt that begins with the same tokens,
-    as the next turn of a conversation does, has only the rest fed. Under dynamic NTK the original Qwen chooses alpha from
-    the length of the whole conversation at each turn (its chat() reads all of it again) and keeps it while decoding. So
-    the cache is reused as long as that alpha is the one it was computed with; at another one it is computed anew.
-
-    Where a prompt sees itself in both directions, it is read as a whole, in one step: nothing of it can be reused.
-    """
-
-    def __init__(self, model: OnnxDecoder | EngineModel, rows: int, sampler: Sampler, chunk: int, speed: Speed):
-        self.model, self.sampler, self.chunk, self.speed = model, sampler, chunk, speed
-        self.decoder: RowDecoder = model.decoder(rows, noise=False)
-        self.sequences: list[Sequence | None] = [None] * rows
-        self.draws: list[torch.Generator | None] = [None] * rows
-        self.held: list[list[int]] = [[] for _ in range(rows)]  # the tokens that each row's cache holds
-        self.alpha = np.ones(rows, np.float32)
+    def __init__(
+        self,
+        model: OnnxDecoder | EngineModel,
+        rows: int,
+        sampling: Sampling,
+        vocab: int,
+        chunk: int,
+        speed: Speed,
+        processors: Many[Processor] = (),
+    ):
+        self.scheduler = Scheduler(model, rows, chunk, vocab, speed)
+        self.sampling, self.speed, self.processors = sampling, speed, processors
 
     def run(self, waiting: Iterator[Sequence], show: Callable[[Sequence, str], None]) -> Iterator[Sequence]:
-        """Runs all sequences, and yields each as it ends. `show` is given text as it comes."""
+        """Runs all sequences, each asked for when there is a row for it, and yields each as it ends. `show` is given text as it
+        comes."""
+        done: deque[Sequence] = deque()
         while True:
-            for row, sequence in enumerate(self.sequences):
-                while sequence is None and (sequence := next(waiting, None)) is not None:
-                    self._begin(row, sequence, show)
-                    if sequence.finish:  # with its first token
-                        yield self._end(row, show)
-                        sequence = None
-            if not any(self.sequences):
+            if self.scheduler.free and (sequence := next(waiting, None)) is not None:
+                self.scheduler.submit(self._request(sequence, show, done))
+            if not self.scheduler.busy:
                 return
-            self._decode(show)
-            for row, sequence in enumerate(self.sequences):
-                if sequence is not None and sequence.finish:
-                    yield self._end(row, show)
+            self.scheduler.tick()
+            while done:
+                yield done.popleft()
 
     def cross(self, values: dict[str, np.ndarray]) -> None:
         """What cross-attention reads from now on; what the rows' caches hold was computed with something else."""
-        self.decoder.cross(values)
-        for row in range(len(self.held)):
-            self._forget(row)
+        self.scheduler.decoder.cross(values)
+        self.scheduler.rows.forget()
 
     def peek(self, prompt: list[int]) -> torch.Tensor:
         """The logits [vocab] after a prompt, which leaves no trace. For a batch of one row."""
-        tokens = np.array([prompt], np.int64)
-        logits = self.decoder.advance(tokens, np.array([len(prompt)]), self.alpha)[0, -1].float().cpu()
-        self._forget(0)
-        return logits
+        decoder = self.scheduler.decoder
+        logits = decoder.advance(np.array([prompt], np.int64), np.array([len(prompt)]), np.ones(1, np.float32))
+        self.scheduler.rows.forget()
+        return logits[0, -1].float().cpu()
 
-    def _begin(self, row: int, sequence: Sequence, show: Callable[[Sequence, str], None]) -> None:
-        """Reads the prompt, but for what the row's cache holds of it, and chooses the first token."""
+    def _request(self, sequence: Sequence, show: Callable[[Sequence, str], None], done: deque[Sequence]) -> Request:
         started = time.perf_counter()
-        prompt, trained = [*self.model.prefix, *sequence.prompt], self.model.trained_length
-        alpha = ntk_alpha(len(prompt), trained) if trained else 1.0
-        whole = self.model.bidirectional
-        reused = _common(self.held[row], prompt[:-1]) if alpha == self.alpha[row] and not whole else 0
-        self.alpha[row] = alpha
-        self.decoder.keep(row, reused)
-        place = slice(row, row + 1)
-        chunk = len(prompt) if whole else self.chunk
-        for start in range(reused, len(prompt), chunk):
-            tokens = np.array([prompt[start : start + chunk]], np.int64)
-            logits = self.decoder.advance(tokens, np.array([tokens.shape[1]]), self.alpha[place], place)
-        self.held[row] = prompt
-        self.sequences[row], self.draws[row] = sequence, self.sampler.draws(sequence.index, logits.device)
-        self._choose(logits[:, -1], [row], show)
-        seconds = sequence.prepared + time.perf_counter() - started
-        self.speed.first.append(seconds)
-        self.speed.read += len(prompt) - reused
-        self.speed.reused += reused
-        self.speed.prompt_seconds += seconds
 
-    def _decode(self, show: Callable[[Sequence, str], None]) -> None:
-        """One more token for every row that has a sequence."""
-        started = time.perf_counter()
-        active = [row for row, sequence in enumerate(self.sequences) if sequence is not None]
-        tokens = np.zeros((len(self.sequences), 1), np.int64)
-        counts = np.zeros(len(self.sequences), np.int64)
-        for row in active:
-            tokens[row], counts[row] = self.sequences[row].answer[-1], 1
-            self.held[row].append(self.sequences[row].answer[-1])
-        logits = self.decoder.advance(tokens, counts, self.alpha)
-        self._choose(logits[active, -1], active, show)
-        self.speed.decode_seconds += time.perf_counter() - started
-        self.speed.steps += 1
-        self.speed.decoded += len(active)
-        valid = sum(len(self.held[row]) for row in active)
-        caches = valid * self.decoder.slot_bytes + len(active) * self.decoder.encoder_bytes
-        self.speed.decode_bytes += self.speed.weight_bytes + caches
+        def take(token: Token) -> bool:
+            if not sequence.answer:
+                self.speed.first.append(sequence.prepared + time.perf_counter() - started)
+                self.speed.prompt_seconds += sequence.prepared
+            show(sequence, sequence.take(token.id))
+            return sequence.finish is not None
 
-    def _choose(self, logits_BV: torch.Tensor, rows: list[int], show: Callable[[Sequence, str], None]) -> None:
-        sequences = [self.sequences[row] for row in rows]
-        seen = [[*each.prompt, *each.answer] for each in sequences] if self.sampler.looks_back else []
-        chosen = self.sampler.choose(logits_BV, seen, [self.draws[row] for row in rows])
-        for row, sequence, token in zip(rows, sequences, chosen):
-            show(sequence, sequence.take(token))
-            if not sequence.finish and len(self.held[row]) == self.model.longest:
-                sequence.finish = CAPACITY
-        self.speed.written += len(rows)
+        def ended(why: str) -> None:
+            if request.fault is not None:
+                raise request.fault
+            sequence.finish = sequence.finish or why
+            show(sequence, sequence.text.end())
+            done.append(sequence)
 
-    def _end(self, row: int, show: Callable[[Sequence, str], None]) -> Sequence:
-        sequence, self.sequences[row] = self.sequences[row], None
-        show(sequence, sequence.text.end())
-        if self.model.longest is not None and len(self.held[row]) == self.model.longest:
-            self._forget(row)
-        return sequence
-
-    def _forget(self, row: int) -> None:
-        """An idle row takes part in every step, which needs a free slot to write to."""
-        self.held[row] = []
-        self.decoder.keep(row, 0)
-
-
-def _common(held: list[int], prompt: list[int]) -> int:
-    """How many tokens both begin with."""
-    return next(
-        (place for place, (ours, theirs) in enumerate(zip(held, prompt)) if ours != theirs), min(len(held), len(prompt))
-    )
+        sampling = replace(self.sampling, seed=(self.sampling.seed, sequence.index))
+        request = Request(sequence.prompt, sequence.limit, take, ended, sampling, self.processors)
+        return request

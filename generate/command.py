@@ -13,10 +13,10 @@ from suture.core.weights import load_graph, weight_files, weights_root
 from suture.generate.batch import CAPACITY, LENGTH, Batch, Sequence
 from suture.generate.opening import Files, find_files, open_model
 from suture.generate.prompts import Prompt, opening
-from suture.generate.sampling import Sampler, Sampling
-from suture.generate.speed import Speed
 from suture.generate.text import TextStream
 from suture.models.tokenizer import open_tokenizer
+from suture.serve.request import Sampling
+from suture.serve.speed import Speed
 
 if TYPE_CHECKING:
     from suture.generate.speech import Speech
@@ -40,10 +40,13 @@ class Generator:
         self.what = self.opened.what
         self.stop_ids = frozenset(self.tokenizer.stop_ids(options.chat))
         self.speech = self._speech(files)
-        first = self.speech.processors if self.speech else []
-        sampling = Sampling(options.temperature, options.top_k or 0, options.top_p or 1.0,
-                            options.repetition_penalty, options.seed)  # fmt: skip
-        self.sampler = Sampler(sampling, min(self.tokenizer.size, self.opened.model.vocab), first)
+        self.sampling = Sampling(
+            options.temperature,
+            options.top_k or 0,
+            options.top_p or 1.0,
+            repetition_penalty=options.repetition_penalty,
+            seed=options.seed,
+        )
         self.speed = Speed(self.opened.weight_bytes)
 
     def one(self, prompt: Prompt) -> None:
@@ -144,7 +147,8 @@ class Generator:
         if self.opened.rows is not None and rows > self.opened.rows:
             print(f"generate: the engine takes {self.opened.rows} sequences side by side, not {rows}", file=sys.stderr)
             rows = self.opened.rows
-        return Batch(self.opened.model, rows, self.sampler, self.opened.chunk, self.speed)
+        vocab, processors = min(self.tokenizer.size, self.opened.model.vocab), self.speech.processors if self.speech else []
+        return Batch(self.opened.model, rows, self.sampling, vocab, self.opened.chunk, self.speed, processors)
 
 
 def in_order(done: Iterator[Sequence]) -> Iterator[Sequence]:

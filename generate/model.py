@@ -8,12 +8,12 @@ from suture.core.signature import Signature
 from suture.generate.batch import Batch, Sequence
 from suture.generate.opening import Opened, find_files, open_model
 from suture.generate.prompts import said
-from suture.generate.sampling import Sampler, Sampling
-from suture.generate.speed import Speed
 from suture.generate.text import TextStream
 from suture.models.library_tokenizer import LibraryTokenizer
 from suture.models.tokenizer import Tokenizer, open_tokenizer
 from suture.runtime.decoders import RowDecoder
+from suture.serve.request import Sampling
+from suture.serve.speed import Speed
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Model:
             raise UserError("generate", "the model takes inputs beside text", "step it with decoder()")
         ids = said(prompt, "prompt", chat, None).ids(self.tokenizer, model.longest and model.longest - len(model.prefix))
         stops = frozenset(self.tokenizer.stop_ids(chat))
-        sampler = Sampler(sampling or Sampling(), min(self.tokenizer.size, model.vocab))
-        batch = Batch(model, 1, sampler, self.opened.chunk, Speed())
+        vocab = min(self.tokenizer.size, model.vocab)
+        batch = Batch(model, 1, sampling or Sampling(), vocab, self.opened.chunk, Speed())
         sequence = Sequence(0, ids, max_tokens, stops, TextStream(self.tokenizer.decode, []))
         (done,) = batch.run(iter([sequence]), lambda sequence, piece: None)
         return done.text.text

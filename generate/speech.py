@@ -6,11 +6,18 @@ The log-mel spectrogram is transformers' own. A window is read on its own: what 
 import os
 import time
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Many
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from transformers import WhisperFeatureExtractor
-from transformers.generation.logits_process import SuppressTokensAtBeginLogitsProcessor, SuppressTokensLogitsProcessor
+from transformers.generation.logits_process import (
+    LogitsProcessor,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+)
 
 from suture.core.errors import UserError
 from suture.core.reader import open_regular, read_json
@@ -23,6 +30,7 @@ from suture.generate.text import TextStream
 from suture.models.checkpoint import inside
 from suture.models.config import read_generation, required
 from suture.runtime.graphs import fast_session
+from suture.serve.request import Processor
 
 MOST_SAMPLES = 1 << 30  # of all channels, and once they are at the model's rate: 4 GB
 GENERATION, PREPROCESSOR = "generation_config.json", "preprocessor_config.json"
@@ -72,14 +80,14 @@ class Speech:
         return {token for token in (*named, *(self.config.get("lang_to_id") or {}).values()) if token is not None}
 
     @property
-    def processors(self) -> list:
+    def processors(self) -> list[Processor]:
         """What the checkpoint never writes, or not at the beginning."""
         kept = []
         if self.config.get("suppress_tokens"):
             kept.append(SuppressTokensLogitsProcessor(self.config["suppress_tokens"]))
         if self.config.get("begin_suppress_tokens"):
             kept.append(SuppressTokensAtBeginLogitsProcessor(self.config["begin_suppress_tokens"], len(self.prompt("", False))))
-        return kept
+        return [partial(_by_the_library, processor) for processor in kept]
 
     def windows(self, path: Path) -> Iterator[np.ndarray]:
         """Spectrograms [1, mel bins, frames]. Raises UserError for a file that holds no audio."""
@@ -129,6 +137,11 @@ class Speech:
             batch.cross(self.encoder(features))
             prompt = self.prompt(self.language(batch, language), translate)
             yield Sequence(index, prompt, limit, stop_ids, stream(), time.perf_counter() - started)
+
+
+def _by_the_library(processor: LogitsProcessor, scores_V: torch.Tensor, prompt: Many[int], answer: Many[int]) -> torch.Tensor:
+    seen = torch.tensor([[*prompt, *answer]], device=scores_V.device)
+    return processor(seen, scores_V[None])[0]
 
 
 def read_audio(path: Path, rate: int) -> np.ndarray:

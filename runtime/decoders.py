@@ -88,8 +88,21 @@ class RowDecoder(Decoder, Protocol):
         """A step of some adjacent rows, to which the arguments belong. Logits as of `step`, on the device that they were
         computed on; they hold until the next step."""
 
+    def decode(self, tokens: torch.Tensor, counts: np.ndarray, alpha: np.ndarray, rows: slice) -> torch.Tensor:
+        """A step of one token, int64 [B] where logits lie, for those of these rows whose count is 1, not 0. Waits for nothing
+        that a GPU computes, where that can be: the tokens may still be on their way out of the step before."""
+
     def keep(self, row: int, count: int) -> None:
         """Forgets all but the first `count` tokens of a row."""
+
+    def copy(self, source: int, target: int, count: int) -> None:
+        """Gives the target row the first `count` tokens of another one, and nothing else."""
+
+    def swap(self, one: int, other: int) -> None:
+        """Exchanges two rows."""
+
+    def step_rows(self, busy: int) -> int:
+        """How many rows, from the first on, a step of one token takes where the first `busy` have to be in it."""
 
     def cross(self, values: dict[str, np.ndarray]) -> None:
         """What cross-attention reads from now on: the inputs [B,kv_heads,slots,head_dim] of Signature.encoder_caches."""
@@ -108,8 +121,9 @@ class DecoderSession(Protocol):
 
     caches: dict[str, torch.Tensor]  # by input [B,kv_heads,L,head_dim]; a step writes its tokens' keys and values
     crossed: dict[str, torch.Tensor]  # the same for those that no step changes
+    all_at_once: bool  # whether a step of one token is quickest for all rows
 
-    def advance(self, feeds: dict[str, np.ndarray], rows: slice) -> torch.Tensor: ...
+    def advance(self, feeds: dict[str, np.ndarray | torch.Tensor], rows: slice) -> torch.Tensor: ...
 
 
 class GrowingDecoder:
@@ -137,8 +151,23 @@ class GrowingDecoder:
     def advance(self, tokens_BS: np.ndarray, counts: np.ndarray, alpha: np.ndarray, rows: slice = ALL_ROWS) -> torch.Tensor:
         return torch.from_numpy(self.step(tokens_BS, counts, alpha, rows))
 
+    def decode(self, tokens: torch.Tensor, counts: np.ndarray, alpha: np.ndarray, rows: slice) -> torch.Tensor:
+        return torch.from_numpy(self.step(tokens.numpy()[:, None], counts, alpha, rows))
+
     def keep(self, row: int, count: int) -> None:
         self.lengths[row] = count
+
+    def copy(self, source: int, target: int, count: int) -> None:
+        for past in self.pasts:
+            past[target, :, :count] = past[source, :, :count]
+        self.lengths[target] = count
+
+    def swap(self, one: int, other: int) -> None:
+        for values in (self.lengths, *self.pasts):
+            values[[one, other]] = values[[other, one]]
+
+    def step_rows(self, busy: int) -> int:
+        return len(self.lengths)  # fewer would be put together with the others' caches, all of which are copied then
 
     def cross(self, values: dict[str, np.ndarray]) -> None:
         self.crossed = values
@@ -166,6 +195,8 @@ class StaticDecoder:
         self.session, self.signature, self.embed, self.text = session, signature, embed, not noise
         first = session.caches[signature.caches[0].past]
         self.lengths = np.zeros(len(first), np.int64)
+        self.ends = torch.zeros(len(first), dtype=torch.int64, device=first.device)  # the lengths, where the caches are
+        self.sent: dict[str, tuple[bytes, torch.Tensor]] = {}  # what stays there from step to step, and its values
         if noise:
             values = np.random.default_rng(NOISE_SEED).standard_normal(NOISE_PERIOD, np.float32)
             for cache in signature.caches:
@@ -184,13 +215,59 @@ class StaticDecoder:
         logits = self.session.advance(self.feeds(tokens_BS, counts, alpha, rows), rows)
         self.lengths = self.lengths.copy()
         self.lengths[rows] += counts
+        self.ends[rows] += torch.from_numpy(counts).to(self.ends.device, non_blocking=True)
         return logits
+
+    def decode(self, tokens: torch.Tensor, counts: np.ndarray, alpha: np.ndarray, rows: slice) -> torch.Tensor:
+        if self.embed is not None:  # which computes on the host
+            return self.advance(tokens.cpu().numpy()[:, None], counts, alpha, rows)
+        names, ends = self.signature, self.ends[rows]
+        counted = self._resident("counts", counts)
+        positions = (ends - (counted == 0).long()).clamp(min=0)[:, None]
+        if names.position_rows is not None:
+            positions = positions.expand(names.position_rows, -1, -1)
+        values = {
+            names.tokens: tokens[:, None],
+            names.positions: positions,
+            names.write_indices: ends,
+            names.sequence_lengths: counted,
+            names.ntk_alpha: self._resident("alpha", alpha),
+        }
+        logits = self.session.advance({name: value for name, value in values.items() if name is not None}, rows)
+        self.lengths[rows] += counts
+        self.ends[rows] += counted
+        return logits
+
+    def _resident(self, name: str, values: np.ndarray) -> torch.Tensor:
+        """The values where the caches are, sent there if they are others than before."""
+        key = values.tobytes()
+        if name not in self.sent or self.sent[name][0] != key:
+            self.sent[name] = key, torch.from_numpy(values.copy()).to(self.ends.device, non_blocking=True)
+        return self.sent[name][1]
 
     def step(self, tokens_BS: np.ndarray, counts: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         return to_numpy(self.advance(tokens_BS, counts, alpha))
 
     def keep(self, row: int, count: int) -> None:
-        self.lengths[row] = count
+        self.lengths[row] = self.ends[row] = count
+
+    def copy(self, source: int, target: int, count: int) -> None:
+        for cache in self.signature.caches:
+            buffer = self.session.caches[cache.past]
+            buffer[target, :, :count] = buffer[source, :, :count]
+        self.keep(target, count)
+
+    def swap(self, one: int, other: int) -> None:
+        pair, turned, used = [one, other], [other, one], int(max(self.lengths[one], self.lengths[other]))
+        for cache in self.signature.caches:
+            buffer = self.session.caches[cache.past]
+            buffer[pair, :, :used] = buffer[turned, :, :used]
+        self.lengths[pair], self.ends[pair] = self.lengths[turned], self.ends[turned]
+
+    def step_rows(self, busy: int) -> int:
+        """1, 2, 4, 8, ... or all, so that few sizes are bound and captured. All, where only a step of all is captured."""
+        rows = len(self.lengths)
+        return rows if self.session.all_at_once else min(1 << (busy - 1).bit_length(), rows)
 
     def cross(self, values: dict[str, np.ndarray]) -> None:
         for name, value in values.items():

@@ -83,7 +83,10 @@ class Engine:
 
 
 class EngineSession:
-    """A batch of `batch` sequences with caches of their own, bound in place."""
+    """A batch of `batch` sequences with caches of their own, bound in place. Steps are queued on a stream of its own, before which
+    comes what torch's stream has to do, and after which what it is given next: nothing waits for a step."""
+
+    all_at_once = False  # a step of each number of rows is captured
 
     def __init__(self, engine: Engine, batch: int, graphs: bool = True):
         self.engine, self.batch = engine, batch
@@ -121,10 +124,13 @@ class EngineSession:
             for other in [other for other in self.steps if other[0] > 1]:
                 del self.steps[other]  # lengths of prompts hardly recur, and their logits are large
             self.steps[key] = EngineStep(self, {name: value.shape for name, value in feeds.items()}, key[0], rows)
-        with torch.cuda.stream(self.stream) if self.on_gpu else contextlib.nullcontext():
+        if not self.on_gpu:
+            return self.steps[key].run(feeds)
+        outside = torch.cuda.current_stream()
+        self.stream.wait_stream(outside)
+        with torch.cuda.stream(self.stream):
             logits = self.steps[key].run(feeds)
-        if self.on_gpu:
-            self.stream.synchronize()
+        outside.wait_stream(self.stream)
         return logits
 
 
@@ -147,9 +153,12 @@ class EngineStep:
         self.logits = torch.empty(shape, dtype=getattr(torch, logits["dtype"]), device=device)
         self.runs, self.graph = 0, None
 
-    def run(self, feeds: dict[str, np.ndarray]) -> torch.Tensor:
+    def run(self, feeds: dict[str, np.ndarray | torch.Tensor]) -> torch.Tensor:
         for name, buffer in self.buffers.items():
-            buffer.copy_(torch.from_numpy(np.ascontiguousarray(feeds[name])))
+            value = (
+                feeds[name] if isinstance(feeds[name], torch.Tensor) else torch.from_numpy(np.ascontiguousarray(feeds[name]))
+            )
+            buffer.copy_(value)
         stream = self.session.stream.cuda_stream if self.session.on_gpu else 0
         if self.graph is None:
             context = self._bound_context(stream)

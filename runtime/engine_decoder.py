@@ -19,6 +19,10 @@ class EngineModel(OfSignature):
     embed: Embed | None = field(repr=False, default=None)  # the model's own, where it takes embeddings
 
     @property
+    def device(self) -> str:
+        return self.engine.device
+
+    @property
     def vocab(self) -> int:
         (logits,) = (tensor for tensor in self.engine.description["outputs"] if tensor["role"] == "logits")
         return logits["shape"][-1]

@@ -14,6 +14,12 @@ from suture.core.dtypes import BY_ORT, of_torch, torch_dtype
 from suture.core.layerwise import LayerwiseSession
 from suture.core.signature import Signature
 
+Feed = np.ndarray | torch.Tensor  # an input's values, on the host or where they were computed
+
+
+def as_tensor(value: Feed) -> torch.Tensor:
+    return value if isinstance(value, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(value))
+
 
 class Binding:
     """Inputs and outputs of a session, bound to memory that stays where it is.
@@ -78,7 +84,12 @@ class BoundSession:
         self.crossed = {name: self._empty(name) for name in constant}
         self.steps: dict[tuple[int, int, int], BoundStep] = {}  # by width and rows
 
-    def advance(self, feeds: dict[str, np.ndarray], rows: slice = slice(None)) -> torch.Tensor:
+    @property
+    def all_at_once(self) -> bool:
+        """Whether decoding has a session of its own, whose steps are captured for all rows and for no other number."""
+        return self.decoding is not self.session
+
+    def advance(self, feeds: dict[str, Feed], rows: slice = slice(None)) -> torch.Tensor:
         """One step of some adjacent sequences, to which `feeds` (inputs by name, without caches) belong. Returns logits
         [B,S,vocab], on the device, which hold until the next step; the caches hold the step's tokens afterwards."""
         key = feeds[self.signature.tokens].shape[1], *rows.indices(self.batch)[:2]
@@ -96,7 +107,7 @@ class BoundSession:
 class BoundStep:
     """A step of one width for some rows."""
 
-    def __init__(self, bound: BoundSession, feeds: dict[str, np.ndarray], width: int, rows: slice):
+    def __init__(self, bound: BoundSession, feeds: dict[str, Feed], width: int, rows: slice):
         decodes = width == 1 and len(range(*rows.indices(bound.batch))) == bound.batch
         self.binding = Binding(bound.decoding if decodes else bound.session)
         self.buffers = {}
@@ -116,15 +127,17 @@ class BoundStep:
         self.logits = torch.empty(shape, dtype=torch_dtype(BY_ORT[bound.logits.type]), device=bound.device)
         self.binding.output(bound.signature.logits, self.logits)
 
-    def run(self, feeds: dict[str, np.ndarray]) -> torch.Tensor:
+    def run(self, feeds: dict[str, Feed]) -> torch.Tensor:
         for name, buffer in self.buffers.items():
-            buffer.copy_(torch.from_numpy(np.ascontiguousarray(feeds[name])))
+            buffer.copy_(as_tensor(feeds[name]), non_blocking=True)
         self.binding.run()
         return self.logits
 
 
 class CopyingSession:
     """The same for a session to which no memory can be bound: a step's caches come out of it anew, and are copied."""
+
+    all_at_once = False
 
     def __init__(self, session: LayerwiseSession, signature: Signature, shapes: list[tuple[int, ...]], dtype: type):
         self.session, self.signature = session, signature
@@ -135,10 +148,11 @@ class CopyingSession:
         }
         self.crossed |= {name: torch.zeros((batch, *sizes[name][1:]), dtype=torch.int64) for name in signature.layout}
 
-    def advance(self, feeds: dict[str, np.ndarray], rows: slice = slice(None)) -> torch.Tensor:
+    def advance(self, feeds: dict[str, Feed], rows: slice = slice(None)) -> torch.Tensor:
+        given = {name: as_tensor(value).numpy() for name, value in feeds.items()}
         pasts = {name: cache[rows].numpy() for name, cache in (self.caches | self.crossed).items()}
         presents = [cache.present for cache in self.signature.caches]
-        logits, *written = self.session.run([self.signature.logits, *presents], feeds | pasts)
+        logits, *written = self.session.run([self.signature.logits, *presents], given | pasts)
         for cache, present in zip(self.signature.caches, written):
             self.caches[cache.past][rows] = torch.from_numpy(present)
         return torch.from_numpy(logits)

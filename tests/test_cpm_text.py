@@ -12,10 +12,10 @@ from suture.generate.batch import Batch, Sequence
 from suture.generate.command import Generator
 from suture.generate.options import parse
 from suture.generate.prompts import Prompt
-from suture.generate.sampling import Sampler, Sampling
-from suture.generate.speed import Speed
 from suture.generate.text import TextStream
 from suture.runtime.graphs import open_graph
+from suture.serve.request import Sampling
+from suture.serve.speed import Speed
 from tests.families import CAPACITY, FAMILIES, checkpoint, operated, reference
 
 PREFIX = FAMILIES["cpmant"].config["prompt_length"]
@@ -67,7 +67,7 @@ def test_a_prompt_is_read_whole_whatever_the_cache_holds(speaking):
         return [sequence.answer for sequence in batch.run(iter(asked), lambda sequence, piece: None)]
 
     def batch(chunk: int) -> Batch:
-        return Batch(model, 1, Sampler(Sampling(), model.vocab), chunk, Speed())
+        return Batch(model, 1, Sampling(), model.vocab, chunk, Speed())
 
     prompts = [list(range(10, 30)), list(range(10, 36))]
     apart = [answers(batch(1000), [prompt])[0] for prompt in prompts]

@@ -130,12 +130,20 @@ MADE = ("architecture.md", "contributing.md", "changelog.md", "security.md", "co
 @pytest.mark.parametrize(
     ("package", "others"),
     [("core", ""), ("models", "core"), ("runtime", "core"), ("export", "core models"), ("surgery", "core models"),
-     ("build", "core"), ("validate", "core models runtime"), ("generate", "core models runtime")],
+     ("build", "core"), ("validate", "core models runtime"), ("generate", "core models runtime serve"),
+     ("serve", "core models runtime generate")],
 )  # fmt: skip
 def test_packages_import_what_architecture_md_says(package, others):
     source = "\n".join(path.read_text() for path in (ROOT / package).rglob("*.py"))
     imported = set(re.findall(r"^\s*(?:from|import) suture\.(\w+)", source, re.MULTILINE))
     assert imported - {package} <= set(others.split())
+
+
+def test_the_scheduler_knows_no_text():
+    """generate's loop is its client, and the server a client of generate's."""
+    for name in ("engine", "lookup", "request", "rows", "sampling", "speed"):
+        imported = re.findall(r"^from suture\.(\w+)\.?(\w*) ", (ROOT / "serve" / f"{name}.py").read_text(), re.MULTILINE)
+        assert {package for package, _ in imported} <= {"core", "runtime", "serve"}
 
 
 def test_the_version_is_in_the_changelog():

@@ -11,14 +11,14 @@ from fake_engine import FakeEngine
 from suture.core.signature import ntk_alpha
 from suture.generate.batch import CAPACITY, LENGTH, STOP, Batch, Sequence
 from suture.generate.command import in_order
-from suture.generate.sampling import Sampler, Sampling
-from suture.generate.speed import Speed, _figure
 from suture.generate.text import TextStream
 from suture.models.tokenizer import open_tokenizer
 from suture.runtime import graphs
 from suture.runtime.engine import Engine
 from suture.runtime.engine_decoder import EngineModel, signature_of
 from suture.runtime.graphs import OnnxDecoder, graph_of, open_to_generate
+from suture.serve.request import Sampling
+from suture.serve.speed import Speed, _figure
 from tests.golden.make_text import CHECKPOINT, GOLDEN, NEW_TOKENS
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +51,7 @@ def sequences(prompts: list[list[int]], limits: list[int], stop: tuple[str, ...]
 
 
 def batch(model: OnnxDecoder, rows: int, chunk: int = 64, vocab: int = TOKENIZER.size, **sampling) -> Batch:
-    return Batch(model, rows, Sampler(Sampling(**sampling), vocab), chunk, Speed())
+    return Batch(model, rows, Sampling(**sampling), vocab, chunk, Speed())
 
 
 def answers(batch: Batch, asked: list[Sequence]) -> list[list[int]]:
@@ -208,4 +208,5 @@ def test_bytes_of_a_step_are_weights_and_valid_slots(static):
     answers(row, sequences(PROMPTS[:2], [3, 3]))
     slot = 4 * 2 * 256 * 4  # layers, key and value, heads · head_dim, bytes
     held = sum(len(prompt) + step for prompt in PROMPTS[:2] for step in (1, 2))
-    assert row.speed.decode_bytes == 2 * 1_000_000 + held * slot
+    assert row.speed.steps == 3  # the first sequence decodes once before the second's prompt is read
+    assert row.speed.decode_bytes == 3 * 1_000_000 + held * slot

@@ -11,11 +11,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from suture.core.errors import UserError
 from suture.generate.prompts import Prompt
-from suture.generate.sampling import Sampler, Sampling
 from suture.generate.text import UNFINISHED, TextStream
 from suture.models.library_tokenizer import LibraryTokenizer
 from suture.models.named import checkpoint_folder
 from suture.models.tokenizer import SYSTEM, open_tokenizer
+from suture.serve.request import Request, Sampling
+from suture.serve.sampling import Sampler, told
 
 ALPHABET = "ab-\n é→漢🇨👩\u200d"
 TEMPLATE = (
@@ -75,29 +76,92 @@ def test_draws_follow_the_distribution(sampling):
         among = np.where(kept, expected, 0) / expected[kept].sum()
         kept &= np.cumsum(among) - among < top_p  # the smallest set that reaches it
     expected = np.where(kept, expected, 0) / expected[kept].sum()
-    sampler = Sampler(Sampling(seed=1, **sampling), vocab=6)
-    draw, count = sampler.draws(0, torch.device("cpu")), 20_000
-    drawn = np.array([sampler.choose(LOGITS[None], [], [draw])[0] for _ in range(500)])
-    batched = sampler.choose(LOGITS.repeat(count - 500, 1), [], [draw] * (count - 500))
-    shares = np.bincount([*drawn, *batched], minlength=6) / count
+    count = 20_000
+    request = asked(Sampling(seed=1, **sampling))
+    sampler = Sampler(rows=500, vocab=6)
+    for row in range(500):
+        sampler.begin(row, request)
+    single = [int(sampler.choose(LOGITS[None], 7, [place])) for place in range(500)]
+    logits, places = LOGITS.repeat(500, 1), range(500, count)
+    batched = [sampler.choose(logits, 0, places[start : start + 500]) for start in range(0, count - 500, 500)]
+    shares = np.bincount([*single, *torch.cat(batched).tolist()], minlength=6) / count
     assert (np.abs(shares - expected) <= 5 * np.sqrt(expected * (1 - expected) / count)).all(), (shares, expected)
 
 
-def test_draws_depend_on_seed_and_sequence_only():
-    def drawn(seed: int, index: int, beside: int = 0) -> list[int]:
-        sampler = Sampler(Sampling(temperature=1.0, seed=seed), vocab=6)
-        draws = [sampler.draws(other, torch.device("cpu")) for other in (*range(100, 100 + beside), index)]
-        return [sampler.choose(LOGITS.repeat(beside + 1, 1), [], draws)[-1] for _ in range(40)]
+def asked(sampling: Sampling, prompt=(), answer=()) -> Request:
+    return Request(prompt, 9, lambda token: False, lambda why: None, sampling, answer=list(answer))
 
-    assert drawn(0, 0) == drawn(0, 0) == drawn(0, 0, beside=3)
+
+def chosen(logits: torch.Tensor, *requests: Request) -> list[int]:
+    """What is chosen of logits [rows, vocab] once each request has its answer."""
+    sampler = Sampler(len(requests), vocab=6)
+    for row, request in enumerate(requests):
+        sampler.begin(row, request)
+        for token in request.answer:
+            if sampler.counts is not None:
+                sampler.counts[row, token] += 1
+    return sampler.choose(logits, 0, [len(request.answer) for request in requests]).tolist()
+
+
+def test_draws_depend_on_seed_and_sequence_only():
+    def drawn(seed: int, index: int, beside: tuple[Sampling, ...] = ()) -> list[int]:
+        requests = [asked(other) for other in (*beside, Sampling(temperature=1.0, seed=(seed, index)))]
+        sampler = Sampler(len(requests), vocab=6)
+        for row, request in enumerate(requests):
+            sampler.begin(row, request)
+        return [int(sampler.choose(LOGITS.repeat(len(requests), 1), 0, [place] * len(requests))[-1]) for place in range(40)]
+
+    others = (
+        Sampling(temperature=0.7, top_k=2),
+        Sampling(),
+        Sampling(temperature=2.0, top_p=0.5, min_p=0.1, presence_penalty=1.0),
+    )
+    assert drawn(0, 0) == drawn(0, 0) == drawn(0, 0, others)
     assert len({tuple(drawn(seed, index)) for seed in (0, 1) for index in (0, 1)}) == 4
 
 
 def test_the_penalty_is_for_tokens_that_were_seen_however_often():
-    sampler = Sampler(Sampling(repetition_penalty=2.0), vocab=6)
-    seen = [[0, 0, 0, 5], [3], [0, 1]]
-    assert sampler.choose(LOGITS.repeat(3, 1), seen, [None] * 3) == [1, 0, 0]
-    assert sampler.choose(torch.tensor([[-1.0, -1.5, 0, 0, 0, 0, 0]]) - 5, [[2, 3, 4, 5]], [None]) == [0]
+    penalty = Sampling(repetition_penalty=2.0)
+    seen = [asked(penalty, [0, 0, 0, 5]), asked(penalty, [3]), asked(penalty, [0], [1]), asked(Sampling(), [0])]
+    assert chosen(LOGITS.repeat(4, 1), *seen) == [1, 0, 0, 0]
+    below = torch.tensor([[-1.0, -1.5, 0, 0, 0, 0, 0]]) - 5
+    assert chosen(below, asked(penalty, [2, 3, 4, 5])) == [0]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "answer", "expected"),
+    [
+        ({"presence_penalty": 0.6}, [0], 1),  # 2.0 - 0.6 < 1.5
+        ({"presence_penalty": 0.4}, [0, 0, 0], 0),
+        ({"frequency_penalty": 0.4}, [0], 0),
+        ({"frequency_penalty": 0.4}, [0, 0], 1),
+        ({"frequency_penalty": -1.0}, [2, 2], 2),
+        ({"logit_bias": ((3, 3.0), (0, -1.0))}, [], 3),
+        ({"logit_bias": ((6, 100.0),)}, [], 0),
+        ({"temperature": 5.0, "min_p": 0.99}, [], 0),
+        ({"temperature": 5.0, "top_k": 1}, [], 0),
+    ],
+)
+def test_penalties_and_biases(sampling, answer, expected):
+    """The prompt counts for neither presence nor frequency. An id that is no token is left out of the biases."""
+    sampling["logit_bias"] = tuple((token, added) for token, added in sampling.get("logit_bias", ()) if token < 6)
+    assert chosen(LOGITS[None], asked(Sampling(**sampling), [0, 0], answer)) == [expected]
+
+
+def test_min_p_is_of_the_likeliest():
+    sampling = Sampling(temperature=1.0, min_p=0.3)  # exp(-1) is kept, exp(-2) is not
+    drawn = {chosen(LOGITS[None], asked(Sampling(temperature=1.0, min_p=0.3, seed=seed)))[0] for seed in range(200)}
+    assert drawn == {0, 1, 2}
+    assert sampling.min_p < np.exp(-1)
+
+
+def test_logprobs_are_of_the_models_own_distribution():
+    token = told(LOGITS, 3, 2, vocab=6)
+    expected = LOGITS[:6].log_softmax(-1)
+    assert token.id == 3
+    assert token.logprob == pytest.approx(float(expected[3]))
+    assert [(place, pytest.approx(float(value))) for place, value in enumerate(expected[:2])] == list(token.likeliest)
+    assert told(LOGITS, 3, 0, vocab=6).likeliest == ()
 
 
 @pytest.fixture

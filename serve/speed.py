@@ -12,7 +12,11 @@ class Speed:
     prompt_seconds: float = 0.0
     written: int = 0  # tokens chosen, the last of each answer included
     decoded: int = 0  # those among them that a decoding step gave: all but the first of each answer
-    steps: int = 0
+    chunks: int = 0  # steps that read prompts
+    steps: int = 0  # that decode
+    rows: int = 0  # of all decoding steps together, whether they had a sequence or not
+    guessed: int = 0  # tokens that prompt lookup added to steps
+    accepted: int = 0  # of these, that turned out right
     decode_seconds: float = 0.0
     decode_bytes: int = 0  # every weight once a step, the caches' valid slots, and all that cross-attention reads
     first: list[float] = field(default_factory=list)  # seconds to an answer's first token, from the encoder or the prompt on
