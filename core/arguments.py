@@ -48,6 +48,7 @@ def real(least: float, most: float, or_zero: bool = False) -> Callable[[str], fl
 count = whole(1, TOKENS)
 slots = whole(1, SLOTS)
 rows = whole(1, ROWS)
+port = whole(0, 65_535)
 seed = whole(0, (1 << 63) - 1)
 tolerance = real(1e-12, 1.0)  # of the largest value: beyond 1 nothing is compared, and at 0 no float is equal
 

@@ -2,6 +2,7 @@
 is never run; its chat template is rendered in a sandbox, in a process of its own."""
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -22,6 +23,7 @@ READ = (  # all that transformers may look at
     "chat_template.jinja", "chat_template.json", "spiece.model", "sentencepiece.bpe.model",
 )  # fmt: skip
 TEMPLATES = "additional_chat_templates"  # a folder of them
+SILENCE = threading.Lock()
 FORMAT = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
 
 
@@ -101,12 +103,13 @@ class LibraryTokenizer:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Nothing reaches standard error, not from C either."""
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+    """Nothing reaches standard error, not from C either. One thread at a time: another would take the silence for what was there."""
+    with SILENCE:
+        kept = os.dup(2)
+        try:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

@@ -14,6 +14,7 @@ COMMANDS = {  # name: module, what it does
     "build": ("suture.build.__main__", "the lowered graph to a TensorRT engine"),
     "validate": ("suture.validate.__main__", "each step's result against the one before"),
     "generate": ("suture.generate.__main__", "text from a pipeline's folder"),
+    "serve": ("suture.serve.__main__", "a pipeline's folder behind OpenAI's API over HTTP"),
     "check": ("suture.validate.check_command", "what TensorRT's parser drops, misreads or refuses of any ONNX file"),
     "compare": ("suture.validate.compare_command", "two graphs down to the first difference, or two reports"),
     "convert": ("suture.models.convert", "a published pickle (.pth, .bin, .ckpt) to safetensors"),
