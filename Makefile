@@ -4,6 +4,7 @@
 # make slow         set up, then the tests that `make test` leaves out, but for the whole of `make abuse`
 # make abuse        set up, then every case of hostile and faulty input; abuse-coverage counts them, fuzz draws some for MINUTES
 # make benchmarks   set up, then run every benchmark at a tiny size
+# make servers      set up, then start Triton and Ray Serve on loopback with Suture behind them (hundreds of megabytes each)
 # make package      set up, then build sdist and wheel, and use the installed wheel from another folder
 # make lint         set up, then check style and types
 # make docs         set up, then build the documentation's site; a warning is an error
@@ -16,7 +17,7 @@ MINUTES ?= 5
 # What the tests and their many processes import is compiled once.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test check slow abuse abuse-coverage fuzz benchmarks package lint docs clean
+.PHONY: demo test check slow abuse abuse-coverage fuzz benchmarks servers package lint docs clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python pipeline.py --model tiny-qwen --dtype float16 --out $(OUT)
@@ -41,6 +42,9 @@ fuzz: $(VENV)/installed
 
 abuse-coverage: $(VENV)/installed
 	$(VENV)/bin/python -m tests.abuse.coverage
+
+servers: $(VENV)/installed
+	$(VENV)/bin/python -m tests.servers
 
 package: $(VENV)/installed
 	PYTHON=$(abspath $(VENV))/bin/python bash .ci/package

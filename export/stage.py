@@ -24,6 +24,8 @@ from suture.models.hub import folder_of
 from suture.models.named import presets, shipped
 from suture.models.parts import Part, part_named, parts_of, table_of
 from suture.models.random_weights import of_preset
+from suture.models.tokenizer import VOCABULARY, tokenizer_files
+from suture.models.tokenizer_json import has_tiktoken, write_library_files
 
 GRAPH = "model.onnx"
 
@@ -82,6 +84,8 @@ def _export(part: Part, stage: Stage, checkpoint: Checkpoint, options: ExportOpt
         stage.extra |= attach(graph, checkpoint, dtype, weights, partial, out)
         stage.extra["bytes_copied"] += packed
         onnx.save(ir.to_proto(graph), partial / GRAPH)
+        if part.kind == DECODER and has_tiktoken(checkpoint.folder):
+            write_library_files(checkpoint.folder, partial)  # which servers read
         stage.extra |= {"nodes": len(graph.graph), "part": description(part, graph)}
     for name in stage.extra["not_finite"]:
         print(f"export: {name} has NaN or infinite values, and so will what is computed with it")
@@ -92,7 +96,8 @@ def _export(part: Part, stage: Stage, checkpoint: Checkpoint, options: ExportOpt
 
 
 def _stage(part: Part, checkpoint: Checkpoint, out: Path, options: ExportOptions) -> Stage:
-    return Stage("export", out, checkpoint.files, {**_asked(checkpoint, options), "part": part.name}, [GRAPH])
+    vocabulary = [path for path in tokenizer_files(checkpoint.folder) if path.name == VOCABULARY and part.kind == DECODER]
+    return Stage("export", out, [*checkpoint.files, *vocabulary], {**_asked(checkpoint, options), "part": part.name}, [GRAPH])
 
 
 def _asked(checkpoint: Checkpoint, options: ExportOptions) -> dict:

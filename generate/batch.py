@@ -13,7 +13,7 @@ from suture.generate.text import TextStream
 from suture.runtime.engine_decoder import EngineModel
 from suture.runtime.graphs import OnnxDecoder
 from suture.serve.engine import Scheduler
-from suture.serve.request import CAPACITY, LENGTH, STOP, Processor, Request, Sampling, Token
+from suture.serve.request import CAPACITY, LENGTH, STOP, GenerationRequest, Processor, Sampling, Token
 from suture.serve.speed import Speed
 
 __all__ = ["CAPACITY", "LENGTH", "STOP", "Batch", "Sequence"]
@@ -85,7 +85,7 @@ class Batch:
         self.scheduler.rows.forget()
         return logits[0, -1].float().cpu()
 
-    def _request(self, sequence: Sequence, show: Callable[[Sequence, str], None], done: deque[Sequence]) -> Request:
+    def _request(self, sequence: Sequence, show: Callable[[Sequence, str], None], done: deque[Sequence]) -> GenerationRequest:
         started = time.perf_counter()
 
         def take(token: Token) -> bool:
@@ -103,5 +103,5 @@ class Batch:
             done.append(sequence)
 
         sampling = replace(self.sampling, seed=(self.sampling.seed, sequence.index))
-        request = Request(sequence.prompt, sequence.limit, take, ended, sampling, self.processors)
+        request = GenerationRequest(sequence.prompt, sequence.limit, take, ended, sampling, self.processors)
         return request

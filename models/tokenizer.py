@@ -93,9 +93,15 @@ def open_tokenizer(folder: Path | str) -> Tokenizer | LibraryTokenizer:
     file = Path(folder) / VOCABULARY
     if not file.exists() and can_read(Path(folder)):
         return LibraryTokenizer(Path(folder))
-    lines = read_bytes(
-        inside(Path(folder), VOCABULARY), remedy="put the checkpoint's tokenizer beside its config.json"
-    ).splitlines()
+    ranks = read_ranks(Path(folder))
+    with refusals(file, "is not a vocabulary of tiktoken's", "download it again"):
+        return Tokenizer(ranks)
+
+
+def read_ranks(folder: Path) -> dict[bytes, int]:
+    """Each token's bytes and rank, of a checkpoint's vocabulary. Raises UserError where the file is malformed or lies elsewhere."""
+    file = inside(folder, VOCABULARY)
+    lines = read_bytes(file, remedy="put the checkpoint's tokenizer beside its config.json").splitlines()
     ranks = {}
     for number, line in enumerate(filter(None, lines), start=1):
         try:
@@ -105,5 +111,4 @@ def open_tokenizer(folder: Path | str) -> Tokenizer | LibraryTokenizer:
             raise UserError(file, f"line {number} is not a token in base64 and its rank", "download it again") from None
     if sorted(ranks.values()) != list(range(len(ranks))) or not all(bytes([byte]) in ranks for byte in range(256)):
         raise UserError(file, "lacks ranks, or one of the 256 bytes", "download it again")
-    with refusals(file, "is not a vocabulary of tiktoken's", "download it again"):
-        return Tokenizer(ranks)
+    return ranks

@@ -21,7 +21,7 @@ from starlette.routing import Route
 from suture.core.errors import UserError
 from suture.generate.prompts import Prompt
 from suture.generate.text import TextStream
-from suture.serve.bodies import Body, ChatBody, CompletionBody, Refused, read_body
+from suture.serve.bodies import BadCall, Body, ChatBody, CompletionBody, read_body
 from suture.serve.engine import QueueFull
 from suture.serve.grammar import MakeGrammar
 from suture.serve.metrics import Metrics
@@ -44,7 +44,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Model:
+class ServedModel:
     """What is known of the model once it is loaded."""
 
     tokenizer: object
@@ -82,7 +82,7 @@ class Application:
 
     async def unknown(self, request: HttpRequest, failure) -> Response:
         says = "no such path" if failure.status_code == 404 else "this path takes another method"
-        return JSONResponse(error(Refused(failure.status_code, f"{request.url.path[:200]}: {says}")), failure.status_code)
+        return JSONResponse(error(BadCall(failure.status_code, f"{request.url.path[:200]}: {says}")), failure.status_code)
 
     async def models(self, request: HttpRequest, told: dict) -> Response:
         return JSONResponse({"object": "list", "data": [self._described()]})
@@ -111,18 +111,18 @@ class Application:
             try:
                 self._check_key(request)
                 response = await handle(request, told)
-            except Refused as refused:
+            except BadCall as refused:
                 response = self._refuse(refused)
             except Unavailable as why:
-                response = self._refuse(Refused(503, f"the server is {why}", code="unavailable"))
+                response = self._refuse(BadCall(503, f"the server is {why}", code="unavailable"))
             except QueueFull:
-                response = self._refuse(Refused(429, "as many requests wait as may; try again later", code="queue_full"))
+                response = self._refuse(BadCall(429, "as many requests wait as may; try again later", code="queue_full"))
             except (ClientDisconnect, asyncio.CancelledError):
                 told["gone"] = True
                 response = Response(status_code=499)
             except Exception as fault:
                 self._say({**told, "fault": f"{type(fault).__name__}: {fault}"[:500]})
-                response = self._refuse(Refused(500, "a fault of the server; its log says more"))
+                response = self._refuse(BadCall(500, "a fault of the server; its log says more"))
             finally:
                 if response is not None and not isinstance(response, StreamingResponse):
                     self._close(request, told, response.status_code, started)
@@ -138,11 +138,11 @@ class Application:
             return
         given = request.headers.get("authorization", "").encode("utf-8", "replace")
         if not hmac.compare_digest(given, f"Bearer {self.api_key}".encode()):
-            raise Refused(401, "give the server's API key: Authorization: Bearer KEY", code="invalid_api_key")
+            raise BadCall(401, "give the server's API key: Authorization: Bearer KEY", code="invalid_api_key")
 
     def _check_name(self, name: str) -> None:
         if name != self.name:
-            raise Refused(404, f"the model {name[:100]!r} is not here; this is {self.name!r}", "model", "model_not_found")
+            raise BadCall(404, f"the model {name[:100]!r} is not here; this is {self.name!r}", "model", "model_not_found")
 
     async def _body(self, request: HttpRequest, kind: type[Body]) -> Body:
         if self.worker.state != READY:
@@ -151,13 +151,13 @@ class Application:
         async for part in request.stream():
             content += part
             if len(content) > self.limits.body:
-                raise Refused(413, f"the body has more than {self.limits.body:,} bytes")
+                raise BadCall(413, f"the body has more than {self.limits.body:,} bytes")
         body = read_body(kind, content)
         self._check_name(body.model)
         return body
 
     async def _ids(self, prompt: str | list[int] | list[dict], param: str) -> list[int]:
-        """The prompt's tokens. Raises Refused where there are none, too many, or some that the model does not know."""
+        """The prompt's tokens. Raises BadCall where there are none, too many, or some that the model does not know."""
         model = self.model()
         if prompt and isinstance(prompt, list) and isinstance(prompt[0], int):
             ids = prompt
@@ -167,12 +167,12 @@ class Application:
             try:
                 ids = await loop.run_in_executor(self.reader, asked.ids, model.tokenizer, None)
             except UserError as wrong:
-                raise Refused(400, str(wrong).partition(";")[0], param) from None
+                raise BadCall(400, str(wrong).partition(";")[0], param) from None
         if beyond := [token for token in ids if token >= model.embedded]:
-            raise Refused(400, f"{beyond[0]} is no token of the model's {model.embedded}", param)
+            raise BadCall(400, f"{beyond[0]} is no token of the model's {model.embedded}", param)
         limit = min((each for each in (self.limits.prompt, model.longest) if each is not None), default=None)
         if limit is not None and model.before + len(ids) > limit:
-            raise Refused(400, f"the prompt has {len(ids)} tokens, and {limit} is the most", param, "context_length_exceeded")
+            raise BadCall(400, f"the prompt has {len(ids)} tokens, and {limit} is the most", param, "context_length_exceeded")
         return ids
 
     def _limit(self, body: Body, prompt: list[int]) -> int:
@@ -183,10 +183,10 @@ class Application:
         if asked is None:
             return most
         if self.limits.max_tokens is not None and asked > self.limits.max_tokens:
-            raise Refused(400, f"max_tokens is {asked}, and {self.limits.max_tokens} is the most", "max_tokens")
+            raise BadCall(400, f"max_tokens is {asked}, and {self.limits.max_tokens} is the most", "max_tokens")
         if asked > most:
             says = f"max_tokens is {asked}, and behind the prompt's {len(prompt)} tokens there is room for {most}"
-            raise Refused(400, says, "max_tokens", "context_length_exceeded")
+            raise BadCall(400, says, "max_tokens", "context_length_exceeded")
         return asked
 
     def _read(self, token: int) -> str:
@@ -217,20 +217,20 @@ class Application:
         if schema is None:
             return []
         if self.model().grammar is None:
-            raise Refused(400, "response_format needs llguidance, which is not installed here", "response_format")
+            raise BadCall(400, "response_format needs llguidance, which is not installed here", "response_format")
         try:
             return [self.model().grammar(schema)]
         except ValueError as wrong:
-            raise Refused(400, f"the schema is not one that can be followed: {wrong}"[:300], "response_format") from None
+            raise BadCall(400, f"the schema is not one that can be followed: {wrong}"[:300], "response_format") from None
 
     async def _first(self, answers: Answers) -> Piece | Ended:
-        """The first event. Raises Refused where no row has become free in time."""
+        """The first event. Raises BadCall where no row has become free in time."""
         try:
             return await asyncio.wait_for(answers.events.get(), self.limits.queue_seconds)
         except TimeoutError:
             if any(request.began is not None for request in answers.requests):
                 return await answers.events.get()
-            raise Refused(
+            raise BadCall(
                 503, f"no row has become free in {self.limits.queue_seconds:g} seconds", code="queue_timeout"
             ) from None
 
@@ -247,12 +247,12 @@ class Application:
             gone.cancel()
 
     async def _events(self, answers: Answers, first: Piece | Ended) -> AsyncIterator[Piece | Ended]:
-        """All of them. Raises Refused where an answer fails."""
+        """All of them. Raises BadCall where an answer fails."""
         left, happened = len(answers.answers), first
         while True:
             if isinstance(happened, Ended) and happened.why not in REASONS:
                 fault = next(answers.faults(), None)
-                raise Refused(500, f"the answer failed: {fault}"[:300] if fault else f"the answer was {happened.why}")
+                raise BadCall(500, f"the answer failed: {fault}"[:300] if fault else f"the answer was {happened.why}")
             yield happened
             left -= isinstance(happened, Ended)
             if not left:
@@ -281,7 +281,7 @@ class Application:
             if body.usage:
                 yield reply.usage(answers.usage)
             yield DONE
-        except Refused as refused:  # too late for a status
+        except BadCall as refused:  # too late for a status
             yield event(error(refused))
         finally:
             answers.cancel()
@@ -314,7 +314,7 @@ class Application:
             self.metrics.turned_away(status)
         self._say(line)
 
-    def _refuse(self, refused: Refused) -> Response:
+    def _refuse(self, refused: BadCall) -> Response:
         headers = {"Retry-After": RETRY[refused.status]} if refused.status in RETRY else {}
         if refused.status == 401:
             headers["WWW-Authenticate"] = "Bearer"

@@ -25,7 +25,7 @@ Id = Annotated[int, Field(strict=True, ge=0, lt=1 << 31)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Refused(Exception):
+class BadCall(Exception):
     """What is wrong with a request: an HTTP status, a sentence, the field it is about, and a code."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
@@ -33,23 +33,23 @@ class Refused(Exception):
         self.status, self.message, self.param, self.code = status, message, param, code
 
 
-class Strict(BaseModel):
+class CheckedBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
-class StreamOptions(Strict):
+class StreamOptions(CheckedBody):
     include_usage: bool = False
     include_obfuscation: bool = False  # which only adds padding, and is not added here
 
 
-class JsonSchema(Strict):
+class JsonSchema(CheckedBody):
     name: str = "answer"
     description: str | None = None
     strict: bool | None = None
     schema_: dict[str, Any] = Field(alias="schema")
 
 
-class ResponseFormat(Strict):
+class ResponseFormat(CheckedBody):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
@@ -66,7 +66,7 @@ class ResponseFormat(Strict):
         return self
 
 
-class Body(Strict):
+class Body(CheckedBody):
     """What both kinds of completion take."""
 
     model: str
@@ -109,11 +109,11 @@ class Body(Strict):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def sampling(self, vocab: int) -> Sampling:
-        """Raises Refused for a bias on what is no token."""
+        """Raises BadCall for a bias on what is no token."""
         biases = []
         for token, bias in (self.logit_bias or {}).items():
             if not (token.isascii() and token.isdigit() and len(token) < 10 and int(token) < vocab):
-                raise Refused(400, f"{token[:20]!r} is not a token's id below {vocab}", "logit_bias")
+                raise BadCall(400, f"{token[:20]!r} is not a token's id below {vocab}", "logit_bias")
             biases.append((int(token), bias))
         return Sampling(
             temperature=1.0 if self.temperature is None else max(self.temperature, 1e-3) if self.temperature else 0.0,
@@ -144,12 +144,12 @@ class CompletionBody(Body):
         return [self.prompt] if alone else self.prompt
 
 
-class TextPart(Strict):
+class TextPart(CheckedBody):
     type: Literal["text"]
     text: str
 
 
-class Message(Strict):
+class Message(CheckedBody):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[TextPart], Field(min_length=1)]
 
@@ -184,16 +184,16 @@ class ChatBody(Body):
 
 
 def read_body(kind: type[Body], content: bytes) -> Body:
-    """Raises Refused."""
+    """Raises BadCall."""
     try:
         given = parse_json(content, "the body")
     except UserError as error:
-        raise Refused(400, str(error).partition(";")[0]) from None
+        raise BadCall(400, str(error).partition(";")[0]) from None
     for name, neutral in NEUTRAL.items():
         if name in given and not any(
             given[name] is each or (given[name] == each and type(given[name]) is type(each)) for each in neutral
         ):
-            raise Refused(400, f"{name} is not supported", name, "unsupported_parameter")
+            raise BadCall(400, f"{name} is not supported", name, "unsupported_parameter")
     given = {name: value for name, value in given.items() if name not in NEUTRAL and name not in IGNORED}
     try:
         return kind.model_validate(given)
@@ -201,11 +201,11 @@ def read_body(kind: type[Body], content: bytes) -> Body:
         raise _refusal(error) from None
 
 
-def _refusal(error: ValidationError) -> Refused:
+def _refusal(error: ValidationError) -> BadCall:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = [str(part) for part in first["loc"] if not str(part).startswith(("list[", "constrained", "function-"))]
     name = place[0][:60] if place else None
     if first["type"] == "extra_forbidden":
         where = ".".join(place)[:100]
-        return Refused(400, f"{where} is not known here, and might change the answer; leave it out", name, "unknown_parameter")
-    return Refused(400, f"{'.'.join(place)[:100]}: {first['msg']}" if place else first["msg"], name)
+        return BadCall(400, f"{where} is not known here, and might change the answer; leave it out", name, "unknown_parameter")
+    return BadCall(400, f"{'.'.join(place)[:100]}: {first['msg']}" if place else first["msg"], name)

@@ -20,7 +20,7 @@ import torch
 
 from suture.runtime.decoders import OfSignature, RowDecoder
 from suture.serve import lookup
-from suture.serve.request import CANCELLED, CAPACITY, FAILED, LENGTH, STOP, Request, Token
+from suture.serve.request import CANCELLED, CAPACITY, FAILED, LENGTH, STOP, GenerationRequest, Token
 from suture.serve.rows import Rows
 from suture.serve.sampling import Sampler, told
 from suture.serve.speed import Speed
@@ -34,7 +34,7 @@ class QueueFull(Exception):
 class Chosen:
     """The tokens of a step, on their way to the host."""
 
-    requests: list[tuple[int, Request]]  # the place of each one's token among `ids`
+    requests: list[tuple[int, GenerationRequest]]  # the place of each one's token among `ids`
     ids: torch.Tensor
     tokens: dict[int, Token]  # by place, where more than the id is wanted
     event: torch.cuda.Event | None = None
@@ -45,7 +45,7 @@ class Chosen:
             self.event = torch.cuda.Event()
             self.event.record()
 
-    def arrived(self) -> list[tuple[Request, Token]]:
+    def arrived(self) -> list[tuple[GenerationRequest, Token]]:
         if self.event is not None:
             self.event.synchronize()
         ids = self.ids.tolist()
@@ -71,18 +71,18 @@ class Scheduler:
         self.tokens = torch.zeros(rows, dtype=torch.int64, device=self.device)  # each row's last one
         self.lag = 0 if self.guesses else int(self.device.type == "cuda") if lag is None else lag
         self.pending: deque[Chosen] = deque()
-        self.waiting: deque[Request] = deque()
-        self.cancelled: list[Request] = []
+        self.waiting: deque[GenerationRequest] = deque()
+        self.cancelled: list[GenerationRequest] = []
         self.lock = threading.Lock()
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: GenerationRequest) -> None:
         """Raises QueueFull."""
         with self.lock:
             if self.queue is not None and len(self.waiting) >= self.queue:
                 raise QueueFull
             self.waiting.append(request)
 
-    def cancel(self, request: Request) -> None:
+    def cancel(self, request: GenerationRequest) -> None:
         """Ends the request within a tick, if it has not ended."""
         with self.lock:
             self.cancelled.append(request)
@@ -268,7 +268,7 @@ class Scheduler:
         for request, token in self.pending.popleft().arrived():
             self._deliver(request, token)
 
-    def _deliver(self, request: Request, token: Token) -> None:
+    def _deliver(self, request: GenerationRequest, token: Token) -> None:
         if request.finish:  # by the token before, while this one was computed
             return
         row = self.rows[self.rows.of(request)]
@@ -288,7 +288,7 @@ class Scheduler:
         elif len(row.held) == self.model.longest:
             self._end(request, CAPACITY)
 
-    def _end(self, request: Request, why: str) -> None:
+    def _end(self, request: GenerationRequest, why: str) -> None:
         request.finish = why
         for index in self.rows.used:
             if self.rows[index].request is request:

@@ -46,6 +46,7 @@ def listen(host: str, port: int) -> socket.socket:
         made = socket.socket(family)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
+        made.listen(2048)  # who connects while it starts is answered once it has
     except OSError as error:
         raise UserError(
             f"{host}:{port}", f"cannot be listened at ({error.strerror})", "choose another --host or --port"

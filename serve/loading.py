@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from suture.core.errors import UserError
 from suture.generate.opening import Files, find_files, open_model
 from suture.models.tokenizer import open_tokenizer
-from suture.serve.app import Application, Limits, Model
+from suture.serve.app import Application, Limits, ServedModel
 from suture.serve.engine import Scheduler
 from suture.serve.grammar import grammars
 from suture.serve.options import KEY
@@ -22,7 +22,7 @@ class Loading:
 
     options: argparse.Namespace
     files: Files
-    model: Model | None = None
+    model: ServedModel | None = None
     says: str = ""  # for the user
 
     def __call__(self) -> Scheduler:
@@ -38,7 +38,7 @@ class Loading:
         speed = Speed(opened.weight_bytes)
         scheduler = Scheduler(opened.model, options.rows, chunk, vocab, speed, options.queue, options.lookup)
         longest = opened.model.longest
-        self.model = Model(tokenizer, longest, len(signature.prefix), vocab, opened.model.vocab, grammars(tokenizer))
+        self.model = ServedModel(tokenizer, longest, len(signature.prefix), vocab, opened.model.vocab, grammars(tokenizer))
         memory = scheduler.memory()
         self.says = (
             f"{opened.what}; {options.rows} rows"

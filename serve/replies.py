@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from suture.serve.bodies import Refused
+from suture.serve.bodies import BadCall
 from suture.serve.request import CAPACITY, LENGTH, STOP, Token
 from suture.serve.worker import Piece
 
@@ -21,7 +21,7 @@ def event(value: dict) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False).encode("utf-8", "replace") + b"\n\n"
 
 
-def error(refused: Refused) -> dict:
+def error(refused: BadCall) -> dict:
     kind = KINDS.get(refused.status, "invalid_request_error")
     return {"error": {"message": refused.message, "type": kind, "param": refused.param, "code": refused.code}}
 

@@ -42,7 +42,7 @@ class Token:
 
 
 @dataclass(eq=False)
-class Request:
+class GenerationRequest:
     """`take` is given each token of the answer, and returns True where the answer ends with it; `ended` is called once, with the
     reason. Both run in the thread that calls Scheduler.tick, and have to be quick."""
 

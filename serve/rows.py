@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 
 from suture.core.signature import ntk_alpha
 from suture.runtime.decoders import OfSignature, RowDecoder
-from suture.serve.request import Request
+from suture.serve.request import GenerationRequest
 
 
 @dataclass
-class Row:
+class CacheRow:
     held: list[int] = field(default_factory=list)  # the tokens that its cache is known to hold
     alpha: float = 1.0
-    request: Request | None = None
+    request: GenerationRequest | None = None
     prompt: list[int] = field(default_factory=list)  # the request's, behind the model's prefix
     chosen: int = 0  # tokens of the answer, those included that have not arrived
 
@@ -27,10 +27,10 @@ class Rows:
 
     def __init__(self, model: OfSignature, decoder: RowDecoder, count: int, spare: int):
         self.model, self.decoder = model, decoder
-        self.rows = [Row() for _ in range(count)]
+        self.rows = [CacheRow() for _ in range(count)]
         self.room = None if model.longest is None else model.longest - spare
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> CacheRow:
         return self.rows[index]
 
     @property
@@ -46,10 +46,10 @@ class Rows:
         """The row whose prompt is being read: there is one at most, so that the next request finds what it held."""
         return next((index for index in self.used if self.rows[index].chosen == 0), None)
 
-    def of(self, request: Request) -> int:
+    def of(self, request: GenerationRequest) -> int:
         return next(index for index in self.used if self.rows[index].request is request)
 
-    def admit(self, request: Request) -> int:
+    def admit(self, request: GenerationRequest) -> int:
         """Gives the request the free row whose cache loses the least by it, with the longest beginning of its prompt that any row
         holds. There has to be a free row."""
         trained = self.model.trained_length
@@ -68,7 +68,7 @@ class Rows:
         else:
             self.decoder.keep(index, best)
         request.reused = best
-        self.rows[index] = Row(prompt[:best], alpha, request, prompt)
+        self.rows[index] = CacheRow(prompt[:best], alpha, request, prompt)
         return index
 
     def swap(self, one: int, other: int) -> None:
@@ -79,16 +79,16 @@ class Rows:
         """The row's request has ended; its cache stays, but for the slots that a step of the others writes to."""
         row = self.rows[index]
         kept = row.held if self.room is None else row.held[: self.room]
-        self.rows[index] = Row(kept, row.alpha)
+        self.rows[index] = CacheRow(kept, row.alpha)
         self.decoder.keep(index, len(kept))
 
     def forget(self) -> None:
         """What the caches of free rows hold is of no use any more."""
         for index in self.free:
-            self.rows[index] = Row()
+            self.rows[index] = CacheRow()
             self.decoder.keep(index, 0)
 
-    def _alike(self, row: Row, prompt: list[int], alpha: float) -> int:
+    def _alike(self, row: CacheRow, prompt: list[int], alpha: float) -> int:
         """Tokens of the prompt that the row holds, but for its last, whose logits are wanted. Where a prompt sees itself in both
         directions, nothing of it can be reused."""
         return 0 if self.model.bidirectional or row.alpha != alpha else common(row.held, prompt[:-1])

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from suture.serve.request import Request, Token
+from suture.serve.request import GenerationRequest, Token
 
 TEMPERATURE, TOP_P, MIN_P, REPETITION, PRESENCE, FREQUENCY = range(6)  # columns of `values`
 
@@ -19,7 +19,7 @@ class Sampler:
 
     def __init__(self, rows: int, vocab: int, device: str | torch.device = "cpu"):
         self.vocab, self.device = vocab, torch.device(device)
-        self.requests: list[Request | None] = [None] * rows
+        self.requests: list[GenerationRequest | None] = [None] * rows
         self.values = torch.ones((rows, 6), device=self.device)
         self.top_k = torch.ones(rows, dtype=torch.int64, device=self.device)
         # Made where somebody asks for penalties or biases: how often a row's answer has each token, which its prompt has, ...
@@ -27,7 +27,7 @@ class Sampler:
         self.prompted: torch.Tensor | None = None
         self.bias: torch.Tensor | None = None
 
-    def begin(self, row: int, request: Request) -> None:
+    def begin(self, row: int, request: GenerationRequest) -> None:
         """The row is this request's from now on."""
         asked = request.sampling
         self.requests[row] = request
@@ -75,7 +75,7 @@ class Sampler:
             self.counts[rows].scatter_add_(1, chosen[:, None], counted.to(self.device, non_blocking=True)[:, None])
         return chosen
 
-    def _processed(self, scores: torch.Tensor, rows: slice, requests: list[Request | None]) -> torch.Tensor:
+    def _processed(self, scores: torch.Tensor, rows: slice, requests: list[GenerationRequest | None]) -> torch.Tensor:
         values = self.values[rows]
         if any(each and each.sampling.looks_back for each in requests):
             counts = self.counts[rows]
@@ -93,7 +93,7 @@ class Sampler:
         return scores
 
     def _drawn(
-        self, scores, likeliest, rows: slice, requests: list[Request | None], places: Sequence[int | None]
+        self, scores, likeliest, rows: slice, requests: list[GenerationRequest | None], places: Sequence[int | None]
     ) -> torch.Tensor:
         values, asked = self.values[rows], [each.sampling for each in requests if each and each.sampling.temperature]
         scores = scores / values[:, TEMPERATURE, None]
@@ -118,7 +118,7 @@ class Sampler:
         return torch.where(draws & (found < self.vocab), found, likeliest)
 
 
-def _by_its_own(request: Request, scores_V: torch.Tensor) -> torch.Tensor:
+def _by_its_own(request: GenerationRequest, scores_V: torch.Tensor) -> torch.Tensor:
     """The scores as the request's processors leave them. What one of them raises is the request's fault, and no other's."""
     try:
         for process in request.processors:

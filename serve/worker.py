@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from suture.generate.text import TextStream
 from suture.serve.engine import QueueFull, Scheduler
-from suture.serve.request import FAILED, Request, Token
+from suture.serve.request import FAILED, GenerationRequest, Token
 
 LOADING, READY, DRAINING, BROKEN = "loading", "ready", "draining", "broken"
 
@@ -34,7 +34,7 @@ class Answer:
     """One of the answers to a call, which share a queue of events."""
 
     index: int
-    request: Request
+    request: GenerationRequest
     asked: float  # time.monotonic()
     tokens: int = 0
     first: float | None = None
@@ -54,7 +54,7 @@ class Worker:
         self.state = LOADING
         self.wake, self.loaded = threading.Event(), threading.Event()
         self.stopping = False
-        self.alive: set[Request] = set()  # submitted and not ended; to be touched with `lock`
+        self.alive: set[GenerationRequest] = set()  # submitted and not ended; to be touched with `lock`
         self.lock = threading.Lock()
         self.thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
 
@@ -67,7 +67,7 @@ class Worker:
         if self.fault is not None:
             raise self.fault
 
-    def submit(self, requests: Sequence[Request]) -> None:
+    def submit(self, requests: Sequence[GenerationRequest]) -> None:
         """All or none of them. Raises Unavailable and QueueFull."""
         with self.lock:
             if self.state != READY:
@@ -80,13 +80,13 @@ class Worker:
                 self.alive.add(request)
         self.wake.set()
 
-    def cancel(self, requests: Sequence[Request]) -> None:
+    def cancel(self, requests: Sequence[GenerationRequest]) -> None:
         for request in requests:
             if not request.finish and self.scheduler is not None:
                 self.scheduler.cancel(request)
         self.wake.set()
 
-    def ended(self, request: Request) -> None:
+    def ended(self, request: GenerationRequest) -> None:
         with self.lock:
             self.alive.discard(request)
 
@@ -145,7 +145,7 @@ class Answers:
     events: asyncio.Queue = field(default_factory=asyncio.Queue)
 
     def add(self, prompt: Sequence[int], text: TextStream, ends: frozenset[int], limit: int, **options) -> None:
-        """Options as of Request."""
+        """Options as of GenerationRequest."""
         index, loop = len(self.answers), asyncio.get_running_loop()
 
         def tell(event: Piece | Ended) -> None:
@@ -169,12 +169,12 @@ class Answers:
                 tell(Piece(index, rest))
             tell(Ended(index, why))
 
-        request = Request(prompt, limit, take, ended, **options)
+        request = GenerationRequest(prompt, limit, take, ended, **options)
         answer = Answer(index, request, time.monotonic())
         self.answers.append(answer)
 
     @property
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[GenerationRequest]:
         return [answer.request for answer in self.answers]
 
     def cancel(self) -> None:

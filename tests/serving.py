@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from decoder_graphs import CAPACITY, VOCAB, decoder
 from starlette.applications import Starlette
 
-from suture.serve.app import Application, Limits, Model
+from suture.serve.app import Application, Limits, ServedModel
 from suture.serve.engine import Scheduler
 from suture.serve.grammar import MakeGrammar
 from suture.serve.listening import Server, listen
@@ -73,7 +73,7 @@ def served(
     tokenizer=None, pace: float = 0.0, more: Sequence = (),
 ) -> Iterator[Served]:  # fmt: skip
     """`pace`: seconds that each tick takes longer; `more`: routes."""
-    model = Model(tokenizer or Lettered(), CAPACITY, 0, VOCAB, VOCAB, grammar)
+    model = ServedModel(tokenizer or Lettered(), CAPACITY, 0, VOCAB, VOCAB, grammar)
 
     class Paced(Scheduler):
         def tick(self) -> None:

@@ -15,7 +15,7 @@ from suture.generate.text import UNFINISHED, TextStream
 from suture.models.library_tokenizer import LibraryTokenizer
 from suture.models.named import checkpoint_folder
 from suture.models.tokenizer import SYSTEM, open_tokenizer
-from suture.serve.request import Request, Sampling
+from suture.serve.request import GenerationRequest, Sampling
 from suture.serve.sampling import Sampler, told
 
 ALPHABET = "ab-\n é→漢🇨👩\u200d"
@@ -88,11 +88,11 @@ def test_draws_follow_the_distribution(sampling):
     assert (np.abs(shares - expected) <= 5 * np.sqrt(expected * (1 - expected) / count)).all(), (shares, expected)
 
 
-def asked(sampling: Sampling, prompt=(), answer=()) -> Request:
-    return Request(prompt, 9, lambda token: False, lambda why: None, sampling, answer=list(answer))
+def asked(sampling: Sampling, prompt=(), answer=()) -> GenerationRequest:
+    return GenerationRequest(prompt, 9, lambda token: False, lambda why: None, sampling, answer=list(answer))
 
 
-def chosen(logits: torch.Tensor, *requests: Request) -> list[int]:
+def chosen(logits: torch.Tensor, *requests: GenerationRequest) -> list[int]:
     """What is chosen of logits [rows, vocab] once each request has its answer."""
     sampler = Sampler(len(requests), vocab=6)
     for row, request in enumerate(requests):

@@ -14,6 +14,8 @@ import pytest
 from serving import served, wait
 from test_generate import CASES
 
+from suture.core.errors import UserError
+from suture.serve.__main__ import main as serve_main
 from tests.abuse.http import BODIES, CALLS, GOOD
 from tests.golden.make_text import NEW_TOKENS
 
@@ -153,3 +155,21 @@ def test_a_model_that_cannot_be_loaded_ends_the_server(tiny_out, tiny_portable, 
     assert done.returncode == 2, done.stderr
     assert "model.onnx" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_a_model_repository_for_triton(tmp_path):
+    """tests/servers.py runs it on the real server."""
+    line = [str(tmp_path / "my model"), "--port", "8123", "--write-triton", str(tmp_path / "repository")]
+    assert serve_main(line) == 0
+    folder = tmp_path / "repository" / "my_model"
+    config = (folder / "config.pbtxt").read_text()
+    assert 'string_value: "http://127.0.0.1:8123"' in config
+    assert 'string_value: "my model"' in config
+    assert (folder / "1" / "model.py").read_text() == (ROOT / "serve" / "triton_model.py").read_text()
+    with pytest.raises(UserError, match="is there already"):
+        serve_main(line)
+
+
+def test_adapters_are_small():
+    for name in ("triton_model", "ray_app"):
+        assert len((ROOT / "serve" / f"{name}.py").read_text().splitlines()) <= 60

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from suture.runtime.graphs import OnnxDecoder
 from suture.serve import lookup
 from suture.serve.engine import QueueFull, Scheduler
-from suture.serve.request import CANCELLED, CAPACITY, FAILED, LENGTH, STOP, Request, Sampling, Token
+from suture.serve.request import CANCELLED, CAPACITY, FAILED, LENGTH, STOP, GenerationRequest, Sampling, Token
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 GREEDY = Sampling()
@@ -40,12 +40,12 @@ class Asked:
     told: list[Token] = field(default_factory=list)
     why: list[str] = field(default_factory=list)
 
-    def request(self, **options) -> Request:
+    def request(self, **options) -> GenerationRequest:
         def take(token: Token) -> bool:
             self.told.append(token)
             return token.id == self.stop
 
-        return Request(self.prompt, self.limit, take, self.why.append, self.sampling, **options)
+        return GenerationRequest(self.prompt, self.limit, take, self.why.append, self.sampling, **options)
 
     @property
     def answer(self) -> list[int]:
