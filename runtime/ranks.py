@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
@@ -21,7 +20,7 @@ from suture.core.shadow_copy import runnable
 from suture.core.signature import find_signature
 from suture.core.weights import load_graph, weights_root
 from suture.runtime.decoders import OfSignature, StaticDecoder
-from suture.runtime.io_binding import Binding
+from suture.runtime.io_binding import Binding, Feed, as_tensor
 
 COLLECTIVE = "DistCollective"
 AllReduce = Callable[[torch.Tensor], object]  # adds up, in place, what all ranks give it in the same order
@@ -119,6 +118,8 @@ def open_rank(path: Path, all_reduce: AllReduce, device: str = "cpu") -> RankMod
 class RankSession:
     """A batch of sequences on one rank; a suture.runtime.decoders.DecoderSession."""
 
+    all_at_once = False
+
     def __init__(self, model: RankModel, batch: int):
         self.model, self.batch = model, batch
         declared = {value.name: value for session in model.sessions for value in session.get_inputs()}
@@ -132,7 +133,7 @@ class RankSession:
         self.crossed = {name: empty(name) for name in constant if name in declared}
         self.steps: dict[tuple[int, int, int], RankStep] = {}  # by width and rows
 
-    def advance(self, feeds: dict[str, np.ndarray], rows: slice = slice(None)) -> torch.Tensor:
+    def advance(self, feeds: dict[str, Feed], rows: slice = slice(None)) -> torch.Tensor:
         key = feeds[self.model.signature.tokens].shape[1], *rows.indices(self.batch)[:2]
         if key not in self.steps:
             for other in [other for other in self.steps if other[0] > 1]:
@@ -144,7 +145,7 @@ class RankSession:
 class RankStep:
     """A step of one width for some rows: every tensor that crosses a collective has a place of its own."""
 
-    def __init__(self, session: RankSession, feeds: dict[str, np.ndarray], rows: slice):
+    def __init__(self, session: RankSession, feeds: dict[str, Feed], rows: slice):
         self.model = session.model
         self.memory: dict[str, torch.Tensor] = {}
         self.fed = [name for name in feeds if name in session.types]
@@ -159,7 +160,7 @@ class RankStep:
                 if value.name in self.fed and value.name not in self.memory:
                     shape, dtype = feeds[value.name].shape, session.types[value.name]
                     self.memory[value.name] = torch.empty(shape, dtype=dtype, device=binding.device(value.name))
-                    self.memory[value.name].copy_(torch.from_numpy(np.ascontiguousarray(feeds[value.name])))
+                    self.memory[value.name].copy_(as_tensor(feeds[value.name]))
                 binding.input(value.name, self.memory[value.name])
             self._bind_outputs(binding, each, presents)
             self.bindings.append((binding, part.sums))
@@ -176,9 +177,9 @@ class RankStep:
             binding.output(value.name, presents.get(value.name, self.memory.get(value.name)))
         binding.run()  # the next segment's shapes may depend on what is in its inputs
 
-    def run(self, feeds: dict[str, np.ndarray]) -> torch.Tensor:
+    def run(self, feeds: dict[str, Feed]) -> torch.Tensor:
         for name in self.fed:
-            self.memory[name].copy_(torch.from_numpy(np.ascontiguousarray(feeds[name])))
+            self.memory[name].copy_(as_tensor(feeds[name]))
         for binding, sums in self.bindings:
             binding.run()
             for name in sums:
