@@ -25,7 +25,7 @@ from suture.surgery.graph import files, weights
 from suture.surgery.operate import operate
 from suture.surgery.options import SurgeryOptions
 from suture.surgery.parallel import pieces
-from suture.surgery.parallel.placement import Share, Placement
+from suture.surgery.parallel.placement import Placement, Share
 from suture.surgery.parallel.proof import joined, part, prove_ranks
 from suture.surgery.parallel.relations import carried
 from suture.surgery.parallel.stage import divided

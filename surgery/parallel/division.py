@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 
 from suture.core.errors import UserError
 from suture.surgery.graph import Graph, op_of, static_dim
-from suture.surgery.parallel.placement import Indivisible, Share, Placement, Whole
+from suture.surgery.parallel.placement import Indivisible, Placement, Share, Whole
 from suture.surgery.parallel.relations import PRODUCTS, Placements, Relations
 from suture.surgery.shapes.shape_values import ShapeValues
 

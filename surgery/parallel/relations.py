@@ -15,7 +15,7 @@ from collections.abc import Callable
 import onnx_graphsurgeon as gs
 
 from suture.surgery.graph import Graph, inputs_of, op_of, output_of, rank
-from suture.surgery.parallel.placement import Indivisible, Share, Placement, Whole
+from suture.surgery.parallel.placement import Indivisible, Placement, Share, Whole
 from suture.surgery.shapes.shape_values import ShapeValues
 from suture.surgery.shapes.symbolic_dims import SymbolicDim, multiply, quotient
 
