@@ -1,16 +1,20 @@
-"""What torch's exporter writes inexactly in half precision, written as torch computes it: constants in float32.
+"""What torch's exporter writes inexactly in half precision, or of mixed types, written as torch computes it.
 
 torch multiplies half-precision tensors by numbers that keep their own precision. The exporter rounds those to the tensor's
 type: in bfloat16 the scale of attention, 1 / sqrt(128), which it spreads over query and key, would come out 0.3 % too
-small, and the constants of GELU would be no longer GELU's.
+small, and the constants of GELU would be no longer GELU's. Tensors of several types that torch joins become the type that holds
+all; the exporter joins them as they are, which no runtime takes (half-precision SDXL: the prompt beside sinusoids of sizes).
 """
 
 import math
 from collections.abc import Callable
+from functools import reduce
 
 import onnx_ir as ir
 import torch
 from onnxscript import opset18 as op
+
+from suture.core.dtypes import of_torch, torch_dtype
 
 FLOAT = ir.DataType.FLOAT
 LEAST = torch.finfo(torch.float32).min
@@ -40,6 +44,15 @@ def gelu(x, approximate="none"):
     return op.Cast(op.Mul(op.Mul(wide, _number(0.5)), op.Add(function, _number(1.0))), to=x.dtype)
 
 
+def cat(tensors, dim=0):
+    """Tensors one behind another along `dim`; of no elements and one axis, torch leaves them out."""
+    joined = [tensor for tensor in tensors if tensor is not None and tensor.shape != (0,)]
+    if len(kinds := {tensor.dtype for tensor in joined}) > 1:
+        widest = of_torch(reduce(torch.promote_types, (torch_dtype(int(kind)) for kind in kinds)))
+        joined = [op.Cast(tensor, to=widest.onnx) for tensor in joined]
+    return op.Concat(*joined, axis=dim) if len(joined) > 1 else op.Identity(joined[0])
+
+
 def _number(value: float) -> ir.Tensor:
     return ir.tensor(value, dtype=FLOAT)
 
@@ -47,4 +60,7 @@ def _number(value: float) -> ir.Tensor:
 TABLE: dict[object, Callable] = {
     torch.ops.aten.scaled_dot_product_attention.default: attention,
     torch.ops.aten.gelu.default: gelu,
+    torch.ops.aten.cat.default: cat,
+    torch.ops.aten.concat.default: cat,
+    torch.ops.aten.concatenate.default: cat,
 }
