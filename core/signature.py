@@ -46,6 +46,7 @@ QUANTIZED = "suture.quantized"  # metadata of a quantised graph: the format, and
 NTK_TRAINED_LENGTH = "suture.ntk_trained_length"  # metadata of a graph that takes ntk_alpha: the config's seq_length
 BIDIRECTIONAL = "suture.bidirectional"  # metadata of a graph in which a step's tokens see each other
 PREFIX = "suture.prefix"  # metadata: the tokens that begin every row, before the text
+WANTS_FLOAT32 = "suture.wants_float32"  # metadata of a graph whose numbers pass what float16 holds, as its makers say
 LEARNED_POSITIONS = "suture.learned_positions"  # metadata of a graph with a table of positions: its rows
 
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 from onnxscript import optimizer
 
-from suture.core.signature import BIDIRECTIONAL, LEARNED_POSITIONS, NTK_TRAINED_LENGTH, POSITIONS, PREFIX, TOKENS
+from suture.core.signature import BIDIRECTIONAL, LEARNED_POSITIONS, NTK_TRAINED_LENGTH, POSITIONS, PREFIX, TOKENS, WANTS_FLOAT32
 from suture.export.interface import ExportInterface, decoder_interface, graph_interface
 from suture.export.repeat import LayersDiffer, repeat
 from suture.export.shallow import KEPT, without_middle
@@ -51,7 +51,10 @@ def trace(model: torch.nn.Module, dtype: torch.dtype, whole: bool = False) -> ir
 def trace_graph(part: Part, dtype: torch.dtype) -> ir.Model:
     """The same for a part that has neither cache nor steps, traced as it is."""
     interface = graph_interface(part, dtype)
-    return _finished(_trace(part.module, interface, dtype), interface)
+    graph = _finished(_trace(part.module, interface, dtype), interface)
+    if part.wants_float32:
+        graph.metadata_props[WANTS_FLOAT32] = "1"
+    return graph
 
 
 def _trace(model: torch.nn.Module, interface: ExportInterface, dtype: torch.dtype) -> ir.Model:

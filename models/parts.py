@@ -35,6 +35,7 @@ class Part:
     outputs: Mapping[str, Port] = field(default_factory=dict)
     reads: Mapping[str, str] = field(default_factory=dict)  # input -> "part/output", of a part before this one
     multiples: Mapping[str, int] = field(default_factory=dict)  # by axis, of what its length is a multiple, where not of 1
+    wants_float32: bool = False  # its own config.json says that its numbers pass what float16 holds
     takes_embeddings: bool = False  # a decoder: in place of token ids, which become embeddings in a part before it
 
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, numpy_helper
 
 from suture.core.findings import Finding
 from suture.core.network.advice import lowering_advice
-from suture.core.signature import Signature
+from suture.core.signature import WANTS_FLOAT32, Signature
 from suture.core.subgraphs import all_nodes
 from suture.core.tensors import every_tensor, misplaced
 from suture.core.traits import MICROSOFT, STANDARD, named_input
@@ -26,6 +26,7 @@ def audit_graph(model: onnx.ModelProto, root: Path, signature: Signature | None 
         *_misread(model),
         *_mistaken(model),
         *_scales(model, root),
+        *_too_wide(model),
     ]
 
 
@@ -51,6 +52,14 @@ def _unused(model: onnx.ModelProto, decoder: bool) -> Iterator[Finding]:
         if value.name not in used | weights:
             severity = "error" if decoder else "warning"
             yield Finding(severity, f"input {value.name}", "nothing in the graph uses it", "export again without it", "dropped")
+
+
+def _too_wide(model: onnx.ModelProto) -> Iterator[Finding]:
+    """Random weights do not show it, and no comparison of graphs does: both overflow alike."""
+    halves = any(value.type.tensor_type.elem_type == TensorProto.FLOAT16 for value in model.graph.output)
+    if halves and any(each.key == WANTS_FLOAT32 for each in model.metadata_props):
+        what = "the checkpoint's config.json (force_upcast) says that its numbers pass 65,504, what float16 holds"
+        yield Finding("warning", "the graph", what, "export this part with --dtype float32 or bfloat16", "overflow")
 
 
 def _dropped_lengths(model: onnx.ModelProto) -> Iterator[Finding]:
