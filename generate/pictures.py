@@ -23,7 +23,7 @@ from suture.core.typed import Strict, check
 from suture.core.weights import load_graph, weight_files, weights_root
 from suture.generate.opening import GRAPHS, first_result
 from suture.generate.prompts import no_surrogates
-from suture.models.pictures import CONTROL, NAMES, PictureModel, Wanted
+from suture.models.pictures import CALLED, CONTROL, NAMES, PictureModel, Wanted
 from suture.runtime.networks import in_onnxruntime
 
 BATCH = 4
@@ -54,7 +54,7 @@ def is_picture_model(parts: tuple[PartFolder, ...]) -> bool:
 class Pictures:
     def __init__(self, options: argparse.Namespace, parts: tuple[PartFolder, ...]):
         self.options = options
-        self.graphs = {part.name: first_result(part.folder, *GRAPHS) for part in parts}
+        self.graphs = {part.name: first_result(part.folder, *GRAPHS) for part in parts if part.name in CALLED}
         for name, path in self.graphs.items():
             if path is None:
                 raise UserError(options.out / name, "has neither surgery/model.onnx nor export/model.onnx", "run the pipeline")

@@ -55,6 +55,22 @@ class NetworkConfig(Strict):
     hidden_size: Width | None = None
     intermediate_size: Width | None = None
     num_hidden_layers: Few | None = None
+    num_layers: Few | None = None
+    num_single_layers: Few | None = None
+    num_heads: Width | None = None
+    d_model: Width | None = None
+    d_ff: Width | None = None
+    d_kv: Width | None = None
+    relative_attention_num_buckets: Width | None = None
+    joint_attention_dim: Width | None = None
+    caption_projection_dim: Width | None = None
+    pooled_projection_dim: Width | None = None
+    projection_dim: Width | None = None
+    projection_class_embeddings_input_dim: Width | None = None
+    addition_time_embed_dim: Width | None = None
+    axes_dims_rope: Widths | None = None
+    patch_size: Few | None = None
+    pos_embed_max_size: Few | None = None
     max_position_embeddings: Width | None = None
     vocab_size: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     sample_size: Width | Annotated[list[Width], Field(max_length=2)] | None = None

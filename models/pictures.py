@@ -1,7 +1,8 @@
 """Pictures from a latent diffusion model, whatever computes its networks: PyTorch, onnxruntime, TensorRT's network.
 
 Tokenizer and scheduler are transformers' and diffusers', from the checkpoint's own files. Everything between networks is float32 in
-numpy; a network takes and gives arrays by name, as its part of the model does (suture.models.families.stable_diffusion).
+numpy; a network takes and gives arrays by name, as its part of the model does (suture.models.families.stable_diffusion and
+stable_diffusion_xl, which reads the prompt by two text encoders).
 """
 
 import inspect
@@ -19,15 +20,16 @@ from suture.core.typed import Strict, read_typed
 from suture.models.architectures import open_checkpoint
 from suture.models.checkpoint import CONFIG, inside
 from suture.models.config import required
-from suture.models.diffusers_folder import MODEL_INDEX
+from suture.models.diffusers_folder import MODEL_INDEX, read_model_index
 from suture.models.library_tokenizer import check_files
 
 Arrays = dict[str, np.ndarray]
 Network = Callable[[Arrays], Arrays]
 REMEDY = "use the file that came with the weights"
-NAMES = ("text_encoder", "unet", "vae_decoder")
-CONTROL = "controlnet"
-ENDS = {  # what each takes and gives
+NAMES = TEXT, UNET, DECODER = "text_encoder", "unet", "vae_decoder"
+CONTROL, SECOND_TEXT = "controlnet", "text_encoder_2"
+CALLED = (*NAMES, SECOND_TEXT, CONTROL)  # all parts that the loop calls, of those that a model has
+ENDS = {  # what each takes and gives; SDXL's text encoders give others
     "text_encoder": ("input_ids", "last_hidden_state"), "unet": ("sample", "out_sample"), "vae_decoder": ("latent_sample", "sample"),
 }  # fmt: skip
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -78,7 +80,12 @@ class PictureModel:
         if not configs:
             raise UserError(checkpoint, "is no checkpoint of a model that makes pictures", f"name one with {MODEL_INDEX}")
         self.unet, self.vae = configs["unet"], configs["vae"]
-        self.length = required(configs["text_encoder"], "max_position_embeddings", checkpoint / "text_encoder" / CONFIG)
+        self.lengths = {
+            name: required(configs[name], "max_position_embeddings", checkpoint / name / CONFIG)
+            for name in (TEXT, SECOND_TEXT)
+            if name in configs
+        }
+        self.length = min(self.lengths.values())
         self.channels = required(self.unet, "in_channels", checkpoint / "unet" / CONFIG)
         halvings = {
             name: len(required(configs[name], "block_out_channels", checkpoint / name / CONFIG)) - 1 for name in ("unet", "vae")
@@ -86,7 +93,9 @@ class PictureModel:
         self.factor = 2 ** halvings["vae"]
         self.multiple = self.factor * 2 ** halvings["unet"]  # of which a picture's sides are multiples
         self.usual = self.factor * (self.unet.get("sample_size") or 64)  # pixels a side
-        self.tokenizer = _tokenizer(checkpoint)
+        self.tokenizers = {name: _tokenizer(checkpoint, name.replace(TEXT, "tokenizer")) for name in self.lengths}
+        self.tokenizer = self.tokenizers[TEXT]
+        self.zeros = bool(read_model_index(checkpoint).get("force_zeros_for_empty_prompt", True))  # SDXL's alone
         self.schedule = _scheduler(checkpoint)
 
     @property
@@ -99,10 +108,13 @@ class PictureModel:
             wrong = f"{height}x{width} pixels, of which a side is not a multiple of {self.multiple}"
             raise UserError(where, wrong, f"give one that is, such as {self.usual}x{self.usual}")
 
-    def tokens(self, texts: list[str]) -> np.ndarray:
+    def tokens(self, texts: list[str], encoder: str = TEXT) -> np.ndarray:
         """int64 [N,T], padded; what is beyond the text encoder's length is left out."""
+        length = self.lengths[encoder]
         with self._tokenizing():
-            made = self.tokenizer(texts, padding="max_length", max_length=self.length, truncation=True, return_tensors="np")
+            made = self.tokenizers[encoder](
+                texts, padding="max_length", max_length=length, truncation=True, return_tensors="np"
+            )
             return made.input_ids.astype(np.int64)
 
     def left_out(self, text: str) -> int:
@@ -116,9 +128,7 @@ class PictureModel:
         import torch  # here: --help needs none of it
 
         guided = guidance > 1
-        texts = [each.negative for each in wanted] * guided + [each.prompt for each in wanted]
-        context = self._computed("text_encoder", {"input_ids": self.tokens(texts)}, (len(texts), self.length, None))
-        given = {"encoder_hidden_states": context}
+        given = self._told(wanted, height, width, guided)
         hint = self._hint(wanted, height, width, guided)
         random = [torch.Generator().manual_seed(each.seed) for each in wanted]
         shape = (self.channels, height // self.factor, width // self.factor)
@@ -131,7 +141,7 @@ class PictureModel:
                 noisy = schedule.scale_model_input(rows, time).numpy().astype(np.float32)
             now = given | {"sample": noisy, "timestep": np.full(len(noisy), _whole(time), np.int64)}
             residuals = {} if hint is None else self.networks[CONTROL](now | {"controlnet_cond": hint})
-            noise = torch.from_numpy(self._computed("unet", now | residuals, noisy.shape).astype(np.float32))
+            noise = torch.from_numpy(self._computed(UNET, now | residuals, noisy.shape).astype(np.float32))
             if guided:
                 away, towards = noise.chunk(2)
                 noise = away + guidance * (towards - away)
@@ -158,18 +168,18 @@ class PictureModel:
         """uint8 [N,H,W,3], one at a time, since at full size the decoder takes the most memory of all networks."""
         scaled = latents / self.vae.get("scaling_factor", 0.18215) + (self.vae.get("shift_factor") or 0)
         sides = tuple(side * self.factor for side in latents.shape[2:])
-        made = [
-            self._computed("vae_decoder", {"latent_sample": each[None].astype(np.float32)}, (1, 3, *sides))[0]
-            for each in scaled
-        ]
+        made = [self._computed(DECODER, {"latent_sample": each[None].astype(np.float32)}, (1, 3, *sides))[0] for each in scaled]
         pixels = np.stack(made).astype(np.float32).transpose(0, 2, 3, 1)
         return np.rint((np.nan_to_num(pixels).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
 
     def _computed(self, name: str, inputs: Arrays, shape: tuple[int | None, ...]) -> np.ndarray:
-        """What the network gives. Raises UserError where that is not of this shape, of which None may be any."""
-        found = self.networks[name](inputs).get(ENDS[name][1])
+        return self._of_shape(name, self.networks[name](inputs), ENDS[name][1], shape)
+
+    def _of_shape(self, name: str, given: Arrays, output: str, shape: tuple[int | None, ...]) -> np.ndarray:
+        """What the network gives as `output`. Raises UserError where that is not of this shape, of which None may be any."""
+        found = given.get(output)
         if found is None or len(found.shape) != len(shape) or any(a not in (b, None) for a, b in zip(shape, found.shape)):
-            wrong = f"gives no {ENDS[name][1]} of the shape {[size or 'any' for size in shape]}"
+            wrong = f"gives no {output} of the shape {[size or 'any' for size in shape]}"
             raise UserError(f"the {name} beside {self.checkpoint}", wrong, "export the checkpoint again")
         return found
 
@@ -179,6 +189,22 @@ class PictureModel:
     def _scheduling(self):
         """Around what diffusers computes as the file says."""
         return refusals(self.checkpoint / SCHEDULER, "is refused by diffusers", REMEDY)
+
+    def _told(self, wanted: list[Wanted], height: int, width: int, guided: bool) -> Arrays:
+        """What the UNet reads of the prompts at every step; of SDXL also of the size, of which nothing was cut off, and nothing
+        where there is no negative prompt."""
+        texts = [each.negative for each in wanted] * guided + [each.prompt for each in wanted]
+        hidden = "hidden_states" if SECOND_TEXT in self.lengths else "last_hidden_state"
+        found = {name: self.networks[name]({"input_ids": self.tokens(texts, name)}) for name in self.lengths}
+        of_each = [self._of_shape(name, found[name], hidden, (len(texts), self.lengths[name], None)) for name in found]
+        if SECOND_TEXT not in found:
+            return {"encoder_hidden_states": of_each[0]}
+        context = np.concatenate([each.astype(np.float32) for each in of_each], -1)
+        whole = self._of_shape(SECOND_TEXT, found[SECOND_TEXT], "text_embeds", (len(texts), None)).astype(np.float32)
+        blank = [row for row, text in enumerate(texts[: len(wanted) * guided]) if not text and self.zeros]
+        context[blank], whole[blank] = 0, 0
+        sizes = np.array([[height, width, 0, 0, height, width]] * len(texts))
+        return {"encoder_hidden_states": context, "text_embeds": whole, "time_ids": sizes}
 
     def _hint(self, wanted: list[Wanted], height: int, width: int, guided: bool) -> np.ndarray | None:
         if not self.controlled:
@@ -194,13 +220,13 @@ def _whole(time: Any) -> int:
     return int(time)
 
 
-def _tokenizer(checkpoint: Path):
+def _tokenizer(checkpoint: Path, name: str):
     from transformers import CLIPTokenizer
 
-    folder = checkpoint / "tokenizer"
+    folder = checkpoint / name
     if not folder.is_dir():
-        raise UserError(checkpoint, "has no folder tokenizer", "download all of the model's folder")
-    inside(checkpoint, "tokenizer")
+        raise UserError(checkpoint, f"has no folder {name}", "download all of the model's folder")
+    inside(checkpoint, name)
     check_files(folder)
     with refusals(folder, "is not a tokenizer that transformers can read", REMEDY):
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)

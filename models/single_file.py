@@ -20,7 +20,8 @@ from suture.core.refusals import refusals
 from suture.core.typed import read_typed
 from suture.models.checkpoint import CONFIG, SINGLE, inside, read_header
 from suture.models.diffusers_folder import DIFFUSERS, MODEL_INDEX, REMEDY, NetworkConfig, is_folder
-from suture.models.families.stable_diffusion import ARCHITECTURES, library, network, renamed
+from suture.models.families.stable_diffusion import ARCHITECTURES, CLASSES
+from suture.models.latent_diffusion import library, network, renamed
 from suture.models.named import preset_path, presets
 from suture.models.pickles import convert
 
@@ -86,7 +87,7 @@ def _check(name: str, tensors: Mapping[str, Tensor], config: dict, file: Path) -
     """Raises UserError unless these are all weights that the network has, in its dimensions."""
     given = {renamed(f"{name}.{key}"): tuple(tensor.shape) for key, tensor in tensors.items()}
     with torch.device("meta"):
-        needed = network(name, config, file).state_dict()
+        needed = network(name, config, CLASSES, file).state_dict()
     for key, tensor in needed.items():
         shape = given.get(f"{name}.{key}")
         if shape != tuple(tensor.shape) and not key.endswith("position_ids"):  # which are counted, not saved

@@ -15,7 +15,7 @@ from suture.models.convert import main as convert
 from suture.models.named import preset_path, read_config
 from suture.models.parts import parts_of
 
-PUBLISHED = {"unet": 859_520_964, "controlnet": 361_279_120, "text_encoder": 123_060_480, "vae": 49_490_199}
+PUBLISHED = {"unet": 859_520_964, "controlnet": 361_279_120, "text_encoder": 123_060_480, "vae": 83_653_863}
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +29,11 @@ def copy(folder, tmp_path) -> Path:
 
 
 def test_the_presets_networks_have_the_published_parameters():
-    """Those of diffusers' classes with the published config.json; of the autoencoder the half that makes pictures."""
+    """Those of diffusers' classes with the published config.json."""
     model = architecture(read_config(preset_path("sd15-controlnet")), preset_path("sd15-controlnet"))
     counted = {name: sum(each.numel() for each in network.parameters()) for name, network in model.named_children()}
     assert counted == PUBLISHED
-    assert [part.name for part in parts_of(model)] == ["text_encoder", "controlnet", "unet", "vae_decoder"]
+    assert [part.name for part in parts_of(model)] == ["text_encoder", "controlnet", "unet", "vae_decoder", "vae_encoder"]
     unet = parts_of(model)[2]
     assert len(unet.reads) == 1 + 13  # the prompt, and a residual for each zero convolution
     assert unet.inputs["mid_block_res_sample"].shape == ("batch", 1280, "height/8", "width/8")
@@ -63,12 +63,16 @@ def test_the_parts_numbers_are_diffusers(folder):
     torch.testing.assert_close(noise, with_control.sample)
     assert not torch.allclose(noise, found["unet"](latents, time, context).sample)
     torch.testing.assert_close(parts["vae_decoder"].module(latents), found["vae"].decode(latents).sample)
+    shown = 2 * torch.rand(1, 3, 16, 24) - 1
+    mean, variance = parts["vae_encoder"].module(shown).chunk(2, 1)
+    expected = found["vae"].encode(shown).latent_dist
+    torch.testing.assert_close((mean, variance.exp()), (expected.mean, expected.var))
 
 
 def test_without_a_controlnet_the_unet_takes_no_residuals(copy):
     shutil.rmtree(copy / "controlnet")
     parts = parts_of(meta_model(open_checkpoint(copy)))
-    assert [part.name for part in parts] == ["text_encoder", "unet", "vae_decoder"]
+    assert [part.name for part in parts] == ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
     assert list(parts[1].inputs) == ["sample", "timestep", "encoder_hidden_states"]
 
 
@@ -118,7 +122,7 @@ def test_a_file_of_another_layout_is_refused(folder, tmp_path):
 @pytest.mark.parametrize(
     ("file", "change", "said"),
     [
-        ("model_index.json", {"_class_name": "FluxPipeline"}, "FluxPipeline"),
+        ("model_index.json", {"_class_name": "KandinskyPipeline"}, "KandinskyPipeline"),
         ("model_index.json", {"_class_name": 7}, "_class_name"),
         ("unet/config.json", {"block_out_channels": [1 << 40, 32]}, "block_out_channels"),
         ("unet/config.json", {"layers_per_block": 10**9}, "layers_per_block"),

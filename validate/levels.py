@@ -42,6 +42,7 @@ from suture.validate.tokens import compare_tokens, quantisation_cost
 SHADOW_COPY_NOTE = "In onnxruntime, bfloat16 graphs ran as float32 shadow copies with the same weights: its CPU has no bfloat16"
 
 NO_TOKENS = "no part of the model writes tokens"
+OWN_LOOP = "the loop between a transformer and its latents is diffusers' pipeline, which takes its own networks"
 
 LAYERWISE_NOTE = (
     "The model is too large to be loaded at once: it ran layer by layer, in few steps, over caches of few slots, which "
@@ -84,6 +85,8 @@ def run_levels(
         from suture.validate.masks import TITLE, masks_level  # here: what prepares pictures takes seconds
 
         title, whole = TITLE, partial(masks_level, pipeline, seed)
+    if any(files.part.name == "vae_decoder" for files in pipeline.parts):
+        title, whole = PICTURES, partial(not_run, 5, OWN_LOOP)
     if is_picture_model(tuple(files.part for files in pipeline.parts)):
         title, whole = PICTURES, partial(picture_level, pipeline, seed, progress.tell)
     levels.append(progress.level(f"level 5, {title}", whole))

@@ -23,7 +23,7 @@ from suture.core.weights import load_graph, weight_files, weights_root
 from suture.models.architectures import open_checkpoint
 from suture.models.drawn_pictures import Scene, distinct_scene, shows
 from suture.models.parts import Part, parts_of
-from suture.models.pictures import PictureModel, Wanted
+from suture.models.pictures import CALLED, PictureModel, Wanted
 from suture.runtime.networks import Arrays, Network, in_onnxruntime
 from suture.validate.compare import DIFFERENT, PASSED
 from suture.validate.level import Level, failed, not_run
@@ -55,7 +55,9 @@ def picture_level(pipeline: Pipeline, seed: int, tell: Callable[[str], None]) ->
         if missing:
             return not_run(5, f"surgery has not been run on {missing}/export/model.onnx", TITLE)
         dtype = _dtype(pipeline.parts)
-        graphs = {files.part.name: in_onnxruntime(files.portable) for files in pipeline.parts}
+        if not (pipeline.checkpoint / "tokenizer").is_dir():
+            return not_run(5, "the checkpoint has no tokenizer, and so no prompts", TITLE)
+        graphs = {files.part.name: in_onnxruntime(files.portable) for files in pipeline.parts if files.part.name in CALLED}
         candidate = PictureModel(pipeline.checkpoint, graphs)
         tell("level 5: loading the checkpoint")
         reference = PictureModel(pipeline.checkpoint, in_pytorch(pipeline.checkpoint, dtype))
