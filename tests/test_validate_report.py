@@ -17,7 +17,7 @@ from test_validate_tokens import TEXT, Letters
 
 from suture.core.errors import UserError
 from suture.validate.__main__ import main
-from suture.validate.compare import DIFFERENT, NOT_RUN, PASSED, SAVED_BYTES
+from suture.validate.compare import DIFFERENT, NOT_RUN, PASSED, SAVED_BYTES, Comparison, OutputError, ScenarioResult
 from suture.validate.level import Level
 from suture.validate.options import ValidateOptions
 from suture.validate.report import make_report, render, verdict, write_report
@@ -172,3 +172,13 @@ def test_text_in_the_report_is_escaped(growing, static):
     html = render(make_report("<b>", [Level(5, "Tokens", PASSED, tokens=tokens)], {}, 0.0))
     assert "<script>" not in html
     assert "<b>" not in html.split("</title>")[0]
+
+
+@pytest.mark.parametrize(
+    ("output", "said", "unsaid"), [("logits", "worst cache", "worst output"), ("y", "worst output", "worst cache")]
+)
+def test_a_part_without_caches_has_outputs(output, said, unsaid):
+    scenario = ScenarioResult("random inputs", "x 2", PASSED, outputs=[OutputError(output, 1e-7, 0, None)])
+    html = render(make_report("part", [Level(1, "Graphs", PASSED, comparison=Comparison("a", "b", 1e-5, [scenario]))], {}, 0.0))
+    assert said in html
+    assert unsaid not in html

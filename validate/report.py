@@ -140,7 +140,12 @@ def _engine(folder: Path) -> dict | None:
     try:
         if not all("decode_bytes" in profile for profile in described["profiles"]):
             return None
-        return {**{key: described[key] for key in kept}, "profiles": [_profile(each) for each in described["profiles"]]}
+        profiles = [_profile(each) for each in described["profiles"]]
+        return {
+            **{key: described[key] for key in kept},
+            "decodes": described.get("signature") is not None,
+            "profiles": profiles,
+        }
     except (TypeError, LookupError, AttributeError):  # level 4 says so
         return None
 
