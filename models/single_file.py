@@ -100,12 +100,17 @@ def _check(name: str, tensors: Mapping[str, Tensor], config: dict, file: Path) -
 def read_configs(like: str) -> dict[str, dict]:
     """By network, its config.json. Raises UserError where `like` names none."""
     if like in presets():
-        found = read_json(preset_path(like), "choose a preset").get("networks")
+        found = read_json(preset_path(like), "choose a preset").get("networks") if _fits(like) else None
     else:
         folder = Path(like)
         there = [name for name in NETWORKS if (folder / name / CONFIG).exists()]
         found = {name: read_typed(inside(folder, f"{name}/{CONFIG}"), NetworkConfig, REMEDY) for name in there}
     if not found:
-        known = ", ".join(each for each in presets() if "networks" in read_json(preset_path(each), ""))
+        known = ", ".join(each for each in presets() if _fits(each))
         raise UserError(f"--like {like}", "says nothing of a picture model's networks", f"name its folder, or one of {known}")
     return found
+
+
+def _fits(preset: str) -> bool:
+    """Whether the preset is of a family that was published in this layout."""
+    return bool(set(read_json(preset_path(preset), "choose a preset").get("architectures", [])) & set(ARCHITECTURES))
