@@ -145,6 +145,19 @@ def test_what_became_worse_is_named(change, what, tmp_path, capsys):
     assert run([*reversed(paths), "--json"]) == 0  # the other way round it became better
 
 
+@pytest.mark.parametrize("lost", ["engine", "part"])
+def test_a_lost_engine_is_worse(lost, tmp_path, capsys):
+    without = report()
+    if lost == "engine":
+        del without["parts"][0]["engine"]
+    else:
+        without["parts"] = []
+    paths = reports(tmp_path, report(), without)
+    assert run(paths) == 1
+    assert "decoder: engine" in capsys.readouterr().out
+    assert run([*reversed(paths)]) == 0
+
+
 def test_a_version_and_a_rounding_are_no_worse(tmp_path, capsys):
     paths = reports(tmp_path, report(), report(error=1.5e-7, version="2"))
     assert run(paths) == 0

@@ -135,6 +135,9 @@ def _level(title: str, old: dict | None, new: dict | None) -> Iterator[Change]:
 
 
 def _engine(name: str, old: dict, new: dict) -> Iterator[Change]:
+    if bool(old) != bool(new):
+        yield Change(f"{name}: engine", *("built" if engine else None for engine in (old, new)), bool(old))
+        return
     numbers = [_numbers(engine) for engine in (old, new)]
     for what in dict.fromkeys([*numbers[0], *numbers[1]]):
         a, b = (side.get(what) for side in numbers)
