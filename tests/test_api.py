@@ -189,7 +189,7 @@ except SystemExit as ended:
     assert done.stdout.splitlines()[-1].strip() == "0 []"
 
 
-@pytest.mark.parametrize("module", ["surgery.capacity", "models.random_checkpoint", "models.convert"])
+@pytest.mark.parametrize("module", ["surgery.capacity", "surgery.ranks", "models.random_checkpoint", "models.convert"])
 def test_help_of_a_command_that_is_a_module_imports_nothing_heavy_and_itself_once(module):
     code = f"""
 import runpy, sys

@@ -14,6 +14,7 @@ CAPACITY, MADE = (
     ["suture.surgery.capacity", "o", "--out", "p"],
     ["suture.models.random_checkpoint", "--preset", "qwen-7b", "--out", "o"],
 )
+RANKS = ["suture.surgery.ranks", "a.onnx", "--out", "o"]
 JOIN = ["suture.surgery.join", "a.onnx", "b.onnx", "--out", "o"]
 VALUES = {  # by command and option: what it refuses
     (*SURGERY, "--capacity"): ["0", "-1", "1.5", str(2**63), "nan", "", "many", "9" * 5000],
@@ -21,6 +22,8 @@ VALUES = {  # by command and option: what it refuses
     (*SURGERY, "--name"): ["tokens", "=x", "tokens="],
     (*SURGERY, "--group-size"): ["0", "33", "x"],
     (*CAPACITY, "--capacity"): ["0", "-5", str(2**63), "x"],
+    (*RANKS, "--tensor-parallel"): ["0", "1", "65", "-2", str(2**63), "nan", "x"],
+    (*RANKS, "--stages"): ["0", "1", "x"],
     (*JOIN, "--connect"): ["h", "=h", "h="],
     (*JOIN, "--rename"): ["h", "=h", "h="],
     (*BUILD, "--max-batch"): ["0", "-1", str(10**12), "2.0", "nan"],
@@ -56,6 +59,8 @@ WITHOUT_EFFECT = [
     (PIPELINE, "--cache growing --capacity 64", "--capacity"),
     (PIPELINE, "--max-past 64", "--max-past"),
     (PIPELINE, "--calibration text", "--calibration"),
+    (RANKS, "--stages 2 --pass own.py", "--pass"),
+    (RANKS, "--stages 2 --tensor-parallel 2", "--tensor-parallel"),
     (VALIDATE, "--out p", "--out"),
     (VALIDATE, "--inputs x.npz", "--inputs"),
     (VALIDATE, "--reference x.onnx", "--reference"),

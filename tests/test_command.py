@@ -163,7 +163,8 @@ sys.meta_path.insert(0, Broken())
 @pytest.mark.parametrize("line", [
     "suture.export --checkpoint c --out o", "suture.surgery m.onnx --out o", "suture.build m.onnx --out o", "suture.validate o",
     "suture.generate o --prompt a", "suture.validate.check_command m.onnx", "suture.validate.compare_command a.onnx b.onnx",
-    "suture.models.convert a.bin o", "suture.surgery.capacity m.onnx --capacity 4 --out o", "suture.pipeline --checkpoint c --out o",
+    "suture.models.convert a.bin o", "suture.surgery.capacity m.onnx --capacity 4 --out o",
+    "suture.surgery.ranks m.onnx --tensor-parallel 2 --out o", "suture.pipeline --checkpoint c --out o",
     "suture run --checkpoint c --out o",
 ])  # fmt: skip
 def test_a_broken_library_is_one_line_however_a_command_is_run(line, tmp_path):

@@ -62,6 +62,7 @@ ARGUMENTS = {
     "surgery.join": ("{work}/pair/model.onnx", "{work}/pair/second.onnx", "--out", "{work}/out"),
     "surgery.once": ("{work}/pair/model.onnx", "--once", "t", "--out", "{work}/out"),
     "surgery.capacity": ("{work}/static/model.onnx", "--capacity", "4", "--out", "{work}/out"),
+    "surgery.ranks": ("{work}/static/model.onnx", "--tensor-parallel", "2", "--no-verify", "--out", "{work}/out"),
     "pipeline": ("--checkpoint", "{work}/checkpoint", "--out", "{work}/out"),
     "export.networks": ("--checkpoint", "{work}/sd", "--out", "{work}/out"),
     "export.masks": ("--checkpoint", "{work}/sam", "--out", "{work}/out"),
@@ -82,6 +83,7 @@ MODULES = {
     "surgery.join": "suture.surgery.join",
     "surgery.once": "suture.surgery.__main__",
     "surgery.capacity": "suture.surgery.capacity",
+    "surgery.ranks": "suture.surgery.ranks",
     "pipeline": "suture.pipeline",
     "export.networks": "suture.export.__main__",
     "export.masks": "suture.export.__main__",
@@ -100,8 +102,13 @@ PROGRAMS = {
     "convert.like": "convert",
 }  # what a stage calls itself, where its module has several
 DONE = {"check": (1,)}  # what a stage ends with on the good inputs, where that is not 0: float32 attention is not fused
-FOLDERS = {"surgery.capacity": "static", "surgery.join": "pair", "surgery.once": "pair"}  # of a stage's graph, else "graphs"
-CUTTERS = ("surgery.capacity", "surgery.join", "surgery.once")  # surgery's other commands
+FOLDERS = {
+    "surgery.capacity": "static",
+    "surgery.ranks": "static",
+    "surgery.join": "pair",
+    "surgery.once": "pair",
+}  # of a stage's graph, else "graphs"
+CUTTERS = ("surgery.capacity", "surgery.ranks", "surgery.join", "surgery.once")  # surgery's other commands
 NO_TRACE = ("suture.export.stage:trace", "QUICK")  # the tracer takes 14 s of processor time, and is not what is tested
 SECOND = ("{work}/pair/second.onnx", "{work}/pair/model.onnx", "--out", "{work}/out")  # of surgery.join: the damaged graph
 PICTURED = ("export.networks", "export.masks", "generate.picture", "generate.mask", "convert.like")  # good_pictures are theirs

@@ -11,6 +11,7 @@ PROMISE = "nothing is replaced that the stage has not written itself"
 READS = {"export": "checkpoint", **{stage: folder_of(stage) for stage in ("surgery", "build", "validate", *CUTTERS)}}
 WRITES = {
     "export": "model.onnx", "surgery": "model.onnx", "build": "model.engine", "validate": "report.html", **dict.fromkeys(CUTTERS, "model.onnx"),
+    "surgery.ranks": "joint.onnx",
 }  # fmt: skip
 NAMES = {"surgery.capacity": "surgery", "surgery.once": "surgery"}  # in its manifest
 

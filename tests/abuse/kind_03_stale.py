@@ -121,17 +121,19 @@ RESULTS = {
     "surgery.once": ("model.onnx", "once.onnx", "report.json"),
     "surgery": ("model.onnx", "model.trt.onnx", "report.json", "model.data"), "build": ("model.engine", "engine.json", "kernels.json"),
     "validate": ("report.json", "report.html", "summary.md"), "surgery.capacity": ("model.onnx", "model.trt.onnx", "report.json"),
+    "surgery.ranks": ("joint.onnx", "rank0.onnx", "rank1.trt.onnx", "report.json"),
 }  # fmt: skip
 INPUTS = {
     "export": ("checkpoint/config.json", "checkpoint/model.safetensors"),
     "surgery.join": ("pair/second.onnx", "pair/model.data"), "surgery.once": ("pair/model.onnx", "pair/model.data"),
     "surgery": ("graphs/model.onnx", "graphs/model.data"), "build": ("graphs/model.onnx", "graphs/model.data"),
     "validate": ("graphs/model.onnx", "graphs/model.data"), "surgery.capacity": ("static/model.onnx", "static/model.data"),
+    "surgery.ranks": ("static/model.onnx", "static/model.data"),
 }  # fmt: skip
 OPTIONS = {
     "export": ("--dtype=float16", "--weights=reference"), "surgery.join": ("--keep=h",), "surgery.once": ("--skip=swish",),
     "surgery": ("--logits=last", "--skip=swish"), "build": ("--max-batch=2", "--profiles=one", "--compute-capability=8.9"),
-    "validate": ("--seed=3", "--tolerance=0.5"), "surgery.capacity": (),
+    "validate": ("--seed=3", "--tolerance=0.5"), "surgery.capacity": (), "surgery.ranks": (),
 }  # fmt: skip
 STALE = {  # by stage: name, damage
     stage: {

@@ -20,6 +20,7 @@ PLACES = {
     "generate": ("suture.generate.command:open_model", "suture.generate.command:open_tokenizer", "suture.generate.batch:Batch.run"),
     "check": ("suture.validate.check:check", "suture.validate.check:_show"),
     "surgery.capacity": ("suture.core.weights:load_graph", "suture.surgery.graph.files:write"),
+    "surgery.ranks": ("suture.core.weights:load_graph", "suture.surgery.parallel.stage:divided"),
     "convert": ("suture.models.pickles:convert", "suture.core.reader:status"),
 }  # fmt: skip
 ERRORS = ("RuntimeError", "ValueError", "KeyError", "AttributeError", "TypeError", "AssertionError", "ImportError", "IndexError",

@@ -28,7 +28,8 @@ PLACES = {  # where a fault is planted, once the stage is at work
     "surgery": "suture.surgery.stage:operate", "build": "suture.build.stage:audit_graph", "validate": "suture.validate.stage:open_graph",
     "generate": "suture.generate.command:open_model", "check": "suture.validate.check:check",
     "compare": "suture.validate.stage:subject_of",
-    "surgery.capacity": "suture.core.weights:load_graph", "surgery.join": "suture.surgery.connect:check_model",
+    "surgery.capacity": "suture.core.weights:load_graph", "surgery.ranks": "suture.core.weights:load_graph",
+    "surgery.join": "suture.surgery.connect:check_model",
     "surgery.once": "suture.surgery.stage:operate", "export": "suture.core.stage:Stage.up_to_date",
 }  # fmt: skip
 
