@@ -31,7 +31,7 @@ OPTIONS = {
     "generate": {"--temperature": (*NO_NUMBERS, "-1", "1e-300", "1e300"), "--top-p": (*NO_NUMBERS, "0", "1.1", "-0.1"),
                  "--top-k": NO_COUNTS, "--seed": (*NO_NUMBERS, "-1"), "--repetition-penalty": (*NO_NUMBERS, "0", "-1")},
     "surgery.capacity": {"--capacity": (*NO_COUNTS, "-9", "1e9", str(10**18), "many", "4x", "[4]")},
-    "surgery.ranks": {"--tensor-parallel": (*NO_COUNTS, "1", "65", "2.0", "two", str(2**63))},
+    "surgery.ranks": {"--tensor-parallel": (*NO_COUNTS, "1", "65", "2.0", "two", "4x")},
     "export": {"--dtype": (*NO_NUMBERS, "float8", "int8", "FLOAT16", "float16 ", "double", "bf16"),
                "--weights": ("", "inline", "Reference", "none")},
     "golden": {"--tolerance": (*NO_NUMBERS, "0", "-1", "2"), "--seed": (*NO_NUMBERS, "-1", str(2**64))},
