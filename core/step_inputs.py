@@ -83,8 +83,12 @@ def token_values(signature: Signature, ids_BS: np.ndarray) -> np.ndarray:
 def position_values(signature: Signature, positions_BS: np.ndarray, text: bool = False) -> np.ndarray:
     """int64 [B, S], or [rows, B, S]: temporal, height and width, after as many rows like a text's as there are more. With
     `text` all rows are alike, as they are where there is no picture."""
-    rows = signature.position_rows
-    if rows is None:
+    return in_rows(signature.position_rows, positions_BS, text)
+
+
+def in_rows(rows: int | None, positions_BS: np.ndarray, text: bool = False) -> np.ndarray:
+    """The same, for what has so many rows; None: one position a token."""
+    if rows is None or positions_BS.ndim > 2:
         return positions_BS
     if text:
         return np.repeat(positions_BS[None], rows, axis=0)

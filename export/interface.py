@@ -42,6 +42,10 @@ def decoder_interface(dimensions: Dimensions, dtype: torch.dtype) -> ExportInter
     mask = torch.ones(BATCH, PAST + SEQUENCE, dtype=torch.int64)
     rows = {0: Dim.AUTO, 1: Dim.AUTO}
     inputs = {TOKENS: ["batch", "sequence"], POSITIONS: ["batch", "sequence"], MASK: ["batch", TOTAL]}
+    positions, placed = tokens.clone(), rows
+    if dimensions.position_rows is not None:
+        positions, placed = positions.repeat(dimensions.position_rows, 1, 1), {1: Dim.AUTO, 2: Dim.AUTO}
+        inputs[POSITIONS] = [dimensions.position_rows, "batch", "sequence"]
     outputs = {LOGITS: ["batch", "sequence", dimensions.vocab]}
     caches, grows = [], []
     for layer, role in _places(dimensions.layers, side):
@@ -54,7 +58,7 @@ def decoder_interface(dimensions: Dimensions, dtype: torch.dtype) -> ExportInter
         caches.append(torch.zeros(BATCH, heads, encoder, size, dtype=dtype))
         grows.append({0: Dim.AUTO})
         inputs[past_name(*place)] = ["batch", heads, encoder, size]
-    examples, dynamic = (tokens, tokens.clone(), mask, caches), (rows, rows, rows, grows)
+    examples, dynamic = (tokens, positions, mask, caches), (rows, placed, rows, grows)
     if dimensions.ntk_trained_length is not None:
         inputs[NTK_ALPHA] = ["batch"]
         examples, dynamic = (*examples, torch.ones(BATCH)), (*dynamic, {0: Dim.AUTO})

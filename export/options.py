@@ -18,6 +18,7 @@ class ExportOptions:
     weights   "copy" beside the graph, or "reference" to the checkpoint's files (default: copy below 2 GB)
     part      of a model of several parts this one alone
     lora      the folder of a LoRA adapter, as peft saves it, to be merged into the weights
+    picture   height and width in pixels that a vision tower's graph takes, where it could take any (default: 448 each way)
     """
 
     model: str | None = None
@@ -26,10 +27,13 @@ class ExportOptions:
     weights: str | None = None
     part: str | None = None
     lora: Path | None = None
+    picture: tuple[int, int] | None = None
 
 
 def from_arguments(given: argparse.Namespace) -> ExportOptions:
-    return ExportOptions(given.model, given.checkpoint, given.dtype, given.weights, given.part, given.lora)
+    return ExportOptions(
+        given.model, given.checkpoint, given.dtype, given.weights, given.part, given.lora, given.picture_size
+    )
 
 
 def add_options(parser: arguments.Container) -> None:
@@ -44,6 +48,8 @@ def add_options(parser: arguments.Container) -> None:
     )
     parser.add_argument("--lora", metavar="DIR", type=Path, help="a LoRA adapter as peft saves it, merged into the weights")
     parser.add_argument("--part", metavar="NAME", help="of a model of several parts this one alone, into --out itself")
+    parser.add_argument("--picture-size", metavar="HxW", type=arguments.size, help="of a vision tower that takes any: what its graph takes, in "
+                        "pixels (default: 448x448)")  # fmt: skip
     parser.add_argument("--dtype", choices=DTYPES, help="of weights and arithmetic (default: the checkpoint's own)")
     parser.add_argument(
         "--weights",

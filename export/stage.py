@@ -21,6 +21,7 @@ from suture.export.weights import attach
 from suture.models.architectures import meta_model, open_checkpoint
 from suture.models.checkpoint import Checkpoint
 from suture.models.hub import folder_of
+from suture.models.image_text import set_picture_size
 from suture.models.named import presets, shipped
 from suture.models.parts import Part, part_named, parts_of, table_of
 from suture.models.random_weights import of_preset
@@ -37,6 +38,8 @@ def export(out: Path, options: ExportOptions, force: bool = False, pipeline: boo
     folder = folder_of(options.checkpoint) if options.checkpoint else _named(options.model, out, options.dtype)
     checkpoint = open_checkpoint(folder, options.lora)
     model = meta_model(checkpoint)
+    if options.picture is not None:
+        set_picture_size(model, options.picture, "--picture-size {}x{}".format(*options.picture))
     parts = parts_of(model)
     if options.part is None and len(parts) > 1:
         _export_all(out, parts, checkpoint, options, force)
@@ -103,7 +106,8 @@ def _stage(part: Part, checkpoint: Checkpoint, out: Path, options: ExportOptions
 def _asked(checkpoint: Checkpoint, options: ExportOptions) -> dict:
     dtype = options.dtype or checkpoint.dtype
     asked = {"checkpoint": str(checkpoint.folder.resolve()), "dtype": dtype, "weights": options.weights}
-    return asked | ({"lora": str(options.lora.resolve())} if options.lora else {})
+    asked |= {"lora": str(options.lora.resolve())} if options.lora else {}
+    return asked if options.picture is None else {**asked, "picture": list(options.picture)}
 
 
 def _named(name: str | None, out: Path, dtype: str | None) -> Path:

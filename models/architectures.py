@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from suture.core.errors import UserError
-from suture.models import causal_lm, diffusers_folder, families
+from suture.models import causal_lm, diffusers_folder, families, image_text
 from suture.models import checkpoint as checkpoints
 from suture.models.checkpoint import CONFIG, Checkpoint
 from suture.models.config import check_config
@@ -37,7 +37,7 @@ def _open(folder: Path) -> Checkpoint:
         return diffusers_folder.open_folder(folder, index, family.NETWORKS, family.OPTIONAL, family.renamed)
     checkpoint = with_meant_weights(checkpoints.open_checkpoint(folder))
     family = _named_family(checkpoint.config)
-    if family is None and causal_lm.knows(checkpoint.config):
+    if family is None and _library(checkpoint.config):
         return named_as(architecture(checkpoint.config, checkpoint.folder / CONFIG), checkpoint)
     return checkpoint.under(family.PREFIX) if family else checkpoint
 
@@ -71,13 +71,18 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: str = "cpu") 
 
 def _family(config: dict, where: Path) -> ModuleType:
     family, named = _named_family(config), _architectures(config)
-    if family is None and causal_lm.knows(config):
-        return causal_lm
+    if family is None and (library := _library(config)):
+        return library
     if family is None or (named and not named & set(family.ARCHITECTURES)):
         supported = ", ".join(f"{name} ({'/'.join(module.ARCHITECTURES)})" for name, module in _families().items())
         found = f"{config.get('model_type')} ({'/'.join(sorted(named)) or 'no architecture named'})"
         raise UserError(where, f"architecture {found} is not supported", f"supported: {supported}")
     return family
+
+
+def _library(config: dict) -> ModuleType | None:
+    """What knows any model of its kind that transformers has."""
+    return next((each for each in (causal_lm, image_text) if each.knows(config)), None)
 
 
 def _named_family(config: dict) -> ModuleType | None:

@@ -33,6 +33,7 @@ PREFIX = ""
 REMEDY = "use another model, or add a file for its family to models/families"
 CAUSAL, WINDOW, CHUNKS = "create_causal_mask", "create_sliding_window_causal_mask", "create_chunked_causal_mask"
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
+MROPE = "mrope_section"  # of rotary parameters: a token has a position in time, down and across
 NOT_SET = {True: float("nan"), False: -(1 << 30)}  # of a buffer, by whether it is of floats: nobody has given it values
 
 
@@ -50,17 +51,17 @@ class AnyCausalLM:
         self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor, past: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """One step, as suture.models.families.qwen.Qwen.forward: int64 [B,S], [B,S], [B,P+S] and caches [B,kv_heads,P,D] to logits
-        [B,S,vocab] and caches [B,kv_heads,P+S,D]."""
+        [B,S,vocab] and caches [B,kv_heads,P+S,D]. In place of token ids embeddings [B,S,hidden]; positions [rows,B,S] where a
+        token has several."""
         cache = DynamicCache(list(zip(past[0::2], past[1::2])))
         logits = self.step(input_ids, position_ids, attention_mask, cache)
         return logits, [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
 
     def step(self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor, cache: DynamicCache) -> Tensor:
         given = {"position_ids": position_ids} if "position_ids" in self.takes else {}
+        given["inputs_embeds" if input_ids.is_floating_point() else "input_ids"] = input_ids
         with _own_masks(self, attention_mask, input_ids.shape[1]):
-            return self.of_transformers(
-                input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True, **given
-            ).logits
+            return self.of_transformers(attention_mask=attention_mask, past_key_values=cache, use_cache=True, **given).logits
 
 
 def build(config: dict, where: object) -> PreTrainedModel:
@@ -81,11 +82,19 @@ def build(config: dict, where: object) -> PreTrainedModel:
             raise UserError(where, f"{model_class.__name__} keeps no KV cache", REMEDY)
         own = {"takes": takes, "of_transformers": model_class.forward, "__module__": model_class.__module__}  # rules go by it
         model = type(model_class.__name__, (AnyCausalLM, model_class), own)(parsed).eval()
-    _check_layers(model, where)
-    _make_tables(model, where)
-    _untie_head(model)
-    model.dimensions = _dimensions(model, where)
+    check_layers(model, where)
+    make_tables(model, where)
+    untie_head(model)
+    model.dimensions = dimensions_of(model, where)
     return model
+
+
+def check_quantisation(config: dict, where: object) -> None:
+    """Raises UserError for quantised weights of a kind that is not read."""
+    if (config.get("quantization_config") or {}).get("quant_method", PACKINGS[0]) not in PACKINGS:
+        raise UserError(
+            where, "describes quantised weights", f"use a checkpoint of {' or '.join(PACKINGS)}, or the model's own"
+        )
 
 
 def _computes_by_sdpa(model_class: type[PreTrainedModel], config: object) -> bool:
@@ -94,7 +103,7 @@ def _computes_by_sdpa(model_class: type[PreTrainedModel], config: object) -> boo
     return model_class._supports_sdpa and getattr(text, "attn_logit_softcapping", None) is None
 
 
-def _check_layers(model: PreTrainedModel, where: object) -> None:
+def check_layers(model: PreTrainedModel, where: object) -> None:
     """Raises UserError where the config names layers, one word for each, that are no attention with a KV cache."""
     text = model.config.get_text_config()
     named = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ()
@@ -106,10 +115,12 @@ def _check_layers(model: PreTrainedModel, where: object) -> None:
         raise UserError(where, reason, REMEDY)
 
 
-def _make_tables(model: PreTrainedModel, where: object) -> None:
+def make_tables(model: PreTrainedModel, where: object) -> None:
     """Gives buffers that no checkpoint has their values, which transformers computes where it initialises weights."""
     saved = set(model.state_dict())
+    owners = {path: module for path, module in model.named_modules() if isinstance(module, PreTrainedModel)}
     for path, module in model.named_modules():
+        owner = max((above for above in owners if f"{path}.".startswith(f"{above}." if above else "")), key=len)
         made = [name for name, _ in module.named_buffers(recurse=False) if f"{path}.{name}".lstrip(".") not in saved]
         for name in made:
             buffer = getattr(module, name)
@@ -117,7 +128,7 @@ def _make_tables(model: PreTrainedModel, where: object) -> None:
             setattr(module, name, torch.full_like(buffer, unset, device="cpu"))
         if made:
             with transformers_refusals(where), torch.device("cpu"):
-                model._init_weights(module)
+                owners[owner]._init_weights(module)
         for name in made:
             buffer = getattr(module, name)
             unset = buffer.isnan() if buffer.is_floating_point() else buffer == NOT_SET[False]
@@ -137,7 +148,7 @@ class Tied(nn.Module):
         return nn.functional.linear(x, self.embedding[0].weight, self.bias)
 
 
-def _untie_head(model: PreTrainedModel) -> None:
+def untie_head(model: PreTrainedModel) -> None:
     for tied, source in model.all_tied_weights_keys.items():
         path, _, name = tied.rpartition(".")
         if name == "weight" and tied != source and isinstance(model.get_submodule(path), nn.Linear):
@@ -145,7 +156,7 @@ def _untie_head(model: PreTrainedModel) -> None:
             model.set_submodule(path, head)
 
 
-def _dimensions(model: PreTrainedModel, where: object) -> Dimensions:
+def dimensions_of(model: PreTrainedModel, where: object) -> Dimensions:
     """From the caches that one step on device "meta" leaves."""
     tokens = torch.zeros(2, 3, dtype=torch.int64, device="meta")
     cache = DynamicCache()
@@ -172,6 +183,7 @@ def _dimensions(model: PreTrainedModel, where: object) -> Dimensions:
         hidden=text.hidden_size,
         vocab=logits.shape[2],
         positions=_learned_positions(model, text),
+        position_rows=3 if MROPE in (getattr(text, "rope_parameters", None) or {}) else None,
     )
 
 

@@ -18,3 +18,4 @@ class Dimensions:
     segmented: bool = False  # whether the model takes segments beside tokens: suture.core.cpm_inputs
     value_dim: int | None = None  # of a value, where it is not head_dim: multi-head latent attention
     encoder_slots: int | None = None  # keys of cross-attention, where the decoder attends to an encoder
+    position_rows: int | None = None  # positions of a token, where it has several (mrope): temporal, height and width

@@ -11,9 +11,11 @@ from torch import nn
 from suture.core.cpm_inputs import LAYOUT, made_up
 from suture.core.dtypes import run_as, torch_dtype
 from suture.core.layerwise import LARGE
+from suture.core.step_inputs import Embed, in_rows
 from suture.models.architectures import load_model, meta_model, open_checkpoint
 from suture.models.checkpoint import Checkpoint
 from suture.runtime.decoders import Decoder, GrowingDecoder, encoder_caches
+from suture.runtime.seen import placed_by
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class TorchReference:
     name: str
     dtype: int  # onnx.TensorProto type
     module: torch.nn.Module = field(repr=False)
+    embed: Embed | None = field(repr=False, default=None)  # of tokens and pictures; without one, tokens are the module's own
 
     capacity = None
     last_only = False
@@ -50,9 +53,8 @@ class TorchReference:
 
     def decoder(self, batch: int) -> Decoder:
         of = self.module.dimensions
-        return GrowingDecoder(
-            self._forward, [np.zeros((batch, of.kv_heads, 0, of.head_dim), np.float32) for _ in self.cache_names]
-        )
+        empty = [np.zeros((batch, of.kv_heads, 0, of.head_dim), np.float32) for _ in self.cache_names]
+        return GrowingDecoder(self._forward, empty, placed_by(self.embed, of.position_rows, batch))
 
     @property
     def _cache_dtype(self) -> np.dtype:
@@ -61,6 +63,8 @@ class TorchReference:
 
     @torch.inference_mode()
     def _forward(self, tokens, positions, mask, pasts, alpha):
+        tokens = tokens if self.embed is None else self.embed(tokens)
+        positions = in_rows(self.module.dimensions.position_rows, positions)
         given = (torch.from_numpy(np.ascontiguousarray(array)) for array in (tokens, positions, mask))
         alpha = [torch.from_numpy(alpha)] if self.trained_length is not None else []
         of = self.module.dimensions
