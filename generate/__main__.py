@@ -1,5 +1,6 @@
 """python -m generate OUT --prompt TEXT | --prompts FILE | --chat | --audio FILE.wav [--temperature T] [--top-k K] [--top-p P] [--stop TEXT] ...
 python -m generate OUT --prompt TEXT | --prompts FILE --picture FILE.png [--negative TEXT] [--control FILE.png] [--steps N] ...
+python -m generate OUT --picture FILE ... --prompt TEXT | --prompts FILE | --chat         # of a model that answers about pictures
 python -m generate OUT --picture FILE.png --point X,Y | --box LEFT,TOP,RIGHT,BOTTOM --mask FILE.png
 
 The text goes to standard output, all else to standard error.

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING
 
 from suture.core.errors import UserError
 from suture.core.named import appearing, check_results
+from suture.core.parts import find_parts
 from suture.core.weights import load_graph, weight_files, weights_root
 from suture.generate.batch import CAPACITY, LENGTH, Batch, Sequence
 from suture.generate.opening import Files, find_files, open_model
 from suture.generate.prompts import Prompt, opening
 from suture.generate.text import TextStream
 from suture.models.tokenizer import open_tokenizer
+from suture.runtime.seen import FIRST
 from suture.serve.request import Sampling
 from suture.serve.speed import Speed
 
 if TYPE_CHECKING:
+    from suture.generate.looking import Pictures
     from suture.generate.speech import Speech
 
 BATCH = 4
@@ -37,6 +40,7 @@ class Generator:
                 options.out, wrong, "step it from a program of your own: suture.runtime.graphs, suture.core.cpm_inputs"
             )
         self.tokenizer = open_tokenizer(files.checkpoint)
+        self.pictures = self._pictures(files)
         self.what = self.opened.what
         self.stop_ids = frozenset(self.tokenizer.stop_ids(options.chat))
         self.speech = self._speech(files)
@@ -48,6 +52,16 @@ class Generator:
             seed=options.seed,
         )
         self.speed = Speed(self.opened.weight_bytes)
+
+    def _pictures(self, files: Files) -> "Pictures | None":
+        if not self.options.pictures:
+            return None
+        from suture.generate.looking import Pictures, vision_of  # here: image processors take seconds
+
+        part = vision_of(find_parts(self.options.out), self.options.out)
+        pictures = Pictures(self.opened, part, files.checkpoint, self.options.pictures)
+        self.opened = pictures.opened
+        return pictures
 
     def one(self, prompt: Prompt) -> None:
         """Continues or answers one prompt, shown as it comes."""
@@ -131,8 +145,8 @@ class Generator:
     def _sequence(self, index: int, prompt: Prompt) -> Sequence:
         model, chunk = self.opened.model, self.opened.chunk
         before = len(model.prefix)
-        ids = prompt.ids(self.tokenizer, model.longest and model.longest - before)
-        self._check_tokens(ids, prompt.where)
+        ids = prompt.ids(self.tokenizer, model.longest and model.longest - before, self.pictures)
+        self._check_tokens((token for token in ids if token < FIRST), prompt.where)
         if model.bidirectional and before + len(ids) > chunk:
             wrong = f"the prompt has {len(ids)} tokens, {before} come before it, and a step has room for {chunk}"
             raise UserError(
@@ -175,7 +189,14 @@ def _result(prompt: Prompt, sequence: Sequence) -> dict:
 
 def _read_by(options: argparse.Namespace, files: Files) -> Iterator[Path | None]:
     """All files that are read for this."""
-    yield from (options.prompts, files.graph, files.engine, *files.others.values(), *files.checkpoint.iterdir())
+    yield from (
+        options.prompts,
+        *options.pictures,
+        files.graph,
+        files.engine,
+        *files.others.values(),
+        *files.checkpoint.iterdir(),
+    )
     for graph in filter(None, (files.graph, *files.others.values())):
         yield from weight_files(load_graph(graph), weights_root(graph))
 

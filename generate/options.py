@@ -5,6 +5,8 @@ from pathlib import Path
 
 from suture.core.arguments import box, count, point, real, rows, seed, size, whole
 from suture.core.command import CommandParser, given
+from suture.core.parts import find_parts
+from suture.core.pictures import answers_about_pictures
 
 DRAWING = ("negative", "control", "steps", "guidance", "size")
 WRITING = (
@@ -43,7 +45,10 @@ def parse(arguments: list[str] | None = None, prog: str = "generate") -> argpars
         "--picture",
         metavar="FILE.png",
         type=Path,
-        help="where it goes (with --prompts FILE-1.png, ...); with --mask: what is looked at",
+        action="append",
+        default=[],
+        help="where it goes (with --prompts FILE-1.png, ...); with --mask, and of a model that answers about pictures: what is looked at "
+        "(may be repeated)",
     )
     drawing.add_argument("--negative", metavar="TEXT", help="what the picture is not to show")
     drawing.add_argument("--control", metavar="FILE.png", type=Path, help="what the ControlNet is shown, such as edges")
@@ -85,6 +90,10 @@ def parse(arguments: list[str] | None = None, prog: str = "generate") -> argpars
     running.add_argument("--out", metavar="FILE", dest="results", type=Path, help="with --prompts: results go there")
     options = parser.parse_args(arguments)
 
+    options.pictures, looks = options.picture, bool(options.picture) and _looks(options.out)
+    if len(options.picture) > 1 and not looks:
+        parser.error("--picture is given twice; only a model that answers about pictures takes several")
+    options.picture = options.picture[0] if options.picture and not looks else None
     if options.mask is not None:
         _check_masks(parser, options)
         return options
@@ -97,6 +106,8 @@ def parse(arguments: list[str] | None = None, prog: str = "generate") -> argpars
         parser.error(f"{named[0]} needs --picture FILE.png")
     if options.prompt is None and options.prompts is None and options.audio is None and not options.chat:
         parser.error("give --prompt TEXT, --prompts FILE, --chat or --audio FILE.wav")
+    if options.audio is not None and options.pictures:
+        parser.error("--audio and --picture do not go together")
     if options.audio is not None and options.chat:
         parser.error("--audio and --chat do not go together")
     if options.audio is None and (options.language is not None or options.translate):
@@ -116,6 +127,11 @@ def parse(arguments: list[str] | None = None, prog: str = "generate") -> argpars
     if options.temperature == 0 and given(options, "seed"):
         parser.error("--seed says nothing where nothing is drawn; add --temperature, --top-k or --top-p")
     return options
+
+
+def _looks(out: Path) -> bool:
+    """Whether what lies there answers about pictures, and makes none."""
+    return out.is_dir() and answers_about_pictures({part.name for part in find_parts(out)})
 
 
 def _check_drawing(parser: CommandParser, options: argparse.Namespace) -> None:

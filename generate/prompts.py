@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from suture.core.errors import UserError
+from suture.core.pictures import with_pictures
 from suture.core.reader import parse_json, read_text
 
 
@@ -15,14 +16,21 @@ class Prompt:
     messages: list[dict] | None = None  # instead of text: a conversation for the chat template
     given: dict = field(default_factory=dict)  # the rest of a JSON line, which its result gets too
 
-    def ids(self, tokenizer, longest: int | None) -> list[int]:
-        """Token ids. Raises UserError where there are none, or more than `longest`."""
+    def ids(self, tokenizer, longest: int | None, pictures=None) -> list[int]:
+        """Token ids, those of `pictures` (suture.generate.looking) among them. Raises UserError where there are none, or more than
+        `longest`."""
         texts = [self.text] if self.messages is None else [message["content"] for message in self.messages]
         no_surrogates(texts, self.where)
+        text, messages = self.text, self.messages
+        if pictures is not None and messages is None:
+            text = pictures.text(text, tokenizer)
+        elif pictures is not None:
+            messages = with_pictures(messages, len(pictures.ids))
         try:
-            ids = tokenizer.encode(self.text) if self.messages is None else tokenizer.chat(self.messages)
+            ids = tokenizer.encode(text) if messages is None else tokenizer.chat(messages)
         except ValueError as error:
             raise UserError(self.where, str(error), "let user and assistant take turns, the user last") from None
+        ids = ids if pictures is None else pictures.put(ids, self.where)
         if not ids:
             raise UserError(self.where, "the prompt is empty", "give it at least one token")
         if longest is not None and len(ids) > longest:

@@ -15,6 +15,7 @@ from suture.core.cpm_inputs import made_up
 from suture.core.signature import Signature
 from suture.core.step_inputs import Embed, positions_of, step_values, valid_slots
 from suture.runtime.engine import to_numpy
+from suture.runtime.seen import Placed
 
 # tokens [B,S], positions [B,S], mask [B,P+S], pasts [B,kv_heads,P,head_dim], alpha [B], cross-attention's caches by name
 # where there are any -> logits, presents
@@ -130,15 +131,15 @@ class GrowingDecoder:
     """A cache that each step returns longer. Between steps it is packed, so that a row's tokens lie side by side
     whatever padding they came with; slots beyond a shorter row's length are masked."""
 
-    def __init__(self, forward: Forward, empty: list[np.ndarray]):
-        self.forward, self.pasts = forward, empty
+    def __init__(self, forward: Forward, empty: list[np.ndarray], placed: Placed | None = None):
+        self.forward, self.pasts, self.placed = forward, empty, placed
         self.crossed: dict[str, np.ndarray] = {}
         self.lengths = np.zeros(len(empty[0]), np.int64)
 
     def step(self, tokens_BS: np.ndarray, counts: np.ndarray, alpha: np.ndarray, rows: slice = ALL_ROWS) -> np.ndarray:
         lengths, pasts = self.lengths[rows], [past[rows] for past in self.pasts]
         valid = valid_slots(lengths, counts, pasts[0].shape[2], tokens_BS.shape[1])
-        positions = positions_of(lengths, counts, tokens_BS.shape[1])
+        positions = _positions(self.placed, tokens_BS, counts, lengths, rows)
         crossed = {name: value[rows] for name, value in self.crossed.items()}
         logits, presents = self.forward(tokens_BS, positions, valid.astype(np.int64), pasts, alpha, **crossed)
         packed = [_packed(present, valid) for present in presents]
@@ -191,8 +192,15 @@ class StaticDecoder:
     `noise` as of step_values: without noise positions are a text's.
     """
 
-    def __init__(self, session: DecoderSession, signature: Signature, noise: bool = True, embed: Embed | None = None):
-        self.session, self.signature, self.embed, self.text = session, signature, embed, not noise
+    def __init__(
+        self,
+        session: DecoderSession,
+        signature: Signature,
+        noise: bool = True,
+        embed: Embed | None = None,
+        placed: Placed | None = None,
+    ):
+        self.session, self.signature, self.embed, self.text, self.placed = session, signature, embed, not noise, placed
         first = session.caches[signature.caches[0].past]
         self.lengths = np.zeros(len(first), np.int64)
         self.ends = torch.zeros(len(first), dtype=torch.int64, device=first.device)  # the lengths, where the caches are
@@ -208,7 +216,7 @@ class StaticDecoder:
     ) -> dict[str, np.ndarray]:
         """What the graph is given for a step, by name, beside its caches."""
         names, lengths = self.signature, self.lengths[rows]
-        positions = positions_of(lengths, counts, tokens_BS.shape[1])
+        positions = _positions(self.placed, tokens_BS, counts, lengths, rows)
         return step_values(names, tokens_BS, positions, alpha, lengths, counts, self.embed, self.text)
 
     def advance(self, tokens_BS: np.ndarray, counts: np.ndarray, alpha: np.ndarray, rows: slice = ALL_ROWS) -> torch.Tensor:
@@ -284,6 +292,12 @@ class StaticDecoder:
 
     def caches(self) -> list[np.ndarray]:
         return [to_numpy(self.session.caches[cache.past]) for cache in self.signature.caches]
+
+
+def _positions(
+    placed: Placed | None, tokens_BS: np.ndarray, counts: np.ndarray, lengths: np.ndarray, rows: slice
+) -> np.ndarray:
+    return positions_of(lengths, counts, tokens_BS.shape[1]) if placed is None else placed(tokens_BS, counts, lengths, rows)
 
 
 def _packed(present: np.ndarray, valid: np.ndarray) -> np.ndarray:

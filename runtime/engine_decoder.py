@@ -9,6 +9,7 @@ from suture.core.signature import Cache, Signature
 from suture.core.step_inputs import Embed
 from suture.runtime.decoders import OfSignature, StaticDecoder, made_up_constants
 from suture.runtime.engine import Engine, EngineSession, read_description
+from suture.runtime.seen import placed_by
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class EngineModel(OfSignature):
     def decoder(self, batch: int, noise: bool = True) -> StaticDecoder:
         """With `noise`, as suture.runtime.graphs.OnnxDecoder.decoder."""
         session = EngineSession(self.engine, batch)
-        made = StaticDecoder(session, self.signature, noise, self.embed)
+        placed = placed_by(self.embed, self.signature.position_rows, batch)
+        made = StaticDecoder(session, self.signature, noise, self.embed, placed)
         if noise:
             shapes = [tuple(session.crossed[cache.past].shape[1:]) for cache in self.signature.encoder_caches]
             made.cross(made_up_constants(self.signature, shapes, batch, np.float32))

@@ -28,6 +28,7 @@ from suture.core.third_party import leave_attention_to_cudnn
 from suture.core.weights import load_graph, weights_root
 from suture.runtime.decoders import GrowingDecoder, OfSignature, RowDecoder, StaticDecoder, made_up_constants
 from suture.runtime.io_binding import BoundSession, CopyingSession
+from suture.runtime.seen import placed_by
 
 APART = ["MatMulAddFusion"]  # takes the residual sum after a product of one row for a bias; quantised ones then stay unfused
 TOKEN_TYPES = {
@@ -66,15 +67,16 @@ class OnnxDecoder(OfSignature):
         segments where a model takes them."""
         dtype = run_as(self.signature.dtype)
         shapes = [(batch, *shape) for shape in self.cache_shapes]
+        placed = placed_by(self.embed, self.signature.position_rows, batch)
         if not self.signature.static:
-            made = GrowingDecoder(partial(self._forward, not noise), [np.zeros(shape, dtype) for shape in shapes])
+            made = GrowingDecoder(partial(self._forward, not noise), [np.zeros(shape, dtype) for shape in shapes], placed)
         elif self.layerwise:
             copying = CopyingSession(self.session, self.signature, shapes, dtype)
-            made = StaticDecoder(copying, self.signature, noise, self._embeds)
+            made = StaticDecoder(copying, self.signature, noise, self._embeds, placed)
         else:
             bound = BoundSession(self.session, self.signature, batch, self.device)
             bound.decoding = self.decoding(batch) or self.session
-            made = StaticDecoder(bound, self.signature, noise, self._embeds)
+            made = StaticDecoder(bound, self.signature, noise, self._embeds, placed)
         if noise:
             dtype = run_as(self.dtype)
             made.cross(made_up_constants(self.signature, self.encoder_shapes, batch, dtype))

@@ -38,6 +38,43 @@ class MaskResult:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """One question about a picture, and both answers."""
+
+    question: str
+    right: str
+    reference: str
+    candidate: str
+    picture: str | None  # a PNG picture as a data URI, of the first ones
+
+
+@dataclass
+class AnswerResult:
+    """Of the reference's own answers, token by token: how far the candidate's probabilities are off, in nats in the mean, and of how many
+    it would have chosen the same token."""
+
+    reference: str
+    candidate: str
+    kl_limit: float
+    agreement_limit: float
+    mean_kl: float
+    agreement: float
+    answers: list[Answered]
+    reference_right: int = 0
+    candidate_right: int = 0
+    alike: int = 0
+
+    def __post_init__(self) -> None:
+        self.reference_right = sum(each.reference == each.right for each in self.answers)
+        self.candidate_right = sum(each.candidate == each.right for each in self.answers)
+        self.alike = sum(each.reference == each.candidate for each in self.answers)
+
+    @property
+    def passed(self) -> bool:
+        return self.mean_kl <= self.kl_limit and self.agreement >= self.agreement_limit
+
+
+@dataclass(frozen=True)
 class BrokenStage:
     """What a stage wrote, or should have written, and nothing can be made of: each level that needs it has failed."""
 
@@ -54,6 +91,7 @@ class Level:
     tokens: TokenResult | None = None
     pictures: PictureResult | None = None
     masks: MaskResult | None = None
+    answers: AnswerResult | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -63,6 +101,8 @@ class Level:
             return f"{self.pictures.worst} dB, {self.pictures.least_similar:.3f} alike"
         if self.masks:
             return f"IoU {self.masks.alike:.4f} of {self.masks.limit:g}"
+        if self.answers:
+            return f"{self.answers.alike} of {len(self.answers.answers)} answers alike"
         worst = self.comparison.worst if self.comparison else None
         if worst is None:
             return ""

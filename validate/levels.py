@@ -17,6 +17,7 @@ from suture.core.masks import makes_masks
 from suture.core.network.evaluate import NotEvaluated
 from suture.core.network.parse import NoTensorRT
 from suture.core.parts import DECODER
+from suture.core.pictures import answers_about_pictures
 from suture.core.reader import TEXT_LIMIT, read_bytes, read_json
 from suture.core.signature import Signature
 from suture.core.tolerances import REWRITTEN, ROUNDED
@@ -87,6 +88,10 @@ def run_levels(
         title, whole = TITLE, partial(masks_level, pipeline, seed)
     if any(files.part.name == "vae_decoder" for files in pipeline.parts):
         title, whole = PICTURES, partial(not_run, 5, OWN_LOOP)
+    if answers_about_pictures({files.part.name for files in pipeline.parts}):
+        from suture.validate.answers import TITLE, answers_level  # as above
+
+        title, whole = TITLE, partial(answers_level, pipeline, seed, progress.tell)
     if is_picture_model(tuple(files.part for files in pipeline.parts)):
         title, whole = PICTURES, partial(picture_level, pipeline, seed, progress.tell)
     levels.append(progress.level(f"level 5, {title}", whole))

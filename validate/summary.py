@@ -53,6 +53,9 @@ def _levels(levels: list[dict]) -> Iterator[str]:
         elif masks := level["masks"]:
             alike, limit = (f"{masks[name]:.4f}" for name in ("alike", "limit"))
             cells = [f"{masks['pictures']} pictures", f"masks alike by {alike}", f"{limit} at least"]
+        elif answers := level["answers"]:
+            cells = [f"{len(answers['answers'])} answers", f"{answers['alike']} alike, mean KL {answers['mean_kl']:.2g}",
+                     f"{answers['kl_limit']:g} at most"]  # fmt: skip
         mark = level["status"] if level["status"] == "passed" else f"**{level['status']}**"
         yield f"| {_title(level)} | {mark} | {' | '.join(map(_plain, cells))} |"
 
