@@ -145,7 +145,7 @@ def test_a_packed_picture_is_unpacked(tmp_path):
     np.testing.assert_array_equal(_patches(torch.from_numpy(pixels), config)[0].numpy(), np.asarray(packed, np.float32))
 
 
-@pytest.mark.parametrize("name", [pytest.param(each, marks=[] if each == "llava" else pytest.mark.slow) for each in FUSED])
+@pytest.mark.parametrize("name", [pytest.param(each, marks=pytest.mark.slow) for each in FUSED])
 @pytest.mark.exports
 def test_every_part_through_levels_1_to_3(name, checkpoints, tmp_path):
     size = SIZE if "qwen" in name else None

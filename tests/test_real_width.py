@@ -32,7 +32,7 @@ def test_two_layers_at_real_width(preset, folder, monkeypatch, record_property):
     export_and_operate(folder / "checkpoint", folder / "out", "float32", weights="reference")
     found = levels(folder / "out")
     assert [level["status"] for level in found] == [PASSED] * len(found)
-    assert len(found) in (3, 6)
+    assert len(found) in (3, 6, 9)
     for surgery in surgered(folder / "out"):
         build(surgery, "--compute-capability", CAPABILITY, "--weights", "input")
     record_property("bytes", size)

@@ -65,12 +65,12 @@ def answers_level(pipeline: Pipeline, seed: int, tell: Callable[[str], None]) ->
         tell("level 5: loading the checkpoint")
         module = load_reference(open_checkpoint(pipeline.checkpoint), candidate.dtype)
         size = size_of(vision.part.inputs[PIXELS]["shape"])
-        lookers = [Looker(pipeline.checkpoint, run, size) for run in (_in_torch(module), in_onnxruntime(vision.portable))]
-        seen = [Seen(_embedding(module)), Seen(open_embedding(pipeline.embed))]
+        lookers = [Looker(pipeline.checkpoint, run, size) for run in (in_torch(module), in_onnxruntime(vision.portable))]
+        seen = [Seen(embedding(module)), Seen(open_embedding(pipeline.embed))]
         asked = drawn(size, seed)
         for each in asked:
             ids = [to.add(*looker.features(Image.fromarray(each.picture))) for to, looker in zip(seen, lookers)]
-            each.prompt = _prompt(each.question, tokenizer, Placeholders(pipeline.checkpoint), ids[0])
+            each.prompt = prompt(each.question, tokenizer, Placeholders(pipeline.checkpoint), ids[0])
         reference = TorchReference("PyTorch", candidate.dtype, module, seen[0])
         tell("level 5: answering")
         found = compare_answers(reference, replace(candidate, embed=seen[1]), tokenizer, asked)
@@ -91,8 +91,7 @@ def drawn(size: tuple[int, int], seed: int, count: int = PICTURES) -> list[Asked
 def compare_answers(reference: SteppedModel, candidate: SteppedModel, tokenizer, asked: list[Asked]) -> AnswerResult:
     prompts, stops = [each.prompt for each in asked], tokenizer.stop_ids(True)
     kl, agreed, theirs = _followed(reference, candidate, prompts, stops)
-    own = _followed(candidate, None, prompts, stops)[2]
-    texts = [[_text(row, tokenizer, stops) for row in answers] for answers in (theirs, own)]
+    texts = [[_text(row, tokenizer, stops) for row in theirs], answered(candidate, tokenizer, asked)]
     rows = [
         Answered(each.question, each.right, *pair, _png(each.picture) if number < SHOWN else None)
         for number, (each, pair) in enumerate(zip(asked, zip(*texts)))
@@ -101,6 +100,12 @@ def compare_answers(reference: SteppedModel, candidate: SteppedModel, tokenizer,
     return AnswerResult(
         reference.name, candidate.name, limits.mean_kl, limits.agreement, float(np.mean(kl)), float(np.mean(agreed)), rows
     )
+
+
+def answered(model: SteppedModel, tokenizer, asked: list[Asked]) -> list[str]:
+    """What it answers to each."""
+    stops = tokenizer.stop_ids(True)
+    return [_text(row, tokenizer, stops) for row in _followed(model, None, [each.prompt for each in asked], stops)[2]]
 
 
 def _followed(
@@ -131,7 +136,7 @@ def _followed(
     return kl, agreed, answers
 
 
-def _prompt(question: str, tokenizer, placeholders: Placeholders, picture: list[int]) -> list[int]:
+def prompt(question: str, tokenizer, placeholders: Placeholders, picture: list[int]) -> list[int]:
     """As a chat where the checkpoint has a template for it, else as plain text."""
     try:
         ids = tokenizer.chat(with_pictures([{"role": "user", "content": question}], 1))
@@ -140,7 +145,7 @@ def _prompt(question: str, tokenizer, placeholders: Placeholders, picture: list[
     return placeholders.put(ids, [picture], "the chat template")
 
 
-def _in_torch(module: torch.nn.Module) -> Callable[[dict], dict]:
+def in_torch(module: torch.nn.Module) -> Callable[[dict], dict]:
     vision = part_named(module, VISION).module
 
     @torch.inference_mode()
@@ -150,7 +155,7 @@ def _in_torch(module: torch.nn.Module) -> Callable[[dict], dict]:
     return run
 
 
-def _embedding(module: torch.nn.Module) -> Callable[[np.ndarray], np.ndarray]:
+def embedding(module: torch.nn.Module) -> Callable[[np.ndarray], np.ndarray]:
     table = part_named(module, "embed").module
 
     @torch.inference_mode()
