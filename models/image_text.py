@@ -47,11 +47,12 @@ def knows(config: dict) -> bool:
 class AnyImageText(AnyCausalLM):
     """Comes before a transformers class among a class's bases. Its own forward is the decoder's step.
 
-    `picture_size`: height and width in pixels that the graph of the tower gets. `pictured`: the class's forward needs a picture
-    every time, so that the step is its language model's."""
+    `picture_size`: height and width in pixels that the graph of the tower gets, `made`: tokens and width of what it makes of
+    them. `pictured`: the class's forward needs a picture every time, so that the step is its language model's."""
 
     tower: Tower
     picture_size: tuple[int, int]
+    made: tuple[int, int]
     pictured: bool
 
     def of_transformers(self, **given: object) -> ModelOutput:
@@ -64,19 +65,11 @@ class AnyImageText(AnyCausalLM):
         if self.tower.instructed:
             asked = (batch, "instruction")
             pixels |= {INSTRUCTION: Port(asked, below=self.config.qformer_config.vocab_size), COUNTS: Port(asked, below=2)}
-        features = {FEATURES: Port((batch, *self.features_shape()))}
+        features = {FEATURES: Port((batch, *self.made))}
         return (
             Part(VISION, GRAPH, vision.eval(), pixels, features),
             Part("decoder", DECODER, decoder_of(self), takes_embeddings=True),
         )
-
-    def features_shape(self) -> tuple[int, int]:
-        """Tokens and width of what a picture becomes."""
-        given = [torch.zeros(1, self.tower.channels, *self.picture_size, device="meta")]
-        if self.tower.instructed:
-            given += [torch.ones(1, 2, dtype=torch.int64, device="meta")] * 2
-        with torch.no_grad():
-            return tuple(Vision(copy.deepcopy(self).to("meta"), self.tower)(*given).shape[1:])
 
 
 class Vision(nn.Module):
@@ -111,9 +104,11 @@ def build(config: dict, where: object) -> PreTrainedModel:
         parsed._attn_implementation = "sdpa" if model_class._supports_sdpa else "eager"
         own = {"__module__": model_class.__module__}  # rules go by it
         model = type(model_class.__name__, (AnyImageText, model_class), own)(parsed).eval()
-    if not any(_below(path, LANGUAGE) for path, _ in model.named_modules()):
-        raise UserError(where, f"{model_class.__name__} keeps its language model elsewhere than in language_model", REMEDY)
-    model.pictured = inspect.signature(model_class.forward).parameters["pixel_values"].default is not None
+    pixels = inspect.signature(model_class.forward).parameters.get(PIXELS)
+    if pixels is None or not any(path.endswith("language_model") for path, _ in model.named_modules()):
+        what = f"{model_class.__name__} takes no pixel_values, or keeps its language model elsewhere than in language_model"
+        raise UserError(where, what, REMEDY)
+    model.pictured = pixels.default is not None
     model.takes = _takes(model)
     causal_lm.make_tables(model, where)
     causal_lm.untie_head(model)
@@ -121,7 +116,7 @@ def build(config: dict, where: object) -> PreTrainedModel:
     model.picture_size = _usual_size(parsed)
     model.dimensions = causal_lm.dimensions_of(decoder_of(model), where)
     try:
-        model.features_shape()
+        model.made = _features_shape(model)
     except Exception as error:  # whatever a class does with a picture of that size
         what = f"{model_class.__name__} makes no features of a picture {'x'.join(map(str, model.picture_size))} ({said(error)})"
         raise UserError(where, what, REMEDY) from None
@@ -139,6 +134,7 @@ def set_picture_size(model: nn.Module, size: tuple[int, int], where: str) -> Non
     if factor is not None and any(each % factor or each > LARGEST for each in size):
         raise UserError(where, f"is no size of whole patches: {factor} pixels each way", f"name multiples of {factor}")
     model.picture_size = size
+    model.made = _features_shape(model)
 
 
 def shared(model: PreTrainedModel, belongs: Callable[[str], bool], above: str = "") -> PreTrainedModel:
@@ -165,7 +161,17 @@ def _takes(model: AnyImageText) -> frozenset[str]:
     return frozenset(inspect.signature(step).parameters)
 
 
+def _features_shape(model: AnyImageText) -> tuple[int, int]:
+    """Of a model on device "meta"."""
+    given = [torch.zeros(1, model.tower.channels, *model.picture_size, device="meta")]
+    if model.tower.instructed:
+        given += [torch.ones(1, 2, dtype=torch.int64, device="meta")] * 2
+    with torch.no_grad():
+        tokens, width = Vision(copy.deepcopy(model).to("meta"), model.tower)(*given).shape[1:]
+    return tokens, width
+
+
 def _usual_size(config: object) -> tuple[int, int]:
     """What the tower was made for; of one that takes any size, 448 pixels each way."""
-    size = getattr(config.vision_config, "image_size", None) or 448
+    size = getattr(getattr(config, "vision_config", None), "image_size", None) or 448
     return (size, size) if isinstance(size, int) else tuple(size)

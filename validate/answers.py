@@ -71,6 +71,9 @@ def answers_level(pipeline: Pipeline, seed: int, tell: Callable[[str], None]) ->
         for each in asked:
             ids = [to.add(*looker.features(Image.fromarray(each.picture))) for to, looker in zip(seen, lookers)]
             each.prompt = prompt(each.question, tokenizer, Placeholders(pipeline.checkpoint), ids[0])
+        longest, room = max(len(each.prompt) for each in asked), candidate.longest
+        if room is not None and room < longest + ANSWER:
+            return not_run(5, f"a question and its answer take {longest + ANSWER} tokens, and the decoder {room}", TITLE)
         reference = TorchReference("PyTorch", candidate.dtype, module, seen[0])
         tell("level 5: answering")
         found = compare_answers(reference, replace(candidate, embed=seen[1]), tokenizer, asked)
