@@ -31,9 +31,14 @@ class ExportOptions:
 
 
 def from_arguments(given: argparse.Namespace) -> ExportOptions:
-    return ExportOptions(
-        given.model, given.checkpoint, given.dtype, given.weights, given.part, given.lora, given.picture_size
-    )
+    picture = given.picture_size and arguments.size(given.picture_size)
+    return ExportOptions(given.model, given.checkpoint, given.dtype, given.weights, given.part, given.lora, picture)
+
+
+def _size(text: str) -> str:
+    """HxW, checked and kept as it is: the pipeline hands it on."""
+    arguments.size(text)
+    return text
 
 
 def add_options(parser: arguments.Container) -> None:
@@ -48,7 +53,7 @@ def add_options(parser: arguments.Container) -> None:
     )
     parser.add_argument("--lora", metavar="DIR", type=Path, help="a LoRA adapter as peft saves it, merged into the weights")
     parser.add_argument("--part", metavar="NAME", help="of a model of several parts this one alone, into --out itself")
-    parser.add_argument("--picture-size", metavar="HxW", type=arguments.size, help="of a vision tower that takes any: what its graph takes, in "
+    parser.add_argument("--picture-size", metavar="HxW", type=_size, help="of a vision tower that takes any: what its graph takes, in "
                         "pixels (default: 448x448)")  # fmt: skip
     parser.add_argument("--dtype", choices=DTYPES, help="of weights and arithmetic (default: the checkpoint's own)")
     parser.add_argument(
