@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, Qwen2VLImageProcessor
+from transformers import AutoModelForImageTextToText
 
 from suture.core.errors import UserError
 from suture.core.parts import find_parts
@@ -136,7 +136,8 @@ def test_positions_go_on_where_a_row_left_off():
 
 def test_a_packed_picture_is_unpacked(tmp_path):
     """What Qwen2-VL's image processor packs is what the tower's graph packs of the pixels."""
-    Qwen2VLImageProcessor(patch_size=4).save_pretrained(tmp_path)
+    config = {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
     looker = Looker(tmp_path, lambda inputs: {}, SIZE)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (*SIZE, 3), dtype=np.uint8))
     pixels = looker.pixels(picture)
