@@ -59,7 +59,7 @@ class AnyImageText(AnyCausalLM):
         return self.language_model(**given) if self.pictured else super(AnyCausalLM, self).forward(**given)
 
     def parts(self) -> tuple[Part, Part]:
-        vision = Vision(shared(self, lambda path: not _below(path, LANGUAGE)), self.tower)
+        vision = vision_of(shared(self, lambda path: not _below(path, LANGUAGE)), self.tower)
         batch = "batch" if self.tower.many else 1
         pixels = {PIXELS: Port((batch, self.tower.channels, *self.picture_size))}
         if self.tower.instructed:
@@ -80,9 +80,19 @@ class Vision(nn.Module):
         self._modules, self._parameters = model._modules, model._parameters
         self.whole, self.tower = (model,), tower  # in a tuple: not a module of this one, whose names would begin with it
 
-    def forward(self, pixel_values: Tensor, *asked: Tensor) -> Tensor:
-        """[B, 3, height, width], normalised, and what the tower reads beside it, to [B, tokens, hidden]."""
-        return self.tower.features(self.whole[0], pixel_values, *asked)
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """[B, 3, height, width], normalised, to [B, tokens, hidden]."""
+        return self.tower.features(self.whole[0], pixel_values)
+
+
+class InstructedVision(Vision):
+    def forward(self, pixel_values: Tensor, qformer_input_ids: Tensor, qformer_attention_mask: Tensor) -> Tensor:
+        """The same where the tower reads what is asked, too: int64 [B, T], and 1 for each that counts."""
+        return self.tower.features(self.whole[0], pixel_values, qformer_input_ids, qformer_attention_mask)
+
+
+def vision_of(model: PreTrainedModel, tower: Tower) -> Vision:
+    return (InstructedVision if tower.instructed else Vision)(model, tower)
 
 
 def decoder_of(model: AnyImageText) -> AnyImageText:
@@ -167,7 +177,7 @@ def _features_shape(model: AnyImageText) -> tuple[int, int]:
     if model.tower.instructed:
         given += [torch.ones(1, 2, dtype=torch.int64, device="meta")] * 2
     with torch.no_grad():
-        tokens, width = Vision(copy.deepcopy(model).to("meta"), model.tower)(*given).shape[1:]
+        tokens, width = vision_of(copy.deepcopy(model).to("meta"), model.tower)(*given).shape[1:]
     return tokens, width
 
 
