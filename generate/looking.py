@@ -7,6 +7,7 @@ from pathlib import Path
 from suture.core.errors import UserError
 from suture.core.parts import PartFolder
 from suture.core.pictures import INSTRUCTION, PIXELS, VISION
+from suture.core.read_pictures import read_picture
 from suture.generate.opening import GRAPHS, Opened, first_result
 from suture.models.library_tokenizer import LibraryTokenizer
 from suture.models.tokenizer import Tokenizer
@@ -14,7 +15,6 @@ from suture.runtime.looking import Looker, size_of
 from suture.runtime.networks import in_onnxruntime
 from suture.runtime.placeholders import Placeholders
 from suture.runtime.seen import Seen
-from suture.core.read_pictures import read_picture
 
 
 class Pictures:
