@@ -49,7 +49,7 @@ def test_the_chat_template_puts_pictures_where_they_are_said():
     tokenizer = LibraryTokenizer(checkpoint_folder("tiny-vlm"))
     asked = [{"type": "image"}, {"type": "text", "text": "How many squares?"}]
     turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": "two"}, {"role": "user", "content": CAPTION}]
-    text = "<s> USER: <image> How many squares ? ASSISTANT: two </s> USER: Describe the picture . ASSISTANT:"
+    text = "<s> USER: <image> How many squares? ASSISTANT: two </s> USER: Describe the picture. ASSISTANT:"
     assert tokenizer.decode(tokenizer.chat(turns)) == text
     with pytest.raises(ValueError, match="there is no role system"):
         tokenizer.chat([{"role": "system", "content": "no"}])

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -33,6 +33,7 @@ def main() -> None:
     vocabulary = {token: place for place, token in enumerate([*SPECIALS, *WORDS, *MARKS])}
     made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.decoder = decoders.WordPiece(cleanup=True)  # no space before a comma
     made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])])
     made.add_special_tokens(list(SPECIALS))
     made.save(str(HERE / "tokenizer.json"))
