@@ -22,7 +22,7 @@ from suture.surgery.__main__ import main as surgery
 from suture.validate.options import ValidateOptions
 from suture.validate.stage import validate_pipeline
 
-pytestmark = pytest.mark.exports
+pytestmark = [pytest.mark.exports, pytest.mark.slow]  # tests/test_answers.py has what needs no export
 FUSED = {
     "vision": {"Attention": 4, "LayerNormalization": 9, "Swish": 4, "Gelu": 1},
     "decoder": {"Attention": 4, "RMSNormalization": 9, "RotaryEmbedding": 8, "Swish": 4, "TensorScatter": 8},
