@@ -55,9 +55,9 @@ def _patches(pixels: Tensor, config: object) -> Tensor:
     size, merged = config.patch_size, config.spatial_merge_size
     batch, channels, height, width = pixels.shape
     x = pixels.reshape(batch, channels, height // size // merged, merged, size, width // size // merged, merged, size)
-    x = x.permute(0, 2, 5, 3, 6, 1, 4, 7)[:, :, :, :, :, :, None]
-    x = x.expand(-1, -1, -1, -1, -1, -1, FRAMES, -1, -1)
-    return x.reshape(batch, height * width // size**2, channels * FRAMES * size * size)
+    x = x.permute(0, 2, 5, 3, 6, 1, 4, 7)  # 8 dimensions, as many as TensorRT has
+    x = x.reshape(batch, height * width // size**2, channels, 1, size**2).expand(-1, -1, -1, FRAMES, -1)
+    return x.flatten(2)
 
 
 def _places(height: int, width: int, unit: int) -> np.ndarray:
