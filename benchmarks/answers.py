@@ -32,6 +32,7 @@ from suture.runtime.networks import Network, in_network, in_onnxruntime
 from suture.runtime.placeholders import Placeholders
 from suture.runtime.seen import Seen
 from suture.validate import answers
+from suture.validate.level import AnswerResult
 from suture.validate.reference import TorchReference, load_reference
 from suture.validate.runners import SteppedModel
 
@@ -55,12 +56,20 @@ class Judge:
         return self.parts[part].folder / stage / name
 
     def right(self, vision: Network, decoder: SteppedModel, embed: Callable | None = None) -> int:
+        """How many of their answers are."""
+        found = answers.answered(self._seeing(vision, decoder, embed), self.tokenizer, self.asked)
+        return sum(text == each.right for text, each in zip(found, self.asked))
+
+    def compared(self, reference: tuple[Network, SteppedModel], candidate: tuple[Network, SteppedModel]) -> AnswerResult:
+        """As level 5 compares them."""
+        return answers.compare_answers(self._seeing(*reference), self._seeing(*candidate), self.tokenizer, self.asked)
+
+    def _seeing(self, vision: Network, decoder: SteppedModel, embed: Callable | None = None) -> SteppedModel:
         looker, seen = Looker(self.checkpoint, vision, self.size), Seen(embed or self.embed)
         for each in self.asked:
             ids = seen.add(*looker.features(Image.fromarray(each.picture)))
             each.prompt = answers.prompt(each.question, self.tokenizer, self.placeholders, ids)
-        found = answers.answered(replace(decoder, embed=seen), self.tokenizer, self.asked)
-        return sum(text == each.right for text, each in zip(found, self.asked))
+        return replace(decoder, embed=seen)
 
 
 def main() -> None:

@@ -27,11 +27,7 @@ from suture.validate.stage import validate_pipeline
 
 NAMES = tuple(image_text.CONFIGS)
 SIZE = 40, 24  # of Qwen's, in pixels: windows that the grid does not fill
-FUSED = {
-    "llava": {
-        "vision": {"Attention": 2, "LayerNormalization": 5, "Swish": 2, "Gelu": 1},
-        "decoder": {"Attention": 2, "RMSNormalization": 5, "RotaryEmbedding": 4, "Swish": 2, "TensorScatter": 4},
-    },
+FUSED = {  # LLaVA's is in test_tiny_vlm.py
     "qwen2_5_vl": {
         "vision": {"Attention": 3, "RMSNormalization": 7, "Swish": 3, "Gelu": 1},
         "decoder": {"Attention": 2, "RMSNormalization": 5, "RotaryEmbedding": 4, "Swish": 2, "TensorScatter": 4},
