@@ -89,14 +89,6 @@ def build(config: dict, where: object) -> PreTrainedModel:
     return model
 
 
-def check_quantisation(config: dict, where: object) -> None:
-    """Raises UserError for quantised weights of a kind that is not read."""
-    if (config.get("quantization_config") or {}).get("quant_method", PACKINGS[0]) not in PACKINGS:
-        raise UserError(
-            where, "describes quantised weights", f"use a checkpoint of {' or '.join(PACKINGS)}, or the model's own"
-        )
-
-
 def _computes_by_sdpa(model_class: type[PreTrainedModel], config: object) -> bool:
     """Whether transformers' own call of scaled_dot_product_attention is all of attention: with a soft cap or sinks it is not."""
     text = config.get_text_config()

@@ -30,6 +30,7 @@ from suture.models import causal_lm
 from suture.models.causal_lm import AnyCausalLM
 from suture.models.config import check_config
 from suture.models.parts import DECODER, GRAPH, Part, Port
+from suture.models.quantised import check_quantisation
 from suture.models.stepped import LEFT_OUT, transformers_refusals
 from suture.models.towers import TOWERS, Tower
 
@@ -106,7 +107,7 @@ def build(config: dict, where: object) -> PreTrainedModel:
     for key, inner in config.items():
         if key.endswith("_config") and isinstance(inner, dict):
             check_config(inner, f"{where}, {key}")
-    causal_lm.check_quantisation(config, where)
+    check_quantisation(config, where)
     with transformers_refusals(where):
         kept = {key: value for key, value in config.items() if key not in LEFT_OUT}
         parsed = CONFIG_MAPPING[config["model_type"]].from_dict(kept)
