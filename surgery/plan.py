@@ -32,6 +32,7 @@ from suture.surgery.passes.lowering import (
     attention_heads,
     attention_mask,
     attention_products,
+    bitwise,
     constant_types,
     decomposable_attention,
     explicit_attributes,
@@ -44,6 +45,7 @@ from suture.surgery.passes.lowering import (
     split_products,
     transposed_convolution,
     unmasked,
+    unsigned_integers,
     zero_points,
 )
 from suture.surgery.passes.ort_contrib import bias_apart, group_query_attention, quick_gelu
@@ -163,6 +165,8 @@ LOWERING: tuple[Phase, ...] = (
         loop_counter,
         constant_types,
         zero_points,
+        unsigned_integers,
+        bitwise,
         group_normalization,
         transposed_convolution,
         neighbouring_weights,
