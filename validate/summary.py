@@ -53,6 +53,9 @@ def _levels(levels: list[dict]) -> Iterator[str]:
         elif masks := level["masks"]:
             alike, limit = (f"{masks[name]:.4f}" for name in ("alike", "limit"))
             cells = [f"{masks['pictures']} pictures", f"masks alike by {alike}", f"{limit} at least"]
+        elif frames := level["frames"]:
+            worst = min(*frames["psnr"], frames["canonical"], *frames["edited"])
+            cells = [f"{len(frames['psnr'])} frames", f"{worst:.1f} dB", f"{frames['limit']:g} dB at least"]
         mark = level["status"] if level["status"] == "passed" else f"**{level['status']}**"
         yield f"| {_title(level)} | {mark} | {' | '.join(map(_plain, cells))} |"
 

@@ -40,7 +40,7 @@ class Encoding(Strict):
     per_level_scale: Annotated[float, Field(ge=1, le=4)]
 
 
-class Network(Strict):
+class Perceptron(Strict):
     n_neurons: Size
     n_hidden_layers: Small
 
@@ -57,9 +57,9 @@ class Config(Strict):
     deform_hash: bool
     vid_hash: bool
     encoding_deform3d: Encoding | None = None
-    network_deform: Network | None = None
+    network_deform: Perceptron | None = None
     encoding: Encoding | None = None
-    network: Network | None = None
+    network: Perceptron | None = None
     annealed: bool = False
     annealed_begin_step: Annotated[int, Field(ge=0)] = 0
     annealed_step: Annotated[int, Field(ge=1)] = 5000
@@ -126,7 +126,7 @@ class HashGrid(nn.Module):
 class FullyFused(nn.Module):
     """tiny-cuda-nn's FullyFusedMLP: ReLU between layers, no biases but what inputs filled up with ones make, one flat parameter."""
 
-    def __init__(self, inputs: int, outputs: int, config: Network):
+    def __init__(self, inputs: int, outputs: int, config: Perceptron):
         super().__init__()
         width, self.inputs, self.outputs = config.n_neurons, inputs, outputs
         rows = [width] * config.n_hidden_layers + [_aligned(outputs)]
@@ -150,7 +150,7 @@ def _aligned(size: int) -> int:
 class Hashed(nn.Module):
     """A HashGrid and a network over the points and their encoding."""
 
-    def __init__(self, dims: int, outputs: int, encoding: Encoding, network: Network):
+    def __init__(self, dims: int, outputs: int, encoding: Encoding, network: Perceptron):
         super().__init__()
         self.encoder = HashGrid(dims, encoding)
         self.decoder = FullyFused(dims + self.encoder.width, outputs, network)
