@@ -77,6 +77,17 @@ def size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def frames(text: str) -> tuple[int, int] | str:
+    """N or FIRST-LAST, from 0, as the first and last; "all" and "canonical" as they are."""
+    if text in ("all", "canonical"):
+        return text
+    first, _, last = text.partition("-")
+    last = last if "-" in text else first
+    if not all(re.fullmatch(r"[0-9]{1,7}", each, re.ASCII) for each in (first, last)) or int(last) < int(first):
+        raise ArgumentTypeError(f"{_brief(text)} is no frame; write a number from 0, FIRST-LAST, all or canonical")
+    return int(first), int(last)
+
+
 def point(text: str) -> tuple[float, float]:
     """X,Y, in pixels."""
     x, y = _pixels(text, 2, "a point; write X,Y in pixels, such as 120,80")

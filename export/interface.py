@@ -82,7 +82,8 @@ def graph_interface(part: Part, dtype: torch.dtype) -> ExportInterface:
     examples, dynamic = [], []
     for port in ports:
         shape = [size if isinstance(size, int) else axes.length(size, lengths) for size in port.shape]
-        examples.append(torch.zeros(shape, dtype=dtype if port.below is None else torch.int64))
+        kind = torch.float32 if port.exact else dtype
+        examples.append(torch.zeros(shape, dtype=kind if port.below is None else torch.int64))
         dynamic.append({axis: Dim.AUTO for axis, size in enumerate(port.shape) if isinstance(size, str)})
     parameters = list(inspect.signature(part.module.forward).parameters.values())
     if parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL:  # of which torch takes the axes together

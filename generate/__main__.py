@@ -1,6 +1,7 @@
 """python -m generate OUT --prompt TEXT | --prompts FILE | --chat | --audio FILE.wav [--temperature T] [--top-k K] [--top-p P] [--stop TEXT] ...
 python -m generate OUT --prompt TEXT | --prompts FILE --picture FILE.png [--negative TEXT] [--control FILE.png] [--steps N] ...
 python -m generate OUT --picture FILE ... --prompt TEXT | --prompts FILE | --chat         # of a model that answers about pictures
+python -m generate OUT --frame N|FIRST-LAST|all|canonical --picture FILE.png [--edited FILE.png] [--size HxW]
 python -m generate OUT --picture FILE.png --point X,Y | --box LEFT,TOP,RIGHT,BOTTOM --mask FILE.png
 
 The text goes to standard output, all else to standard error.
@@ -24,6 +25,13 @@ def main(arguments: list[str] | None = None, prog: str = "generate") -> int:
         from suture.generate.masks import segment  # here, as below
 
         print(f"generate: {segment(options)}", file=sys.stderr)
+        return DONE
+    if options.frame is not None:
+        let_threads_sleep()
+        from suture.generate.frames import draw_frames
+
+        for place in draw_frames(options):
+            print(f"generate: {place}", file=sys.stderr)
         return DONE
     if options.picture is not None:
         return _draw(options)

@@ -6,19 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from suture.core.errors import UserError
-from suture.core.manifest import recorded_option, result
+from suture.core.manifest import recorded_option
 from suture.core.masks import BESIDE, DECODER, ENCODER, INSIDE, PIXELS, makes_masks
 from suture.core.named import check_results, write_picture
 from suture.core.parts import PartFolder, find_parts
 from suture.core.read_pictures import read_picture
-from suture.core.refusals import refusals
-from suture.core.shadow_copy import runnable
-from suture.core.weights import load_graph, weights_root
-from suture.runtime.engine import Engine, read_description, run_once, why_not
-from suture.runtime.graphs import fast_session
-from suture.runtime.segment import Arrays, MaskPrompt, Run, Segmenter, open_processor
-
-GRAPHS = ("surgery/model.onnx", "export/model.onnx")
+from suture.generate.parts import open_part
+from suture.runtime.segment import MaskPrompt, Run, Segmenter, open_processor
 
 
 def segment(options: argparse.Namespace) -> str:
@@ -56,29 +50,7 @@ def _prompt(options: argparse.Namespace, width: int, height: int) -> MaskPrompt:
 
 
 def _opened(part: PartFolder, runtime: str) -> tuple[Run, int]:
-    """The part's engine where one can run here, else its portable graph in onnxruntime; and the side of its pictures in pixels."""
-    graph = next((path for name in GRAPHS if (path := result((part.folder / name).parent, "model.onnx"))), None)
-    engine = result(part.folder / "build", "model.engine")
-    if graph is None:
-        raise UserError(part.folder, "has neither surgery/model.onnx nor export/model.onnx", "run the pipeline again")
-    proto = load_graph(graph)
-    sizes = {value.name: value.type.tensor_type.shape.dim[-1].dim_value for value in proto.graph.input}
-    side = sizes.get(PIXELS, 0)
-    if engine is not None and runtime in ("auto", "engine"):
-        description = read_description(engine.with_name("engine.json"))
-        reason = why_not(description)
-        if reason is None:
-            opened = Engine(engine, description, engine.parent / description["weights"]["root"])
-            return (lambda inputs: run_once(opened, inputs)), side
-    if runtime == "engine":
-        raise UserError(part.folder, reason if engine else "no engine has been built", "leave --runtime out")
-    session = fast_session(runnable(proto), weights_root(graph), str(graph), "cuda" if runtime == "cuda" else "cpu")
-    halves = {value.name for value in session.get_inputs() if value.type == "tensor(float16)"}
-    names = [value.name for value in session.get_outputs()]
-
-    def run(inputs: Arrays) -> Arrays:
-        feeds = {name: value.astype(np.float16) if name in halves else value for name, value in inputs.items()}
-        with refusals(graph, "onnxruntime cannot run it", "export it again"):
-            return dict(zip(names, session.run(names, feeds)))
-
-    return run, side
+    """What runs the part, and the side of its pictures in pixels."""
+    run, graph = open_part(part, runtime)
+    sizes = {value.name: value.type.tensor_type.shape.dim[-1].dim_value for value in graph.graph.input}
+    return run, sizes.get(PIXELS, 0)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from suture.core.arguments import box, count, point, real, rows, seed, size, whole
+from suture.core.arguments import box, count, frames, point, real, rows, seed, size, whole
 from suture.core.command import CommandParser, given
 from suture.core.parts import find_parts
 from suture.core.pictures import answers_about_pictures
@@ -59,6 +59,13 @@ def parse(arguments: list[str] | None = None, prog: str = "generate") -> argpars
         "--size", metavar="HxW", type=size, help="pixels (default: the control's, or what the model was trained on)"
     )
 
+    video = parser.add_argument_group("frames of a video, of a model that makes them (CoDeF)")
+    video.add_argument("--frame", metavar="N", type=frames, help="the number of one, from 0, with --picture FILE.png; or FIRST-LAST, or all, "
+                       "to FILE-0000.png, ...; or canonical: the picture that all of them are made of")  # fmt: skip
+    video.add_argument(
+        "--edited", metavar="FILE.png", type=Path, help="in place of the canonical picture: carried to the frames"
+    )
+
     masks = parser.add_argument_group("masks, of a model that makes them (SAM)")
     masks.add_argument("--point", metavar="X,Y", type=point, action="append", default=[],
                        help="in what is to be masked, in pixels from left and top; may be repeated")  # fmt: skip
@@ -99,6 +106,11 @@ def parse(arguments: list[str] | None = None, prog: str = "generate") -> argpars
         return options
     if options.point or options.beside or options.box is not None:
         parser.error("--point, --beside and --box need --picture FILE.png and --mask FILE.png")
+    if options.frame is not None:
+        _check_frames(parser, options)
+        return options
+    if options.edited is not None:
+        parser.error("--edited needs --frame N and --picture FILE.png")
     if options.picture is not None:
         _check_drawing(parser, options)
         return options
@@ -148,12 +160,27 @@ def _check_drawing(parser: CommandParser, options: argparse.Namespace) -> None:
         parser.error("--negative says nothing at --guidance 1, which moves away from nothing")
 
 
+def _check_frames(parser: CommandParser, options: argparse.Namespace) -> None:
+    if options.picture is None:
+        parser.error("--frame needs --picture FILE.png")
+    _refuse_others(parser, options, "--frame", ("frame", "edited", "size"))
+    if options.picture.suffix.lower() != ".png":
+        parser.error(f"--picture {options.picture}: name a .png file")
+    if options.edited is not None and options.frame == "canonical":
+        parser.error("--edited says nothing of --frame canonical, whose place it takes")
+
+
 def _check_masks(parser: CommandParser, options: argparse.Namespace) -> None:
     if options.picture is None or not (options.point or options.box is not None):
         parser.error("--mask needs --picture FILE.png and --point X,Y or --box LEFT,TOP,RIGHT,BOTTOM")
-    taken = ("out", "picture", "point", "beside", "box", "mask", "checkpoint", "runtime")
-    others = [action for action in parser._actions if action.dest not in (*taken, "help") and given(options, action.dest)]
-    if others:
-        parser.error(f"{others[0].option_strings[-1]} does not go with --mask")
+    _refuse_others(parser, options, "--mask", ("point", "beside", "box", "mask"))
     if options.mask.suffix.lower() != ".png":
         parser.error(f"--mask {options.mask}: name a .png file")
+
+
+def _refuse_others(parser: CommandParser, options: argparse.Namespace, asked: str, own: tuple[str, ...]) -> None:
+    """Ends with the first option that does not go with the one asked for."""
+    taken = (*own, "out", "picture", "checkpoint", "runtime", "help")
+    others = [action for action in parser._actions if action.dest not in taken and given(options, action.dest)]
+    if others:
+        parser.error(f"{others[0].option_strings[-1]} does not go with {asked}")

@@ -20,6 +20,7 @@ class Port:
 
     shape: tuple[int | str, ...]  # a name where an axis may have any length
     below: int | None = None  # int64 from 0 to less than this; None: floats of the type that the model computes in
+    exact: bool = False  # floats that are float32 whatever that type is, as places are
 
 
 @dataclass(frozen=True)

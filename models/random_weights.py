@@ -129,12 +129,15 @@ def of_preset(name: str, out: Path, dtype: str) -> bool:
 
 def _draws(model: nn.Module) -> list[Draw]:
     """How each tensor is drawn, so that activations neither grow nor fade: matrices keep a row's variance, norms are
-    near 1, biases small."""
+    near 1, biases small; of several matrices in one flat parameter the module says the deviation."""
     embeddings = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    flat = {f"{name}.params": module.deviation for name, module in model.named_modules() if hasattr(module, "deviation")}
     draws = []
     for name, tensor in model.state_dict().items():
         if name in embeddings:
             mean, std = 0.0, 1.0
+        elif name in flat:
+            mean, std = 0.0, flat[name]
         elif tensor.dim() > 1:
             mean, std = 0.0, math.prod(tensor.shape[1:]) ** -0.5
         else:

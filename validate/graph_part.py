@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from onnx import TensorProto
 
-from suture.core.dtypes import FLOATS
+from suture.core.dtypes import HALVES
 from suture.core.errors import UserError
 from suture.core.manifest import recorded_folder
 from suture.core.network.compare import difference
@@ -104,7 +104,8 @@ def make_inputs(exported: Path, part: PartFolder, seed: int) -> tuple[int, Array
     below = {name: described["below"] for name, described in part.inputs.items() if "below" in described}
     values = make_noise(graph, seed, below)
     floats = [value.type.tensor_type.elem_type for value in (*graph.graph.input, *graph.graph.output)]
-    dtype = next((kind for kind in floats if kind in FLOATS), TensorProto.FLOAT)
+    floats += [tensor.data_type for tensor in graph.graph.initializer]  # of a part whose inputs and outputs are all float32
+    dtype = next((kind for kind in floats if kind in HALVES), TensorProto.FLOAT)
     return dtype, {name: value.astype(np.float32) if _is_float(value) else value for name, value in values.items()}
 
 

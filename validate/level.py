@@ -37,6 +37,28 @@ class MaskResult:
         return self.alike >= self.limit and self.of_candidate >= self.of_reference - DRAWN
 
 
+@dataclass
+class FrameResult:
+    """Decibels (peak signal-to-noise ratio) between two models' frames."""
+
+    reference: str
+    candidate: str
+    frames: list[int]  # their numbers
+    limit: float
+    psnr: list[float]  # of each frame
+    canonical: float  # of the canonical picture
+    edited: list[float]  # of each frame of an edited canonical picture
+    shown: str  # a PNG picture as a data URI: a row for each of the first frames: the reference's, the candidate's, both of the edited
+
+    @property
+    def worst(self) -> float:
+        return min(*self.psnr, self.canonical, *self.edited)
+
+    @property
+    def passed(self) -> bool:
+        return self.worst >= self.limit
+
+
 @dataclass(frozen=True)
 class Answered:
     """One question about a picture, and both answers."""
@@ -92,17 +114,20 @@ class Level:
     pictures: PictureResult | None = None
     masks: MaskResult | None = None
     answers: AnswerResult | None = None
+    frames: FrameResult | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
     def worst(self) -> str:
-        """The largest error of a comparison, the least alike of pictures or masks; "" where there is none."""
+        """The largest error of a comparison, the least alike of pictures, masks or frames; "" where there is none."""
         if self.pictures:
             return f"{self.pictures.worst} dB, {self.pictures.least_similar:.3f} alike"
         if self.masks:
             return f"IoU {self.masks.alike:.4f} of {self.masks.limit:g}"
         if self.answers:
             return f"{self.answers.alike} of {len(self.answers.answers)} answers alike"
+        if self.frames:
+            return f"{self.frames.worst:.1f} dB of {self.frames.limit:g}"
         worst = self.comparison.worst if self.comparison else None
         if worst is None:
             return ""

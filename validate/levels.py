@@ -1,7 +1,7 @@
 """The levels of validation that a pipeline's folder allows, each a comparison with the step before.
 
 Of each part: 1 PyTorch ↔ exported graph. 2 Exported ↔ portable graph. 3 Portable graph ↔ TensorRT's network. 4 Portable graph ↔
-engine. Of the whole model: 5 PyTorch ↔ portable graph on real text, or on drawn pictures of which it makes masks. A level that
+engine. Of the whole model: 5 PyTorch ↔ portable graph on real text, or on pictures, masks or frames that it makes. A level that
 this machine cannot run says why; it has not passed. A level whose files are broken or lost, though a stage wrote them, has failed.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from onnx import TensorProto
 
 from suture.core.errors import UserError
+from suture.core.frames import makes_frames
 from suture.core.masks import makes_masks
 from suture.core.network.evaluate import NotEvaluated
 from suture.core.network.parse import NoTensorRT
@@ -86,6 +87,11 @@ def run_levels(
         from suture.validate.masks import TITLE, masks_level  # here: what prepares pictures takes seconds
 
         title, whole = TITLE, partial(masks_level, pipeline, seed)
+    if makes_frames(files.part for files in pipeline.parts):
+        from suture.validate.frames import TITLE as FRAMES
+        from suture.validate.frames import frames_level
+
+        title, whole = FRAMES, partial(frames_level, pipeline, seed)
     if any(files.part.name == "vae_decoder" for files in pipeline.parts):
         title, whole = PICTURES, partial(not_run, 5, OWN_LOOP)
     if answers_about_pictures({files.part.name for files in pipeline.parts}):

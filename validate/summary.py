@@ -56,6 +56,9 @@ def _levels(levels: list[dict]) -> Iterator[str]:
         elif answers := level["answers"]:
             cells = [f"{len(answers['answers'])} answers", f"{answers['alike']} alike, mean KL {answers['mean_kl']:.2g}",
                      f"{answers['kl_limit']:g} at most"]  # fmt: skip
+        elif frames := level["frames"]:
+            worst = min(*frames["psnr"], frames["canonical"], *frames["edited"])
+            cells = [f"{len(frames['psnr'])} frames", f"{worst:.1f} dB", f"{frames['limit']:g} dB at least"]
         mark = level["status"] if level["status"] == "passed" else f"**{level['status']}**"
         yield f"| {_title(level)} | {mark} | {' | '.join(map(_plain, cells))} |"
 

@@ -23,6 +23,7 @@ from benchmarks.draws.layers import (
     swish,
     tensor_scatter,
 )
+from benchmarks.draws.places import PLACES
 from benchmarks.draws.shapes import Drawing, some_pair, some_shape
 
 BOOL, INT64, FLOAT, FLOAT16 = TensorProto.BOOL, TensorProto.INT64, TensorProto.FLOAT, TensorProto.FLOAT16
@@ -200,7 +201,7 @@ def reduced(op: str) -> Drawing:
     def draw(c: Canvas):
         x, axes = c.input("B", "S", 4), c.pick([-1], [2], [1], [0, 2], [1, 2], None)
         given = {"keepdims": c.pick(None, 0, 1)}
-        if c.opset >= (18 if op == "ReduceMean" else 13) and c.chance(0.3):
+        if c.opset >= (13 if op == "ReduceSum" else 18) and c.chance(0.3):
             given["noop_with_empty_axes"] = c.pick(0, 1)
         return c.axes_op(op, x, axes, **given)
 
@@ -260,15 +261,15 @@ def transpose(c: Canvas):
 
 
 STANDARD: dict[str, Drawing] = {
-    **{op: unary(op) for op in ("Cos", "Erf", "Identity", "Neg", "Relu", "Sigmoid", "Sin", "Tanh")},
+    **{op: unary(op) for op in ("Abs", "Cos", "Erf", "Floor", "Identity", "Neg", "Relu", "Sigmoid", "Sin", "Tanh")},
     **{op: unary(op, "positive") for op in ("Sqrt", "Reciprocal")},
     "Not": unary("Not", "bool", BOOL),
     "IsNaN": unary("IsNaN", result=BOOL),
     **{op: binary(op) for op in ("Add", "Mul", "Sub")},
     "Div": binary("Div", "positive"),
     "And": binary("And", "bool", BOOL),
-    **{op: binary(op, result=BOOL) for op in ("Equal", "Less", "LessOrEqual")},
-    "Max": variadic("Max"),
+    **{op: binary(op, result=BOOL) for op in ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")},
+    **{op: variadic(op) for op in ("Max", "Min")},
     "Pow": power,
     "Where": where,
     "Cast": cast,
@@ -299,8 +300,7 @@ STANDARD: dict[str, Drawing] = {
     **{op: random_like(op) for op in ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
                                       "RandomUniformLike")},
     "Range": ranged,
-    "ReduceMean": reduced("ReduceMean"),
-    "ReduceSum": reduced("ReduceSum"),
+    **{op: reduced(op) for op in ("ReduceMean", "ReduceProd", "ReduceSum")},
     "Reshape": reshape,
     "RotaryEmbedding": rotary,
     "ScatterElements": scatter_elements,
@@ -315,4 +315,5 @@ STANDARD: dict[str, Drawing] = {
     "TensorScatter": tensor_scatter,
     "Transpose": transpose,
     "Attention": attention,
+    **PLACES,
 }  # fmt: skip

@@ -37,11 +37,11 @@ class Flux(LatentDiffusion):
         reads = {"encoder_hidden_states": "text_encoder_2/last_hidden_state", "pooled_projections": "text_encoder/text_embeds"}
         channels = config.patch_size**2 * (config.out_channels or config.in_channels)
         denoised = {"out_sample": Port(("batch", "patches", channels))}
-        denoiser = Part("transformer", GRAPH, Denoiser(self.transformer), given, denoised, reads)
+        denoiser = Part("transformer", GRAPH, FluxDenoiser(self.transformer), given, denoised, reads)
         return (clip, t5, denoiser, *autoencoder_parts(self.vae))
 
 
-class Denoiser(nn.Module):
+class FluxDenoiser(nn.Module):
     def __init__(self, transformer: nn.Module):
         super().__init__()
         self.transformer = transformer

@@ -34,11 +34,11 @@ class StableDiffusion3(LatentDiffusion):
         }
         denoised = {"out_sample": Port(("batch", self.transformer.out_channels, "height", "width"))}
         whole = {"height": config.patch_size, "width": config.patch_size}
-        denoiser = Part("transformer", GRAPH, Denoiser(self.transformer), given, denoised, {}, whole)
+        denoiser = Part("transformer", GRAPH, StableDiffusion3Denoiser(self.transformer), given, denoised, {}, whole)
         return (*texts, denoiser, *autoencoder_parts(self.vae))
 
 
-class Denoiser(nn.Module):
+class StableDiffusion3Denoiser(nn.Module):
     def __init__(self, transformer: nn.Module):
         super().__init__()
         self.transformer = transformer

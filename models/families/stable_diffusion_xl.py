@@ -35,11 +35,11 @@ class StableDiffusionXL(LatentDiffusion):
         halved = 2 ** (len(unet.block_out_channels) - 1)
         denoised = {"out_sample": Port(("batch", unet.out_channels, "height", "width"))}
         reads, whole = {"text_embeds": "text_encoder_2/text_embeds"}, {"height": halved, "width": halved}
-        denoiser = Part("unet", GRAPH, Denoiser(self.unet), given, denoised, reads, whole)
+        denoiser = Part("unet", GRAPH, StableDiffusionXLDenoiser(self.unet), given, denoised, reads, whole)
         return (first, second, denoiser, *autoencoder_parts(self.vae, upcast=True))
 
 
-class Denoiser(nn.Module):
+class StableDiffusionXLDenoiser(nn.Module):
     def __init__(self, unet: nn.Module):
         super().__init__()
         self.unet = unet

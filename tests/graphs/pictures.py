@@ -3,11 +3,13 @@
 python tests/graphs/pictures.py [NAME ...]      into tests/graphs/vision; without names, all of EXPORTS
 """
 
+import importlib
 import logging
 import operator
 import sys
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -115,11 +117,26 @@ def packed_rotary():
     return Packed(), {"hidden": torch.randn(12, 64), "angles": torch.rand(12, 8) * 6}
 
 
+def deformable_attention(of: str):
+    """transformers' own function, which is mmcv's."""
+    module = importlib.import_module(f"transformers.models.{of}.modeling_{of}").MultiScaleDeformableAttention()
+    sides, heads, queries, points = [(6, 8), (3, 4), (2, 2)], 2, 5, 4
+    weights = torch.randn(1, queries, heads, len(sides) * points).softmax(-1).reshape(1, queries, heads, len(sides), points)
+    inputs = {
+        "value": torch.randn(1, sum(height * width for height, width in sides), heads, 8),
+        "places": torch.rand(1, queries, heads, len(sides), points, 2) * 1.4 - 0.2, "weights": weights,
+    }  # fmt: skip
+    return Called(module, lambda module, value, places, weights: module(value, None, sides, None, places, weights, 64)), inputs
+
+
 EXPORTS = {
     "siglip_head-dynamo-18-float32": (siglip, DYNAMO, torch.float32),
     "siglip_head-torchscript-17-float16": (siglip, TORCHSCRIPT, torch.float16),
     "detr-dynamo-18-float32": (detr, DYNAMO, torch.float32),
     "detr-torchscript-17-float32": (detr, TORCHSCRIPT, torch.float32),
+    "deformable_detr_attention-dynamo-18-float32": (partial(deformable_attention, "deformable_detr"), DYNAMO, torch.float32),
+    "rt_detr_attention-dynamo-18-float16": (partial(deformable_attention, "rt_detr"), DYNAMO, torch.float16),
+    "rt_detr_attention-torchscript-17-float32": (partial(deformable_attention, "rt_detr"), TORCHSCRIPT, torch.float32),
     "flux-dynamo-18-float16": (flux, DYNAMO, torch.float16),
     "group_norm_float32-dynamo-18-float16": (group_norm_float32, DYNAMO, torch.float16),
     "group_norm_float32-torchscript-17-float16": (group_norm_float32, TORCHSCRIPT, torch.float16),
