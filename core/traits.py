@@ -34,13 +34,30 @@ ATTENTION = ("Q", "K", "V", "attn_mask", "past_key", "past_value", "nonpad_kv_se
              "scale", "is_causal", "softcap", "q_num_heads", "kv_num_heads", "softmax_precision",
              "qk_matmul_output_mode")  # fmt: skip
 QUANTISATION = ("x", "x_scale", "x_zero_point", "y_scale", "y_zero_point", "axis", "block_size")
-UNARY = ("Abs", "Cos", "Erf", "Identity", "IsNaN", "Neg", "Not", "Reciprocal", "Relu", "Sigmoid", "Sin", "Sqrt", "Tanh")
-BINARY = ("Add", "And", "Div", "Equal", "Expand", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "MatMul", "Mul", "Or",
+UNARY = (
+    "Abs",
+    "BitwiseNot",
+    "Cos",
+    "Erf",
+    "Floor",
+    "Identity",
+    "IsNaN",
+    "Neg",
+    "Not",
+    "Reciprocal",
+    "Relu",
+    "Sigmoid",
+    "Sin",
+    "Sqrt",
+    "Tanh",
+)
+BINARY = ("Add", "And", "BitwiseAnd", "Div", "Equal", "Expand", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "MatMul", "Mul", "Or",
           "Pow", "Sub")  # fmt: skip
 
 ACCOUNTED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(UNARY, ("X", "input")),
     **dict.fromkeys(BINARY, ("A", "B", "X", "Y", "input", "shape")),
+    "AffineGrid": ("theta", "size", "align_corners"),
     "Attention": ATTENTION,
     "Cast": ("input", "to"),
     "Clip": ("input", "min", "max"),
@@ -62,6 +79,7 @@ ACCOUNTED: dict[str, tuple[str, ...]] = {
         "strides",
     ),
     "CumSum": ("x", "axis", "exclusive", "reverse"),  # of which only the shape is followed
+    "DeformConv": ("X", "W", "offset", "B", "mask", "dilations", "group", "kernel_shape", "offset_group", "pads", "strides"),
     "DequantizeLinear": (*QUANTISATION, "output_dtype"),
     "Dropout": ("data", "ratio", "training_mode", "seed"),
     "Gather": ("data", "indices", "axis"),
@@ -69,6 +87,7 @@ ACCOUNTED: dict[str, tuple[str, ...]] = {
     "GatherND": ("data", "indices", "batch_dims"),  # of which only the shape is followed
     "Gelu": ("X", "approximate"),
     "Gemm": ("A", "B", "C", "alpha", "beta", "transA", "transB"),
+    "GridSample": ("X", "grid", "align_corners", "mode", "padding_mode"),
     "GroupNormalization": ("X", "scale", "bias", "epsilon", "num_groups", "stash_type"),
     "If": ("cond", "outputs", "then_branch", "else_branch"),
     "InstanceNormalization": ("input", "scale", "B", "epsilon"),
@@ -80,6 +99,7 @@ ACCOUNTED: dict[str, tuple[str, ...]] = {
     "QuantizeLinear": (*QUANTISATION, "saturate", "output_dtype", "precision"),
     "RMSNormalization": NORM,
     "Range": ("start", "limit", "delta"),
+    "ReduceMax": ("data", "axes", "keepdims"),
     "ReduceMean": ("data", "axes", "keepdims"),
     "ReduceSum": ("data", "axes", "keepdims"),
     "Reshape": ("data", "shape", "allowzero"),
@@ -93,6 +113,7 @@ ACCOUNTED: dict[str, tuple[str, ...]] = {
     "Squeeze": ("data", "axes"),
     "Swish": ("X", "alpha"),
     "TensorScatter": ("past_cache", "update", "write_indices", "axis", "mode"),
+    "TopK": ("X", "K", "axis", "largest", "sorted", "Indices"),
     "Tile": ("input", "repeats"),  # of which only the shape is followed
     "Transpose": ("data", "perm"),
     "Unsqueeze": ("data", "axes"),

@@ -21,7 +21,7 @@ from suture.serve.request import Sampling
 from suture.serve.speed import Speed
 
 if TYPE_CHECKING:
-    from suture.generate.looking import Pictures
+    from suture.generate.looking import PromptPictures
     from suture.generate.speech import Speech
 
 BATCH = 4
@@ -53,13 +53,13 @@ class Generator:
         )
         self.speed = Speed(self.opened.weight_bytes)
 
-    def _pictures(self, files: Files) -> "Pictures | None":
+    def _pictures(self, files: Files) -> "PromptPictures | None":
         if not self.options.pictures:
             return None
-        from suture.generate.looking import Pictures, vision_of  # here: image processors take seconds
+        from suture.generate.looking import PromptPictures, vision_of  # here: image processors take seconds
 
         part = vision_of(find_parts(self.options.out), self.options.out)
-        pictures = Pictures(self.opened, part, files.checkpoint, self.options.pictures)
+        pictures = PromptPictures(self.opened, part, files.checkpoint, self.options.pictures)
         self.opened = pictures.opened
         return pictures
 

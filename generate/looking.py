@@ -17,7 +17,7 @@ from suture.runtime.placeholders import Placeholders
 from suture.runtime.seen import Seen
 
 
-class Pictures:
+class PromptPictures:
     """`opened`: the model, whose embeddings are of tokens and of these pictures. Raises UserError where one cannot be read."""
 
     def __init__(self, opened: Opened, part: PartFolder, checkpoint: Path, files: Sequence[Path]):

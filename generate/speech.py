@@ -20,6 +20,7 @@ from transformers.generation.logits_process import (
 )
 
 from suture.core.errors import UserError
+from suture.core.folders import inside
 from suture.core.reader import open_regular, read_json
 from suture.core.refusals import refusals
 from suture.core.shadow_copy import runnable
@@ -27,7 +28,6 @@ from suture.core.signature import Signature, present_name
 from suture.core.weights import load_graph, weights_root
 from suture.generate.batch import Batch, Sequence
 from suture.generate.text import TextStream
-from suture.models.checkpoint import inside
 from suture.models.config import read_generation, required
 from suture.runtime.graphs import fast_session
 from suture.serve.request import Processor

@@ -18,9 +18,9 @@ from safetensors import safe_open
 
 from suture.core.dtypes import BY_SAFETENSORS
 from suture.core.errors import UserError
+from suture.core.folders import inside
 from suture.core.reader import open_regular, parse_json
 from suture.core.refusals import BrokenFile, refusals
-from suture.core.tensors import hub_folder
 from suture.models.config import read_config, read_index
 from suture.models.packed import PACKED, WEIGHT, is_packed, load_packed, packed_shape
 
@@ -183,20 +183,6 @@ def read_weights(folder: Path, places: Sequence[tuple[str, str]]) -> tuple[list[
         if (folder / single).exists():
             return [], read_header(inside(folder, single))
     raise _no_weights(folder, *places[0])
-
-
-def inside(folder: Path, name: str) -> Path:
-    """A file of the folder, which may be a link to another in it or, in a snapshot of the Hugging Face cache, to a blob of the
-    same model. Raises UserError where it leads elsewhere."""
-    path = folder / name
-    try:
-        real, root = path.resolve(), folder.resolve()
-    except (OSError, RuntimeError) as error:  # links in a circle
-        raise UserError(path, f"cannot be read ({error})", "put the file itself there") from None
-    cache = hub_folder(root)
-    if not real.is_relative_to(root) and not (cache and real.is_relative_to(cache / "blobs")):
-        raise UserError(path, f"leads out of its folder, to {real}", "put the file itself there")
-    return path
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:

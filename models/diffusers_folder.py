@@ -17,8 +17,9 @@ from typing import Annotated
 from pydantic import Field
 
 from suture.core.errors import UserError
+from suture.core.folders import inside
 from suture.core.typed import Strict, read_typed
-from suture.models.checkpoint import CONFIG, Checkpoint, inside, read_weights
+from suture.models.checkpoint import CONFIG, Checkpoint, read_weights
 
 MODEL_INDEX = "model_index.json"
 DIFFUSERS = "diffusion_pytorch_model"

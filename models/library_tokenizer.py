@@ -10,8 +10,8 @@ from pathlib import Path
 
 from suture.core import reader
 from suture.core.errors import UserError
+from suture.core.folders import inside
 from suture.core.refusals import refusals
-from suture.models.checkpoint import inside
 from suture.models.config import read_generation
 from suture.models.template import Template
 

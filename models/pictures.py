@@ -15,10 +15,11 @@ import numpy as np
 from pydantic import Field
 
 from suture.core.errors import UserError
+from suture.core.folders import inside
 from suture.core.refusals import refusals
 from suture.core.typed import Strict, read_typed
 from suture.models.architectures import open_checkpoint
-from suture.models.checkpoint import CONFIG, inside
+from suture.models.checkpoint import CONFIG
 from suture.models.config import required
 from suture.models.diffusers_folder import MODEL_INDEX, read_model_index
 from suture.models.library_tokenizer import check_files

@@ -15,9 +15,9 @@ from typing import Literal
 import tiktoken
 
 from suture.core.errors import UserError
+from suture.core.folders import inside
 from suture.core.reader import read_bytes
 from suture.core.refusals import refusals
-from suture.models.checkpoint import inside
 from suture.models.library_tokenizer import READ, LibraryTokenizer, can_read
 
 VOCABULARY = "qwen.tiktoken"

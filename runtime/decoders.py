@@ -91,7 +91,7 @@ class RowDecoder(Decoder, Protocol):
 
     def decode(self, tokens: torch.Tensor, counts: np.ndarray, alpha: np.ndarray, rows: slice) -> torch.Tensor:
         """A step of one token, int64 [B] where logits lie, for those of these rows whose count is 1, not 0. Waits for nothing
-        that a GPU computes, where that can be: the tokens may still be on their way out of the step before."""
+        that a GPU computes, where that can be: the step before may not have computed the tokens yet."""
 
     def keep(self, row: int, count: int) -> None:
         """Forgets all but the first `count` tokens of a row."""

@@ -2,13 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from suture.core.errors import UserError
 from suture.core.reader import read_json
-from suture.models.library_tokenizer import LibraryTokenizer
-from suture.models.tokenizer import Tokenizer
 
 NAMES = ("image_token_id", "image_token_index")
+
+
+class Decodes(Protocol):
+    """A tokenizer."""
+
+    def decode(self, ids: list[int]) -> str: ...
 
 
 class Placeholders:
@@ -22,7 +27,7 @@ class Placeholders:
             raise UserError(checkpoint / "config.json", wrong, "use the one that came with the weights")
         self.around = [config.get(f"vision_{end}_token_id") for end in ("start", "end")]
 
-    def text(self, text: str, tokenizer: LibraryTokenizer | Tokenizer, count: int) -> str:
+    def text(self, text: str, tokenizer: Decodes, count: int) -> str:
         """The text with a placeholder for each of `count` pictures, before all else where it has none."""
         mark = tokenizer.decode([self.token])
         before, after = ("" if each is None else tokenizer.decode([each]) for each in self.around)

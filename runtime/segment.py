@@ -15,10 +15,10 @@ from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPi
 from transformers.models.sam.processing_sam import SamProcessor
 
 from suture.core.errors import UserError
+from suture.core.folders import inside
 from suture.core.masks import FEATURES, FIRST_CORNER, LABELS, LAST_CORNER, MASKS, NONE, PIXELS, POINTS, SCORES
 from suture.core.refusals import refusals
 from suture.core.typed import Strict, read_typed
-from suture.models.checkpoint import inside
 
 PREPROCESSOR = "preprocessor_config.json"
 REMEDY = "put the checkpoint's own there"

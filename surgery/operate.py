@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 
+from suture.core.errors import UserError
 from suture.core.joined import join
 from suture.core.loads import check_loads
 from suture.core.onnx_checks import check_model
@@ -103,7 +104,11 @@ def operate(
     if not isinstance(model, Path):
         source = _copy(source)
     embed_small(source, name, root)
-    notes = [*take(source, name, options.branch), *repair(source, name)]
+    try:
+        notes = [*take(source, name, options.branch), *repair(source, name)]
+    except UserError:
+        check_model(source, name)  # what is broken comes before what is to be chosen
+        raise
     check_model(source, name)  # its types, now that what is certain is repaired
     check_loads(source, name, root)
     graph = files.of_model(_copy(source), name, root, options.past, options.roles)

@@ -22,6 +22,10 @@ class Factories(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
+        if function is torch.Tensor.to:
+            places = [place for place in (*args[1:], kwargs.get("device")) if isinstance(place, (str, torch.device))]
+            if any(torch.device(place).type == "cuda" for place in places):
+                return args[0].clone().as_subclass(CudaTensor)
         if torch.device(kwargs.get("device") or "cpu").type != "cuda":
             return function(*args, **kwargs)
         return function(*args, **kwargs | {"device": "cpu"}).as_subclass(CudaTensor)

@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from suture.core.errors import UserError
 from suture.core.network.evaluate import Evaluator
 from suture.core.network.inputs import make_feeds
 from suture.core.network.parse import parse
@@ -123,11 +124,12 @@ def test_a_mask_over_slots_stays_an_input_where_scatters_become_cache_updates(dt
         caches = caches_after
 
 
-def test_a_mask_of_other_slots_is_none_over_the_cache():
+def test_a_mask_of_other_slots_than_the_cache_is_refused():
+    """Its scores would be added to a mask of another size."""
     source = scattered(np.float32)
     source.graph.input[-1].type.tensor_type.shape.dim[3].dim_value = SLOTS + 1
-    done = operate(source, SurgeryOptions(capacity=SLOTS))
-    assert any("not one over the cache's slots" in each["reason"] for each in done.report.unfused)
+    with pytest.raises(UserError, match="Incompatible dimensions"):
+        operate(source, SurgeryOptions(capacity=SLOTS))
 
 
 def test_an_old_gpt2_is_static(tmp_path):

@@ -40,8 +40,9 @@ def as_before(request):
     if "server" not in request.fixturenames:
         return
     server, expected = request.getfixturevalue("server"), request.getfixturevalue("expected")
+    wait(lambda: not server.worker.scheduler.busy)  # who has left is noticed within a tick, and its place in the queue is free
     status, answer = server.ask("/v1/completions", GOOD)
-    assert (status, json.loads(answer)["choices"]) == (200, expected)
+    assert (status, json.loads(answer).get("choices")) == (200, expected), answer
     wait(lambda: server.worker.idle and not server.worker.scheduler.busy)
     assert not any("fault" in line for line in server.lines())
 
@@ -67,7 +68,7 @@ def test_a_call(server, expected, name):
             connection.shutdown(socket.SHUT_WR)
             while part := connection.recv(65536):
                 found += part
-        except ConnectionError:
+        except OSError:
             pass  # it hung up
     assert b"Traceback" not in found
     good = name in (

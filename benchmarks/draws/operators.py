@@ -256,6 +256,14 @@ def unsqueeze(c: Canvas):
     return c.axes_op("Unsqueeze", c.input("B", "S"), c.pick([0], [-1], [1, 2], [0, 3]))
 
 
+def top_k(c: Canvas):
+    """The largest or smallest elements; which they are is another output."""
+    values, _ = c.op(
+        "TopK", c.input("B", "S", 8), c.ints(c.pick(1, 1, 3)), outputs=2, axis=c.pick(None, -1, 2), largest=c.pick(None, 0, 1)
+    )
+    return values
+
+
 def transpose(c: Canvas):
     return c.op("Transpose", c.input("B", "S", 4), perm=c.pick(None, [0, 2, 1], [2, 1, 0], [1, 0, 2]))
 
@@ -300,7 +308,7 @@ STANDARD: dict[str, Drawing] = {
     **{op: random_like(op) for op in ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
                                       "RandomUniformLike")},
     "Range": ranged,
-    **{op: reduced(op) for op in ("ReduceMean", "ReduceProd", "ReduceSum")},
+    **{op: reduced(op) for op in ("ReduceMax", "ReduceMean", "ReduceProd", "ReduceSum")},
     "Reshape": reshape,
     "RotaryEmbedding": rotary,
     "ScatterElements": scatter_elements,
@@ -313,6 +321,7 @@ STANDARD: dict[str, Drawing] = {
     "Unsqueeze": unsqueeze,
     "Swish": swish,
     "TensorScatter": tensor_scatter,
+    "TopK": top_k,
     "Transpose": transpose,
     "Attention": attention,
     **PLACES,

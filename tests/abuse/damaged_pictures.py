@@ -181,7 +181,7 @@ MASK_CONFIGS = {
 }  # fmt: skip
 LINKED = {  # in the checkpoint of a model that draws: what is a link, and where it leads
     f"{name} {what}": (name, target)
-    for name in ("model_index.json", "unet", "unet/config.json", "text_encoder/model.safetensors",
+    for name in ("model_index.json", "unet", "unet/config.json", "text_encoder/model.safetensors", "text_encoder/config.json",
     "scheduler/scheduler_config.json", "tokenizer")
     for what,
     target in {"out": "../secret", "to the system": "/etc/passwd", "to nothing": "nowhere", "to itself": "itself"}.items()

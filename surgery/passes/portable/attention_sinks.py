@@ -22,7 +22,7 @@ def run(graph: Graph) -> int:
 
 
 def _write(graph: Graph, softmax: gs.Node) -> bool:
-    joined = producer(_unreduced(softmax.inputs[0]), "Concat")
+    joined = producer(_unreduced(graph, softmax.inputs[0]), "Concat")
     cut = only_consumer(softmax.outputs[0], "Slice")
     product = None if cut is None else only_consumer(cut.outputs[0], "MatMul")
     if joined is None or product is None or product.inputs[0] is not cut.outputs[0] or len(joined.inputs) != 2:
@@ -79,11 +79,28 @@ def place_of_mask(graph: Graph, reader: gs.Node) -> gs.Node | None:
     return added if apart is not None and _keeps_columns(graph, apart) and producer(apart.inputs[0], "MatMul") else None
 
 
-def _unreduced(tensor: gs.Tensor) -> gs.Tensor:
-    """x, if the tensor is x less its largest element."""
+def _unreduced(graph: Graph, tensor: gs.Tensor) -> gs.Tensor:
+    """x, if the tensor is x less the largest element of each of its rows, which no softmax of the rows sees."""
     less = producer(tensor, "Sub")
-    largest = producer(through(less.inputs[1], "Unsqueeze"), "ReduceMax", "TopK") if less is not None else None
-    return less.inputs[0] if largest is not None and largest.inputs[0] is less.inputs[0] else tensor
+    if less is None:
+        return tensor
+    x, subtracted = less.inputs
+    largest = producer(through(subtracted, "Unsqueeze"), "ReduceMax", "TopK")
+    column = rank(subtracted) == rank(x) and static_dim(subtracted, -1) == 1
+    return x if column and largest is not None and largest.inputs[0] is x and _is_of_rows(graph, largest) else tensor
+
+
+def _is_of_rows(graph: Graph, largest: gs.Node) -> bool:
+    """Whether it finds the largest element along the last axis."""
+    x, given = largest.inputs[0], graph.constant(largest.inputs[1]) if len(largest.inputs) > 1 else None
+    if largest.op == "ReduceMax":
+        return given is not None and last_axis(given, x)
+    return (
+        given is not None
+        and given.item() == 1
+        and largest.attrs.get("largest", 1) == 1
+        and last_axis(largest.attrs.get("axis", -1), x)
+    )
 
 
 def _leaves_out_last(graph: Graph, cut: gs.Node) -> bool:

@@ -5,6 +5,7 @@ Exporters write shape arithmetic, masks and positions once for each layer; later
 
 import hashlib
 
+import numpy as np
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
@@ -67,4 +68,4 @@ def _attributes(node: gs.Node) -> tuple:
 def _value(value: object) -> str:
     if isinstance(value, gs.Constant) and isinstance(value._values, LazyValues):
         return value._values.tensor.SerializeToString().hex()
-    return repr(value)
+    return repr(value.item() if isinstance(value, np.generic) else value)  # one number, however a pass has written it

@@ -197,7 +197,8 @@ def _grow(graph: Graph, found: list[Scattered], attentions: list[gs.Node]) -> No
         if _is_given(graph, mask):
             mask.shape = [*mask.shape[:3], None]
     if made:
-        mask = causal(graph, input_of(made[0], "Q"), past, None)
+        query = input_of(made[0], "Q")  # of as many tokens as are written
+        mask = causal(graph, query, query, past, None)
         for attention in made:
             set_inputs(attention, attn_mask=mask)
 
