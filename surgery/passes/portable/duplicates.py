@@ -5,10 +5,10 @@ Exporters write shape arithmetic, masks and positions once for each layer; later
 
 import hashlib
 
-import numpy as np
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
+from suture.core.traits import STANDARD
 from suture.surgery.graph import Graph, is_weight_file
 from suture.surgery.graph.files import sort
 
@@ -48,7 +48,8 @@ def _share_constants(graph: Graph) -> None:
 def _share(graph: Graph, node: gs.Node, seen: dict[tuple, gs.Node]) -> bool:
     if node.op in RANDOM or any(isinstance(value, gs.Graph) for value in node.attrs.values()):
         return False
-    key = (node.domain, node.op, _attributes(node), tuple(map(_identity, node.inputs)), len(node.outputs))
+    domain = "" if node.domain in STANDARD else node.domain
+    key = (domain, node.op, _attributes(node), tuple(map(_identity, node.inputs)), len(node.outputs))
     first = seen.setdefault(key, node)
     if first is node or any(graph.is_output(output) for output in node.outputs):
         return False
@@ -68,4 +69,4 @@ def _attributes(node: gs.Node) -> tuple:
 def _value(value: object) -> str:
     if isinstance(value, gs.Constant) and isinstance(value._values, LazyValues):
         return value._values.tensor.SerializeToString().hex()
-    return repr(value.item() if isinstance(value, np.generic) else value)  # one number, however a pass has written it
+    return repr(value)
