@@ -105,10 +105,11 @@ def operate(
         source = _copy(source)
     embed_small(source, name, root)
     try:
-        notes = [*take(source, name, options.branch), *repair(source, name)]
+        notes = take(source, name, options.branch)
     except UserError:
         check_model(source, name)  # what is broken comes before what is to be chosen
         raise
+    notes = [*notes, *repair(source, name)]
     check_model(source, name)  # its types, now that what is certain is repaired
     check_loads(source, name, root)
     graph = files.of_model(_copy(source), name, root, options.past, options.roles)
