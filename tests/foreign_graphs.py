@@ -37,7 +37,9 @@ OWN = {
     "attention_3d_encoder": Row({"Attention": 1}),
     "causal_no_cache_op23": Row({"Attention": 1}),
     "clip_text_op18": Row({"Attention": 2, "LayerNormalization": 5, "Swish": 2}),
-    "dim_names_mask_gemma2": Row({"RMSNormalization": 9, "Gelu": 2, "RotaryEmbedding": 4}, False, kept="scores are capped"),
+    "dim_names_mask_gemma2": Row(
+        {"Attention": 2, "RMSNormalization": 9, "Gelu": 2, "RotaryEmbedding": 4, "TensorScatter": 4}, True
+    ),  # its caps are the attention's own
     "dim_names_presents": Row(STATIC, True),
     "fixed_batch1": Row(STATIC, True),
     "merged_if": Row(refused="--branch then, else or past"),

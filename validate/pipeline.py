@@ -42,7 +42,7 @@ class PartFiles:
         return [*self.graphs, *(path for path in (self.engine, described) if path and path.is_file()), *self.manifests]
 
 
-NOT_HERE = "the checkpoint, or the adapter, that export/manifest.json names is not here"
+NOT_HERE = "the checkpoint that export/manifest.json names, or its adapter, is not here"
 
 
 @dataclass(frozen=True)
