@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from lowered_graphs import lowered
 from onnx import TensorProto, helper, numpy_helper
 
-from suture.surgery.graph import files
 from suture.surgery.passes.lowering import hash_level
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -57,19 +57,10 @@ def level(fault: str = "", table: int = FLOAT) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-def lowered(model: onnx.ModelProto, folder) -> tuple[int, onnx.ModelProto, list]:
-    onnx.save(model, folder / "model.onnx")
-    graph = files.read(folder / "model.onnx")
-    matched = hash_level.run(graph)
-    files.remove_unused(graph)
-    files.refresh(graph)
-    return matched, files.without_shapes(files.to_model(graph)), graph.near_misses
-
-
 @pytest.mark.parametrize("table", [FLOAT, TensorProto.FLOAT16])
 def test_the_numbers_are_the_same_from_edge_to_edge(table, tmp_path):
     model = level(table=table)
-    matched, picture, missed = lowered(model, tmp_path)
+    matched, picture, missed = lowered(model, tmp_path, hash_level)
     assert (matched, missed) == (1, [])
     found = Counter(node.op_type for node in picture.graph.node)
     assert (found["GridSample"], found["Gather"], found["BitwiseXor"]) == (1, 0, 0)
@@ -87,15 +78,15 @@ FAULTS = {"unbounded": "bounded", "corner": "the same", "weights": "bilinear", "
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_is_no_level_stays(fault, tmp_path):
-    matched, _, missed = lowered(level(fault), tmp_path)
+    matched, _, missed = lowered(level(fault), tmp_path, hash_level)
     assert matched == 0
     assert FAULTS[fault] in missed[0].reason
 
 
 def test_a_level_that_is_too_large_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(hash_level, "LIMIT", 27 * 27)
-    assert lowered(level(), tmp_path)[0] == 1  # 25 cells, and a corner beyond
+    assert lowered(level(), tmp_path, hash_level)[0] == 1  # 25 cells, and a corner beyond
     monkeypatch.setattr(hash_level, "LIMIT", 27 * 27 - 1)
-    matched, _, missed = lowered(level(), tmp_path)
+    matched, _, missed = lowered(level(), tmp_path, hash_level)
     assert matched == 0
     assert "more than a picture" in missed[0].reason

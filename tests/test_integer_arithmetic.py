@@ -5,14 +5,10 @@ from collections import Counter
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
+from lowered_graphs import lowered, network, ran
 from onnx import TensorProto, helper, numpy_helper
 
-from suture.core.network.evaluate import Evaluator
-from suture.core.network.parse import describe
-from suture.core.network.runner import to_numpy
-from suture.surgery.graph import files
 from suture.surgery.passes.lowering import bitwise, unsigned_integers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,29 +27,8 @@ def made(nodes: list, inputs: dict[str, int], numbers: dict[str, np.ndarray], ou
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-def lowered(model: onnx.ModelProto, folder, *passes) -> tuple[list[int], onnx.ModelProto, list]:
-    onnx.save(model, folder / "model.onnx")
-    graph, matched = files.read(folder / "model.onnx"), []
-    for each in passes or (unsigned_integers, bitwise):
-        matched.append(each.run(graph))
-        files.remove_unused(graph)
-        files.refresh(graph)
-    onnx.save(made := files.without_shapes(files.to_model(graph)), folder / "lowered.onnx")
-    return matched, made, graph.near_misses
-
-
-def ran(model: onnx.ModelProto, feeds: dict) -> np.ndarray:
-    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feeds)[0]
-
-
-def network(folder, feeds: dict) -> np.ndarray:
-    path = folder / "lowered.onnx"
-    (value,) = Evaluator(describe(path.read_bytes(), path, folder), "cpu")(feeds).values()
-    return to_numpy(value)
-
-
 def same(model: onnx.ModelProto, folder, feeds: dict, in_network: bool = True) -> onnx.ModelProto:
-    _, arithmetic, missed = lowered(model, folder)
+    _, arithmetic, missed = lowered(model, folder, unsigned_integers, bitwise)
     assert not missed
     assert not BITWISE & {node.op_type for node in arithmetic.graph.node}
     expected = ran(model, feeds)
@@ -139,12 +114,12 @@ OTHERS = {
 def test_what_is_not_proven_stays(case, tmp_path):
     nodes, reason = OTHERS[case]
     numbers = {"six": np.int64(6), "eight": np.int64(8), "large": np.int64((1 << 62) + 5)}
-    _, left, missed = lowered(made(nodes, {"a": I64, "b": I64}, numbers), tmp_path)
+    _, left, missed = lowered(made(nodes, {"a": I64, "b": I64}, numbers), tmp_path, unsigned_integers, bitwise)
     assert "BitwiseXor" in {node.op_type for node in left.graph.node}
     assert any(reason in each.reason for each in missed)
 
 
 def test_an_unsigned_end_of_the_graph_stays(tmp_path):
-    _, left, missed = lowered(made([("Add", ["a", "a"], "y", {})], {"a": U32}, {}, U32), tmp_path)
+    _, left, missed = lowered(made([("Add", ["a", "a"], "y", {})], {"a": U32}, {}, U32), tmp_path, unsigned_integers, bitwise)
     assert [node.op_type for node in left.graph.node] == ["Add"]
     assert "which the graph takes or gives" in missed[0].reason

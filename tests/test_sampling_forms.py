@@ -4,14 +4,11 @@ from collections import Counter
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
+from lowered_graphs import lowered, network, ran
 from onnx import TensorProto, helper
 
 from benchmarks.node_tests import node_tests
-from suture.core.network.evaluate import Evaluator
-from suture.core.network.parse import describe
-from suture.core.network.runner import to_numpy
 from suture.surgery.graph import files
 from suture.surgery.options import SurgeryOptions
 from suture.surgery.passes.lowering import affine_grid, deformable_convolution, sampled_levels
@@ -22,27 +19,6 @@ from tests.graphs import weightless
 pytestmark = pytest.mark.usefixtures("one_thread")
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 PASSES = {"DeformConv": deformable_convolution, "AffineGrid": affine_grid}
-
-
-def lowered(model: onnx.ModelProto, folder, passes=(deformable_convolution, affine_grid)) -> tuple[int, onnx.ModelProto, list]:
-    onnx.save(model, folder / "model.onnx")
-    graph, matched = files.read(folder / "model.onnx"), 0
-    for each in passes:
-        matched += each.run(graph)
-        files.remove_unused(graph)
-        files.refresh(graph)
-    onnx.save(made := files.without_shapes(files.to_model(graph)), folder / "lowered.onnx")
-    return matched, made, graph.near_misses
-
-
-def ran(model: onnx.ModelProto, feeds: dict) -> np.ndarray:
-    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feeds)[0]
-
-
-def network(folder, feeds: dict) -> np.ndarray:
-    path = folder / "lowered.onnx"
-    (value,) = Evaluator(describe(path.read_bytes(), path, folder), "cpu")(feeds).values()
-    return to_numpy(value)
 
 
 def made(op: str, inputs: dict[str, tuple], constants: dict, kind: int, **attributes) -> onnx.ModelProto:
@@ -90,7 +66,7 @@ def test_a_deformable_convolution_has_the_same_numbers(case, kind, tmp_path):
     if kind == HALF:
         model = made("DeformConv", inputs, {}, HALF, offset_group=groups, kernel_shape=w[2:], **attributes)
         feeds = {name: value.astype(np.float16) for name, value in feeds.items()}
-    matched, product, missed = lowered(model, tmp_path)
+    matched, product, missed = lowered(model, tmp_path, deformable_convolution, affine_grid)
     assert (matched, missed) == (1, [])
     found = Counter(node.op_type for node in product.graph.node)
     assert (found["GridSample"], found["Conv"], found["DeformConv"]) == (1, 1, 0)
@@ -105,14 +81,18 @@ def test_half_precision_samples_in_float32(tmp_path):
     inputs = {"x": [1, 1, 1, wide], "w": [1, 1, 1, 1], "offset": [1, 2, 1, wide]}
     feeds = {"x": np.arange(wide, dtype=np.float16).reshape(1, 1, 1, wide) % 2, "w": np.ones([1, 1, 1, 1], np.float16)}
     feeds["offset"] = np.stack([np.zeros([1, wide]), np.full([1, wide], 0.25)]).astype(np.float16)[None]
-    _, product, _ = lowered(made("DeformConv", inputs, {}, HALF, kernel_shape=[1, 1]), tmp_path)
+    _, product, _ = lowered(
+        made("DeformConv", inputs, {}, HALF, kernel_shape=[1, 1]), tmp_path, deformable_convolution, affine_grid
+    )
     found = ran(product, feeds)[0, 0, 0, :-1]
     np.testing.assert_allclose(found, np.where(np.arange(wide - 1) % 2, 0.75, 0.25), atol=1e-3)
 
 
 def test_sizes_that_are_not_known_leave_it(tmp_path):
     inputs = {"x": ["n", 2, "h", 5], "w": [2, 2, 1, 1], "offset": ["n", 2, "h", 5]}
-    matched, left, missed = lowered(made("DeformConv", inputs, {}, FLOAT, kernel_shape=[1, 1]), tmp_path)
+    matched, left, missed = lowered(
+        made("DeformConv", inputs, {}, FLOAT, kernel_shape=[1, 1]), tmp_path, deformable_convolution, affine_grid
+    )
     assert matched == 0
     assert [node.op_type for node in left.graph.node] == ["DeformConv"]
     assert "sizes are not known" in missed[0].reason
@@ -128,7 +108,7 @@ def test_an_affine_grid_has_the_same_numbers(size, corners, kind, tmp_path):
     expected = ran(exact, {"theta": theta.astype(np.float32)})
     model = made("AffineGrid", {"theta": list(theta.shape)}, {"size": np.array(size)}, kind, align_corners=corners)
     feeds = {"theta": theta.astype(helper.tensor_dtype_to_np_dtype(kind))}
-    matched, product, missed = lowered(model, tmp_path)
+    matched, product, missed = lowered(model, tmp_path, deformable_convolution, affine_grid)
     assert (matched, missed) == (1, [])
     limit = {FLOAT: 2e-6, HALF: 4e-3}[kind]
     np.testing.assert_allclose(ran(product, feeds).astype(np.float32), expected, atol=limit)
@@ -138,7 +118,7 @@ def test_an_affine_grid_has_the_same_numbers(size, corners, kind, tmp_path):
 def test_corners_of_one_pixel_leave_an_affine_grid(tmp_path):
     """onnxruntime takes 1 there, onnx's reference -1, PyTorch 0."""
     model = made("AffineGrid", {"theta": [1, 2, 3]}, {"size": np.array([1, 2, 1, 3])}, FLOAT, align_corners=1)
-    matched, _, missed = lowered(model, tmp_path)
+    matched, _, missed = lowered(model, tmp_path, deformable_convolution, affine_grid)
     assert matched == 0
     assert "no two corners" in missed[0].reason
 
@@ -155,7 +135,7 @@ def test_onnx_own_node_tests(op, tmp_path):
         if "size" in feeds:
             model.graph.initializer.append(onnx.numpy_helper.from_array(feeds.pop("size"), "size"))
             del model.graph.input[1]
-        matched, product, _ = lowered(model, tmp_path)
+        matched, product, _ = lowered(model, tmp_path, deformable_convolution, affine_grid)
         assert matched == 1
         np.testing.assert_allclose(ran(product, feeds), outputs[0], rtol=1e-4, atol=2e-5)
 
@@ -197,7 +177,7 @@ def test_levels_are_summed_one_by_one(form, kind, tmp_path):
         value.name: random.uniform(-1.2, 1.2, [dim.dim_value for dim in value.type.tensor_type.shape.dim]).astype(dtype)
         for value in model.graph.input
     }
-    matched, summed, missed = lowered(model, tmp_path, [sampled_levels])
+    matched, summed, missed = lowered(model, tmp_path, sampled_levels)
     assert (matched, missed) == (1, [])
     found = Counter(node.op_type for node in summed.graph.node)
     assert found == {"GridSample": 3, "Slice": 3, "Mul": 3, "ReduceSum": 3, "Add": 2}
@@ -207,7 +187,7 @@ def test_levels_are_summed_one_by_one(form, kind, tmp_path):
 
 
 def test_levels_that_may_not_be_the_last_axis_stay(tmp_path):
-    matched, _, missed = lowered(attention("stacked", queries="q"), tmp_path, [sampled_levels])
+    matched, _, missed = lowered(attention("stacked", queries="q"), tmp_path, sampled_levels)
     assert matched == 0
     assert "not known to be flattened" in missed[0].reason
 

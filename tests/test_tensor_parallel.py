@@ -27,8 +27,8 @@ from suture.surgery.options import SurgeryOptions
 from suture.surgery.parallel import pieces
 from suture.surgery.parallel.placement import Placement, Share
 from suture.surgery.parallel.proof import joined, part, prove_ranks
-from suture.surgery.parallel.relations import carried
 from suture.surgery.parallel.stage import divided
+from suture.surgery.parallel.views import carried
 from suture.surgery.plan import make_plan
 from suture.surgery.ranks import main
 

@@ -27,7 +27,7 @@ from suture.runtime.placeholders import Placeholders
 from suture.runtime.seen import Seen
 from suture.validate.compare import DIFFERENT, PASSED
 from suture.validate.level import Answered, AnswerResult, Level, failed, not_run
-from suture.validate.pipeline import Pipeline
+from suture.validate.pipeline import NOT_HERE, Pipeline
 from suture.validate.reference import TorchReference, load_reference
 from suture.validate.runners import SteppedModel, valid_logits
 from suture.validate.tokens import LIMITS
@@ -53,7 +53,7 @@ def answers_level(pipeline: Pipeline, seed: int, tell: Callable[[str], None]) ->
     if vision.portable is None or decoder.portable is None:
         return not_run(5, "surgery has not been run on all parts", TITLE)
     if pipeline.checkpoint is None:
-        return not_run(5, "the checkpoint that export/manifest.json names is not here", TITLE)
+        return not_run(5, NOT_HERE, TITLE)
     if INSTRUCTION in vision.part.inputs:
         return not_run(5, "its vision part reads the question, too, for which there is no tokenizer here", TITLE)
     try:

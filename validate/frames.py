@@ -16,7 +16,7 @@ from suture.runtime.frames import FrameModel, Sizes, as_pixels, read_sizes
 from suture.validate.compare import DIFFERENT, PASSED
 from suture.validate.graph_part import in_onnxruntime, in_pytorch, make_inputs
 from suture.validate.level import FrameResult, Level, failed, not_run
-from suture.validate.pipeline import Pipeline
+from suture.validate.pipeline import NOT_HERE, Pipeline
 
 TITLE = "Frames of the video"
 MANY, FEW, LARGE = 5, 2, 1 << 17  # frames, by the pixels of one
@@ -33,7 +33,7 @@ def frames_level(pipeline: Pipeline, seed: int) -> Level:
     if any(parts[name].portable is None for name in names):
         return not_run(5, "surgery has not been run on all parts", TITLE)
     if pipeline.checkpoint is None:
-        return not_run(5, "the checkpoint that export/manifest.json names is not here", TITLE)
+        return not_run(5, NOT_HERE, TITLE)
     try:
         dtype, _ = make_inputs(parts[CANONICAL].exported, parts[CANONICAL].part, seed)
         sizes = read_sizes(pipeline.checkpoint)

@@ -2,6 +2,7 @@
 
 placement   which part of a tensor each rank has
 relations   what a placement of one of a node's tensors means for the others, operator by operator
+views       a placement on another view of the same elements
 division    what can be divided of a whole graph
 rank_graph  the graph of one rank
 joint_graph all ranks in one standard graph

@@ -4,6 +4,7 @@ A piece that lies in one place of a weights file stays a reference to it; any ot
 a slab at a time.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -19,8 +20,6 @@ from suture.surgery.parallel.placement import Placement
 from suture.surgery.parallel.relations import Placements
 
 HEADS = {"RotaryEmbedding": {"num_heads": "X"}, "Attention": {"q_num_heads": "Q", "kv_num_heads": "K"}}  # attributes, by whose
-
-
 Cuts = dict[tuple[str, Placement, int], LazyValues]
 
 
@@ -68,10 +67,8 @@ class Pieces:
         axes = [int(axis) % len(node.inputs[0].shape) for axis in self.graph.constant(input_of(node, "axes"))]
         if placement.axis not in axes:
             return
-        index, starts, ends = (
-            axes.index(placement.axis),
-            *(self.graph.constant(input_of(node, each)).copy() for each in ("starts", "ends")),
-        )
+        index = axes.index(placement.axis)
+        starts, ends = (self.graph.constant(input_of(node, each)).copy() for each in ("starts", "ends"))
         first, last, _ = slice(int(starts[index]), int(ends[index])).indices(placement.size)
         starts[index], ends[index] = (_local_place(bound, placement) for bound in (first, last))
         set_inputs(node, starts=self.graph.int64(starts.tolist(), "starts"), ends=self.graph.int64(ends.tolist(), "ends"))
@@ -87,9 +84,7 @@ class Pieces:
         dtype, shape = onnx_type(constant), [int(size) for size in constant.shape]
         spans = placement.spans(self.rank, self.ranks)
         local = [*shape[: placement.axis], placement.local, *shape[placement.axis + 1 :]]
-        inner = stored_size(dtype) * int(
-            np.prod(shape[placement.axis + 1 :], dtype=np.int64)
-        )  # bytes of one element of the axis
+        inner = stored_size(dtype) * math.prod(shape[placement.axis + 1 :])  # bytes of one element of the axis
         if any(bound * inner % 1 for span in spans for bound in span):
             raise UserError(constant.name, "a rank's part does not begin with a whole byte", "take fewer ranks, or int8")
         spans = [(int(start * inner), int(end * inner)) for start, end in spans]
@@ -98,7 +93,7 @@ class Pieces:
         if whole is not None and len(spans) == 1 and all(size == 1 for size in shape[: placement.axis]):
             (start, end), (location, offset, _) = spans[0], whole
             return refer(self.graph, name, dtype, local, location, offset + start, end - start)
-        rows = read_bytes(self.graph, constant).reshape(int(np.prod(shape[: placement.axis], dtype=np.int64)), -1)
+        rows = read_bytes(self.graph, constant).reshape(math.prod(shape[: placement.axis]), -1)
         return add_weight(self.graph, name, dtype, local, _slabs(rows, spans))
 
     # --- shapes ---------------------------------------------------------------------------------------------------------

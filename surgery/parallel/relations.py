@@ -16,8 +16,9 @@ import onnx_graphsurgeon as gs
 
 from suture.surgery.graph import Graph, inputs_of, op_of, output_of, rank
 from suture.surgery.parallel.placement import Indivisible, Placement, Share, Whole
+from suture.surgery.parallel.views import carried, shared_out
 from suture.surgery.shapes.shape_values import ShapeValues
-from suture.surgery.shapes.symbolic_dims import SymbolicDim, multiply, quotient
+from suture.surgery.shapes.symbolic_dims import SymbolicDim
 
 Placements = dict[str, Placement]  # by tensor
 UNARY = ("Abs", "Cast", "Clip", "Cos", "Erf", "Gelu", "Identity", "IsNaN", "Neg", "Not", "Reciprocal", "Relu", "Sigmoid", "Sin",
@@ -265,7 +266,7 @@ class Relations:
         sizes = [self.sizes(tensor)[axis] for tensor in tensors]
         parts: list[Placement | None] = [known.get(tensor.name) for tensor in tensors]
         if None in parts and whole.name in known:
-            parts = _shared_out(known[whole.name], sizes)
+            parts = shared_out(known[whole.name], sizes)
         if None in parts and self.settled:
             parts = [
                 part or (Placement(axis, (Share(size, 1),)) if isinstance(size, int) else None)
@@ -359,71 +360,3 @@ class Relations:
             elif len(own) == 1 and own != [1] and placement.axis == along:
                 found[tensor.name] = placement.at(0)
         return found
-
-
-def _shared_out(placement: Placement, sizes: list[SymbolicDim]) -> list[Placement | None]:
-    """Its parts to tensors of these sizes that follow one another; None for all where they do not come out even."""
-    parts, found = list(placement.parts), []
-    for size in sizes:
-        own = []
-        while parts and isinstance(size, int) and sum(part.size for part in own) < size:
-            own.append(parts.pop(0))
-        if sum(part.size for part in own) != size:
-            return [None] * len(sizes)
-        found.append(Placement(placement.axis, tuple(own)))
-    return found
-
-
-def carried(placement: Placement, sizes: list[SymbolicDim], others: list[SymbolicDim]) -> Placement:
-    """The placement of a tensor with these `sizes` on the same elements seen as `others`.
-
-    The divided axis and those below it are one run of elements, and some axis of the other shape begins where it does, is made of
-    several of it ([3, heads, width] as one axis: three parts), or is the inner of several that made it."""
-    below = multiply(sizes[placement.axis + 1 :])
-    run = multiply((placement.size, below))
-    numbers: list[Indivisible] = []
-    for axis, inner, other in _runs(others):
-        for factor in _factors(other, run):  # how many of the runs are in the other
-            with_parts = _times(placement, factor)
-            try:
-                if with_parts is not None and (found := _rescaled(with_parts, axis, below, inner)) is not None:
-                    return found
-            except Indivisible as number:
-                numbers.append(number)
-    if numbers:
-        raise numbers[-1]
-    raise Whole(f"its {len(others)} axes have no part where the divided one of {len(sizes)} has")
-
-
-def _runs(sizes: list[SymbolicDim]) -> list[tuple[int, SymbolicDim, SymbolicDim]]:
-    """Of each axis with more than one element: what lies below it, and what it and that have together."""
-    belows = [multiply(sizes[axis + 1 :]) for axis in range(len(sizes))]
-    return [(axis, belows[axis], multiply((size, belows[axis]))) for axis, size in enumerate(sizes) if size != 1]
-
-
-def _factors(run: SymbolicDim, part: SymbolicDim) -> list[int]:
-    """How many times `part` is `run`, or, as a negative number, the other way round."""
-    up, down = quotient(run, part), quotient(part, run)
-    return [number * sign for number, sign in ((up, 1), (down, -1)) if isinstance(number, int) and number > 0][:1]
-
-
-def _times(placement: Placement, factor: int) -> Placement | None:
-    """With all parts repeated, or, of parts that are repeated, one round of them."""
-    if factor > 0:
-        return Placement(placement.axis, placement.parts * factor)
-    count, rest = divmod(len(placement.parts), -factor)
-    one = placement.parts[:count]
-    return None if rest or one * -factor != placement.parts else Placement(placement.axis, one)
-
-
-def _rescaled(placement: Placement, axis: int, below: SymbolicDim, inner: SymbolicDim) -> Placement | None:
-    """On an axis below which `inner` elements lie in place of `below`."""
-    more, fewer = quotient(below, inner), quotient(inner, below)
-    try:
-        if isinstance(more, int) and more > 0:
-            return placement.scaled(axis, more, 1)
-        return placement.scaled(axis, 1, fewer) if isinstance(fewer, int) and fewer > 0 else None
-    except Indivisible:
-        raise
-    except Whole:
-        return None
