@@ -10,6 +10,7 @@ from benchmarks.gpu_limits import synchronize
 
 STEPS = 10
 KINDS = (  # first match wins; names of cuBLAS, onnxruntime, flash attention and torch's own kernels
+    ("collectives", r"nccl"),
     ("matrix products", r"gemm|matmul|gemv|cutlass.*(gemm|gett)|nvjet|cublas|splitKreduce|sm90_xmma|ampere_.*s\d+"),
     ("attention", r"flash|fmha|attention|softmax"),
     ("normalisation", r"norm"),

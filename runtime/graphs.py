@@ -197,15 +197,23 @@ def captured_session(model: onnx.ModelProto, root: Path, name: str, batch: int) 
 
 
 def cuda_session(
-    model: onnx.ModelProto, root: Path, name: str, captured: tuple[int, int] | None = None
+    model: onnx.ModelProto,
+    root: Path,
+    name: str,
+    captured: tuple[int, int] | None = None,
+    stream: torch.cuda.Stream | None = None,
 ) -> ort.InferenceSession:
     """A session on CUDA. One that is `captured` as a CUDA graph is for this batch and this many tokens a step alone: with
-    fixed shapes all arithmetic on them is folded, as capturing needs."""
+    fixed shapes all arithmetic on them is folded, as capturing needs. One that computes on a `stream` of torch's is captured by
+    whoever captures what that stream does, not by onnxruntime."""
     attentions = [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
     if attentions and all(_has_keys_for_each_head(node) for node in attentions):
         leave_attention_to_cudnn()
     ort.preload_dlls()  # the CUDA libraries that torch came with
-    cuda = {"arena_extend_strategy": "kSameAsRequested", "enable_cuda_graph": str(int(captured is not None))}
+    cuda = {"arena_extend_strategy": "kSameAsRequested"}
+    cuda |= (
+        {"user_compute_stream": str(stream.cuda_stream)} if stream else {"enable_cuda_graph": str(int(captured is not None))}
+    )
     return _fast(
         model,
         root,

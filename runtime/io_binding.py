@@ -4,6 +4,7 @@ A static cache is one buffer for both its ends, so a step copies none of it. A c
 which is why a decoding step's buffers are kept from step to step.
 """
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -29,6 +30,9 @@ class Binding:
     input that a step writes is made on `device(name)`, and whatever lies elsewhere is bound again before each run. (That
     moves the copy: a graph whose steps are captured must find its inputs where it reads them.) An output that lies
     elsewhere needs nothing: onnxruntime copies it after each run.
+
+    A session that computes on the stream that torch is computing on, and reads and writes nothing elsewhere, may be `ordered`:
+    a run is queued there behind what was queued before, and neither waits on the host nor is waited for.
     """
 
     def __init__(self, session: ort.InferenceSession):
@@ -37,7 +41,7 @@ class Binding:
         self.read_on = {value.name: info.name.lower() for value, info in read}  # "cpu", "cuda", ...
         self.memory: dict[str, torch.Tensor] = {}  # lives as long as its address is known to the session
         self.elsewhere: dict[str, torch.Tensor] = {}
-        self.on_gpu = False
+        self.on_gpu = self.ordered = False
 
     def takes(self, name: str) -> bool:
         return name in self.read_on
@@ -56,6 +60,9 @@ class Binding:
 
     def run(self) -> None:
         """Computes with what the inputs' memory holds now."""
+        if self.ordered:
+            self.session.run_with_iobinding(self.binding, _queued())
+            return
         if self.on_gpu:
             torch.cuda.synchronize()  # what torch wrote must be there before onnxruntime's own stream reads it
         for name, tensor in self.elsewhere.items():
@@ -68,6 +75,13 @@ class Binding:
         self.on_gpu |= tensor.device.type == "cuda"
         address = self.memory[name].data_ptr()
         bind(name, tensor.device.type, tensor.device.index or 0, of_torch(tensor.dtype).onnx, list(tensor.shape), address)
+
+
+@functools.cache
+def _queued() -> ort.RunOptions:
+    options = ort.RunOptions()
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return options
 
 
 class BoundSession:

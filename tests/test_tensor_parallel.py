@@ -20,7 +20,7 @@ from suture.core.tensors import references
 from suture.core.weights import load_graph, weights_root
 from suture.runtime.decoders import StaticDecoder
 from suture.runtime.graphs import open_graph
-from suture.runtime.ranks import RankModel, open_rank
+from suture.runtime.ranks import RankModel, open_rank, segments
 from suture.surgery.graph import files, weights
 from suture.surgery.operate import operate
 from suture.surgery.options import SurgeryOptions
@@ -143,11 +143,12 @@ def test_command(written, tmp_path, capsys):
         main([str(out / "rank0.trt.onnx"), "--tensor-parallel", "2", "--out", str(tmp_path / "twice")])
 
 
-def test_ranks_generate_what_the_whole_graph_does(written):
+@pytest.mark.parametrize("fixed", [(), (1, 3)], ids=["any-size", "fixed-sizes"])
+def test_ranks_generate_what_the_whole_graph_does(written, fixed):
     """In onnxruntime, cut at the collectives: a padded prompt, then greedy tokens; every rank sees the same logits."""
     whole, out = written
     with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(lambda model: greedy(model.decoder(2)), opened_together(out, 2))
+        first, second = pool.map(lambda model: greedy(model.decoder(2)), opened_together(out, 2, fixed))
     expected = greedy(StaticDecoder(open_graph(whole).decoder(2).session, find_signature(load_graph(whole)), noise=False))
     for ours, theirs, wanted in zip(first, second, expected):
         np.testing.assert_array_equal(ours, theirs)
@@ -159,13 +160,33 @@ def test_ranks_in_processes_of_their_own(written, tmp_path, capsys):
     """Each a process, adding up through gloo: the tokens of the whole graph, step by step."""
     whole, out = written
     line = ["--whole", str(whole.parent), "--ranks", str(out), "--rows", "2", "--length", "6", "--steps", "8"]
-    assert tensor_parallel.main(line) == 0
-    found = json.loads(capsys.readouterr().out)
+    assert tensor_parallel.main([*line, "--cells", "decode 2x7", "prompt 5"]) == 0
+    found = json.loads(capsys.readouterr().out)["divided"]
     assert (found["agree"], found["ties"]) == (9, 0)
     assert found["error"] < 1e-5
+    assert set(found["ms"]) == {"decode 2x7", "prompt 5"}
 
 
-def opened_together(folder: Path, ranks: int) -> list[RankModel]:
+def test_no_arithmetic_on_shapes_crosses_a_collective(written):
+    """It is done on the CPU, and a step that a GPU is to compute without waiting on the host may read nothing from there."""
+    _, out = written
+    parts = segments(load_graph(out / "rank0.onnx"))
+    crossing = {value.name: value.type.tensor_type for part in parts for value in part.model.graph.output}
+    whole_numbers = [name for name, each in crossing.items() if each.elem_type == onnx.TensorProto.INT64]
+    assert [crossing[name].shape.dim[0].dim_param for name in whole_numbers] == ["batch"], "of the rows' lengths alone"
+    assert sum(node.op_type == "Shape" for part in parts for node in part.model.graph.node) > 1
+    last = parts[-1]  # whose token ids no node reads once sizes are fixed: where they lie says nothing of a step
+    assert "input_ids" in {value.name for value in last.model.graph.input} - last.values
+
+
+def test_each_rank_sees_one_gpu(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [tensor_parallel.gpu_of(rank) for rank in (0, 1)] == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert [tensor_parallel.gpu_of(rank) for rank in (0, 1)] == ["3", "5"]
+
+
+def opened_together(folder: Path, ranks: int, fixed: tuple[int, ...] = ()) -> list[RankModel]:
     """Of one process, a thread a rank."""
     barrier, places = threading.Barrier(ranks), [None] * ranks
 
@@ -179,7 +200,7 @@ def opened_together(folder: Path, ranks: int) -> list[RankModel]:
 
         return add_up
 
-    return [open_rank(folder / f"rank{rank}.onnx", all_reduce(rank)) for rank in range(ranks)]
+    return [open_rank(folder / f"rank{rank}.onnx", all_reduce(rank), fixed=fixed) for rank in range(ranks)]
 
 
 def greedy(decoder) -> list[np.ndarray]:
