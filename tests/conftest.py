@@ -2,8 +2,7 @@
 
 import os
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,13 +11,20 @@ from decoder_graphs import decoder
 from exporting import CONFIG, export, traced
 from filelock import FileLock
 from marks import mark
+from parsers import keep_parsers
 
 from suture.export import stage as export_stage
+from suture.export.__main__ import main as export_main
 from suture.models.random_weights import write
 from suture.runtime.graphs import OnnxDecoder
 from suture.surgery import __main__ as surgery_stage
+from tests.stored_traces import tracing_stored
 
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_configure() -> None:
+    keep_parsers()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -43,14 +49,15 @@ def tiny_out(shared) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_export(tiny_out) -> Path:
-    """The folder of tiny-qwen's export in float32, weights beside the graph."""
-    return once(tiny_out / "export", "export", "--model", "tiny-qwen", "--dtype", "float32")
+    """The folder of tiny-qwen's export in float32, weights beside the graph, which was traced before."""
+    with tracing_stored("tiny-qwen", "float32"):
+        return once(tiny_out / "export", export_main, "--model", "tiny-qwen", "--dtype", "float32")
 
 
 @pytest.fixture(scope="session")
 def tiny_portable(tiny_export, tiny_out) -> Path:
     """The folder of its surgery: a static cache of 640 slots."""
-    return once(tiny_out / "surgery", "surgery", tiny_export / "model.onnx", "--capacity", "640")
+    return once(tiny_out / "surgery", surgery_stage.main, tiny_export / "model.onnx", "--capacity", "640", "--no-verify")
 
 
 @pytest.fixture(scope="session")
@@ -73,16 +80,15 @@ def quantised(tiny_export, tiny_out):
 def tiny_own(tiny_export, tiny_out) -> Path:
     """The folder of its surgery with the form in onnxruntime's contrib operators, each pass checked: 32 slots."""
     arguments = [tiny_export / "model.onnx", "--capacity", "32", "--onnxruntime", "--verify"]
-    return once(tiny_out / "for-onnxruntime", "surgery", *arguments)
+    return once(tiny_out / "for-onnxruntime", surgery_stage.main, *arguments)
 
 
-def once(out: Path, stage: str, *arguments: object) -> Path:
-    """Runs a stage that writes `out`, unless another worker has done so."""
+def once(out: Path, stage: Callable[[list[str]], int], *arguments: object) -> Path:
+    """Runs a stage's command, which writes `out`, unless another worker has done so."""
     out.parent.mkdir(exist_ok=True)
     with FileLock(f"{out}.lock"):
         if not (out / "manifest.json").is_file():
-            command = [sys.executable, "-m", stage, *map(str, arguments), "--out", str(out)]
-            subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+            assert stage([*map(str, arguments), "--out", str(out)]) == 0
     return out
 
 
