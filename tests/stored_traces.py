@@ -26,6 +26,7 @@ STORED = {  # parts, by family and type
     ("cpmbee", "float32"): ["decoder"],
     ("speech", "float32"): ["encoder", "decoder"],
     ("tiny-qwen", "float32"): ["decoder"],
+    ("first-layer", "float16"): ["decoder"],
 }
 
 
@@ -50,10 +51,12 @@ def tracing_stored(name: str, dtype: str) -> Iterator[None]:
 
 
 def checkpoint(name: str, folder: Path) -> Path:
-    from tests import families, speech
+    from tests import exporting, families, speech
 
     if name == "tiny-qwen":
         return checkpoint_folder(name)
+    if name == "first-layer":
+        return exporting.first_layer(folder)
     return speech.write(folder / name) if name == "speech" else families.checkpoint(name, folder)
 
 
