@@ -17,22 +17,26 @@ MINUTES ?= 5
 # What the tests and their many processes import is compiled once.
 export PYTHONDONTWRITEBYTECODE =
 
+# A worker for each core, which takes files next to one another: what a file's tests share is made once.
+WORKERS = -n auto --dist worksteal
+test check slow benchmarks: export OMP_NUM_THREADS = 1
+
 .PHONY: demo test check slow abuse abuse-coverage fuzz benchmarks servers package lint docs clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python pipeline.py --model tiny-qwen --dtype float16 --out $(OUT)
 
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -n auto
+	$(VENV)/bin/python -m pytest $(WORKERS)
 
 check: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -n auto -m "not exports and not further and not seconds and not slow and not benchmarks and not every"
+	$(VENV)/bin/python -m pytest $(WORKERS) -m "not exports and not further and not seconds and not slow and not benchmarks and not every"
 
 slow: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -n auto -m slow --ignore tests/test_abuse.py
+	$(VENV)/bin/python -m pytest $(WORKERS) -m slow --ignore tests/test_abuse.py
 
 benchmarks: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -m benchmarks -n auto
+	$(VENV)/bin/python -m pytest -m benchmarks $(WORKERS)
 
 abuse: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -m "slow or not slow" tests/test_abuse.py

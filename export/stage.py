@@ -21,7 +21,6 @@ from suture.export.weights import attach
 from suture.models.architectures import meta_model, open_checkpoint
 from suture.models.checkpoint import Checkpoint
 from suture.models.hub import folder_of
-from suture.models.image_text import set_picture_size
 from suture.models.named import presets, shipped
 from suture.models.parts import Part, part_named, parts_of, table_of
 from suture.models.random_weights import of_preset
@@ -39,6 +38,8 @@ def export(out: Path, options: ExportOptions, force: bool = False, pipeline: boo
     checkpoint = open_checkpoint(folder, options.lora)
     model = meta_model(checkpoint)
     if options.picture is not None:
+        from suture.models.image_text import set_picture_size  # here: transformers' models take seconds to import
+
         set_picture_size(model, options.picture, "--picture-size {}x{}".format(*options.picture))
     parts = parts_of(model)
     if options.part is None and len(parts) > 1:

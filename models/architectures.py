@@ -9,11 +9,10 @@ import torch
 from torch import nn
 
 from suture.core.errors import UserError
-from suture.models import causal_lm, diffusers_folder, families, image_text
 from suture.models import checkpoint as checkpoints
+from suture.models import diffusers_folder, families
 from suture.models.checkpoint import CONFIG, Checkpoint
 from suture.models.config import check_config
-from suture.models.conversions import named_as
 from suture.models.lora import with_adapter
 from suture.models.packed import check_biases
 from suture.models.scaled import with_meant_weights
@@ -38,6 +37,8 @@ def _open(folder: Path) -> Checkpoint:
     checkpoint = with_meant_weights(checkpoints.open_checkpoint(folder))
     family = _named_family(checkpoint.config)
     if family is None and _library(checkpoint.config):
+        from suture.models.conversions import named_as  # here: see _library
+
         return named_as(architecture(checkpoint.config, checkpoint.folder / CONFIG), checkpoint)
     return checkpoint.under(family.PREFIX) if family else checkpoint
 
@@ -82,6 +83,8 @@ def _family(config: dict, where: Path) -> ModuleType:
 
 def _library(config: dict) -> ModuleType | None:
     """What knows any model of its kind that transformers has."""
+    from suture.models import causal_lm, image_text  # here: transformers takes longer to import than all else, and few need it
+
     return next((each for each in (causal_lm, image_text) if each.knows(config)), None)
 
 

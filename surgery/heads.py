@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from suture.surgery.graph import Graph, need, producer, rank, static_dim
+from suture.surgery.graph import Graph, need, only_consumer, onnx_type, producer, rank, static_dim
 
 
 def unmerged(tensor: gs.Tensor) -> gs.Tensor:
@@ -40,6 +40,33 @@ def split(graph: Graph, merged: gs.Tensor, heads: gs.Tensor) -> gs.Variable:
     """[B·heads, x, y] as [B, heads, x, y], with B and heads of `heads` [B, heads, ...]."""
     target = sizes_of(graph, [-1, heads.shape[1]], merged, 1, [])
     return graph.new("Reshape", [merged, target], shape=[*heads.shape[:2], *merged.shape[1:]])
+
+
+def heads_in_rows(graph: Graph, query: gs.Tensor, key: gs.Tensor) -> gs.Tensor | None:
+    """[B, heads, S, D], if the query is that with the heads of a group as its rows, [B, kv_heads, group, D].
+
+    Nothing is left for S then but 1: what a graph is that was traced with one token. Other steps it cannot run.
+    """
+    reshape = producer(query, "Reshape")
+    heads = reshape.inputs[0] if reshape is not None else None
+    if heads is None or rank(heads) != 4 or rank(key) != 4:
+        return None
+    (count, size), (kv_heads, group) = ([static_dim(heads, 1), static_dim(heads, 3)], [static_dim(query, i) for i in (1, 2)])
+    if None in (count, size, kv_heads, group) or static_dim(query, 3) != size or static_dim(key, 1) != kv_heads:
+        return None
+    one_batch = heads.shape[0] == query.shape[0] not in (None, "", -1)
+    return heads if group > 1 and count == kv_heads * group and one_batch else None
+
+
+def heads_apart(graph: Graph, result: gs.Variable, grouped: gs.Tensor, shape: list) -> gs.Variable:
+    """What is to be the context [B, heads, S, D] of `shape`, so that `result`, [B, kv_heads, group, D], is the same numbers."""
+    joined = only_consumer(result, "Reshape")
+    if joined is not None and rank(joined.outputs[0]) == 4 and list(joined.outputs[0].shape[2:]) == list(shape[2:]):
+        return joined.outputs[0]
+    context = gs.Variable(graph.unique(f"{result.name}/heads"), onnx_type(result), shape)
+    _, kv_heads, group, _ = grouped.shape
+    graph.replace(result, "Reshape", [context, graph.int64([0, kv_heads, group, shape[3] or -1])])
+    return context
 
 
 def sizes_of(graph: Graph, before: list[int], tensor: gs.Tensor, axis: int, after: list[int]) -> gs.Tensor:

@@ -8,12 +8,14 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import torch
+from safetensors.torch import load_file, save_file
 
 from suture.core.sessions import ROOT_OPTION
 from suture.core.weights import weights_root
 from suture.export import stage
 from suture.export.options import ExportOptions
 from suture.models.architectures import load_model, open_checkpoint
+from suture.models.named import checkpoint_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = 5  # one more than are traced
@@ -73,6 +75,18 @@ def both(model: Path, checkpoint: Path, mask: list[list[int]], steps: int, alpha
     valid = mask[:, -steps:].bool()
     pairs = [(found[0][valid], logits[valid].numpy())]
     return pairs + [(ours, theirs.numpy()) for ours, theirs in zip(found[1:], presents)]
+
+
+def first_layer(folder: Path) -> Path:
+    """tiny-qwen with one layer, its first, as a checkpoint in `folder`."""
+    source = checkpoint_folder("tiny-qwen")
+    weights = load_file(source / "model.safetensors")
+    kept = {name: each for name, each in weights.items() if ".h." not in name or ".h.0." in name}
+    save_file(kept, folder / "model.safetensors")
+    config = json.loads((source / "config.json").read_text()) | {"num_hidden_layers": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    shutil.copy(source / "qwen.tiktoken", folder)
+    return folder
 
 
 def sum_of_bytes(checkpoint: Path) -> int:

@@ -27,13 +27,14 @@ import pytest
 from suture.build import __main__ as build_main
 from suture.build.process import build
 from suture.core.network.parse import parse
+from suture.export import __main__ as export_main
 from suture.export import stage as export_stage
 from suture.export.trace import trace
 from suture.runtime.network_decoder import open_network
 from suture.validate.stage import validate_pipeline
 
 LONG = (  # what takes seconds to run
-    subprocess, export_stage, export_stage.export, trace, build_main, build, validate_pipeline, parse, open_network,
+    subprocess, export_main, export_stage, export_stage.export, trace, build_main, build, validate_pipeline, parse, open_network,
 )  # fmt: skip
 HERE = str(Path(__file__).resolve().parent)
 
@@ -85,11 +86,12 @@ def takes_long(each: object, known: dict[object, bool]) -> bool:
 
 
 def _mentioned(function: FunctionType) -> list[object]:
-    """What the function's names stand for: its module's, and those of modules of the tests that it names."""
+    """What the function's names stand for: its module's, modules that it imports, and what modules of the tests have by that name."""
     names = set(_names(function.__code__))
     if "transformers" in {name.partition(".")[0] for name in names - function.__globals__.keys()}:
         return [trace]  # imported here alone: it takes as long
     found = [function.__globals__[name] for name in names if name in function.__globals__]
+    found += [sys.modules[name] for name in names - function.__globals__.keys() if name in sys.modules]
     modules = [each for each in found if isinstance(each, ModuleType) and _file(each).startswith(HERE)]
     return found + [vars(module)[name] for module in modules for name in names if name in vars(module)]
 

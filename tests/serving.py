@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from decoder_graphs import CAPACITY, VOCAB, decoder
+from scheduled import MODELS, Asked, alone
 from starlette.applications import Starlette
 
 from suture.serve.app import Application, Limits, ServedModel
@@ -41,6 +42,11 @@ class Lettered:
         if messages[-1]["role"] != "user":
             raise ValueError("the user has to be last")
         return self.encode("".join(f"{each['role']}: {each['content']}\n" for each in messages))
+
+
+def greedy(prompt: str, limit: int) -> str:
+    """The text that follows a prompt, of so many tokens."""
+    return Lettered().decode(alone(MODELS["static"], Asked(tuple(Lettered().encode(prompt)), limit))[0])
 
 
 @dataclass

@@ -15,6 +15,7 @@ import pytest
 from suture.core.parts import find_parts
 from suture.export import stage as export_stage
 from suture.export.options import ExportOptions
+from suture.models.named import checkpoint_folder
 
 FOLDER = Path(__file__).parent / "graphs" / "traced"
 STORED = {  # parts, by family and type
@@ -24,6 +25,8 @@ STORED = {  # parts, by family and type
     ("cpmant", "float32"): ["decoder"],
     ("cpmbee", "float32"): ["decoder"],
     ("speech", "float32"): ["encoder", "decoder"],
+    ("tiny-qwen", "float32"): ["decoder"],
+    ("first-layer", "float16"): ["decoder"],
 }
 
 
@@ -48,8 +51,12 @@ def tracing_stored(name: str, dtype: str) -> Iterator[None]:
 
 
 def checkpoint(name: str, folder: Path) -> Path:
-    from tests import families, speech
+    from tests import exporting, families, speech
 
+    if name == "tiny-qwen":
+        return checkpoint_folder(name)
+    if name == "first-layer":
+        return exporting.first_layer(folder)
     return speech.write(folder / name) if name == "speech" else families.checkpoint(name, folder)
 
 

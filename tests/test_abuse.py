@@ -2,7 +2,9 @@
 
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -13,7 +15,7 @@ from tests.abuse import good, good_pictures
 from tests.abuse.case import FINISHED, NO_TRACE, PICTURED, Case, broken_promises, contents
 from tests.abuse.coverage import LEAST, OF
 from tests.abuse.flips import FLIPPED
-from tests.abuse.server import Server
+from tests.abuse.server import WEAK, Server
 from tests.abuse.tables import cases, chosen
 
 ALL = cases()
@@ -23,22 +25,21 @@ CHOSEN = chosen(ALL)
 @pytest.fixture(scope="session")
 def inputs(shared):
     """The good inputs."""
-    folder = shared / "abuse"
-    with FileLock(f"{folder}.lock"):
-        if not (folder / "library").is_dir():
-            folder.mkdir(exist_ok=True)
-            good.make(folder)
-    return folder
+    return made_once(shared / "abuse", good.make, "library")
 
 
 @pytest.fixture(scope="session")
 def pictured(shared):
     """Those of the stages that read or write pictures."""
-    folder = shared / "abuse-pictures"
+    return made_once(shared / "abuse-pictures", good_pictures.make, "out")
+
+
+def made_once(folder: Path, make: Callable[[Path], None], last: str) -> Path:
+    """The folder, filled by `make`, of which the folder `last` comes last, unless another worker has done so."""
     with FileLock(f"{folder}.lock"):
-        if not (folder / "out").is_dir():
+        if not (folder / last).is_dir():
             folder.mkdir(exist_ok=True)
-            good_pictures.make(folder)
+            make(folder)
     return folder
 
 
@@ -122,10 +123,12 @@ WEAKENED = {  # by the mechanism that does nothing: a case that must see it
 
 @pytest.mark.parametrize("mechanism", WEAKENED)
 def test_the_table_sees_a_mechanism_that_does_nothing(mechanism, inputs, server, finished, tmp_path):
+    assert mechanism in WEAK  # what the server cannot weaken ends it, which is no answer of the case's
     case = next(case for case in ALL if case.id == WEAKENED[mechanism])
     weakened = replace(case, fault=(mechanism, "WEAK"), seconds=20)
-    broken, _ = problems(weakened, finished(case.stage) if case.finished else inputs, server, tmp_path / "work")
+    broken, said = problems(weakened, finished(case.stage) if case.finished else inputs, server, tmp_path / "work")
     assert broken
+    assert "hung for 20 s" not in broken, said
 
 
 PLACES = [(stage, name) for stage, names in FLIPPED.items() for name in names]

@@ -70,6 +70,7 @@ def test_the_template_of_a_pass_has_a_test_that_passes(tmp_path):
     import test_own_pass
 
     test_own_pass.test_it_leaves_out_a_clip_without_bounds()
+    test_own_pass.test_a_bound_that_is_computed_is_a_near_miss()
 
 
 def test_the_notebook_runs():

@@ -17,6 +17,7 @@ from suture.generate import pictures as drawing
 from suture.generate.__main__ import main
 from suture.models.architectures import meta_model, open_checkpoint
 from suture.models.parts import parts_of
+from suture.models.pictures import Network
 from suture.validate.pictures import in_pytorch
 
 GRAPH = helper.make_graph(
@@ -43,13 +44,15 @@ def out(tmp_path_factory) -> Path:
     return out
 
 
-@pytest.fixture(autouse=True)
-def networks(out, monkeypatch):
-    def of_part(path: Path, fast: bool):
-        folder = json.loads((path.parent / "manifest.json").read_text())["options"]["checkpoint"]
-        return in_pytorch(Path(folder), TensorProto.FLOAT)[path.parents[1].name]
+@pytest.fixture(scope="module")
+def modules(out) -> dict[str, Network]:
+    folder = json.loads((out / "unet" / "export" / "manifest.json").read_text())["options"]["checkpoint"]
+    return in_pytorch(Path(folder), TensorProto.FLOAT)
 
-    monkeypatch.setattr(drawing, "in_onnxruntime", of_part)
+
+@pytest.fixture(autouse=True)
+def networks(out, modules, monkeypatch):
+    monkeypatch.setattr(drawing, "in_onnxruntime", lambda path, fast: modules[path.parents[1].name])
 
 
 @pytest.fixture

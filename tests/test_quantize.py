@@ -19,9 +19,9 @@ from suture.models.named import checkpoint_folder
 from suture.models.tokenizer import open_tokenizer
 from suture.runtime.graphs import graph_of, open_graph
 from suture.surgery.__main__ import main
-from suture.validate.levels import token_level
 from suture.validate.pipeline import PartFiles, Pipeline
 from suture.validate.report import make_report, render
+from suture.validate.text_level import token_level
 
 LAYERS, CAPACITY = 4, 64  # conftest.quantised
 PRODUCTS = 5 * LAYERS + 1

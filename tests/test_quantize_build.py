@@ -1,11 +1,10 @@
 """Engines of quantised graphs: their kernels read the small weights themselves, and multiply in the small type."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
+from exporting import first_layer
 
 from suture.build import __main__ as build_main
 from suture.build.precisions import supported
@@ -13,8 +12,8 @@ from suture.core.errors import UserError
 from suture.core.weights import load_graph
 from suture.export.options import ExportOptions
 from suture.export.stage import export
-from suture.models.named import checkpoint_folder
 from suture.surgery.__main__ import main
+from tests.stored_traces import tracing_stored
 
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9")
 PRODUCTS = 4  # of one layer; gate and up are one kernel
@@ -23,16 +22,10 @@ PRODUCTS = 4  # of one layer; gate and up are one kernel
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
     """tiny-qwen's first layer, in float16."""
-    folder, source = tmp_path_factory.mktemp("one-layer"), checkpoint_folder("tiny-qwen")
-    weights = load_file(source / "model.safetensors")
-    save_file(
-        {name: each for name, each in weights.items() if ".h." not in name or ".h.0." in name}, folder / "model.safetensors"
-    )
-    config = json.loads((source / "config.json").read_text()) | {"num_hidden_layers": 1}
-    (folder / "config.json").write_text(json.dumps(config))
-    shutil.copy(source / "qwen.tiktoken", folder)
+    folder = first_layer(tmp_path_factory.mktemp("one-layer"))
     out = folder / "export"
-    export(out, ExportOptions(checkpoint=folder, dtype="float16"))
+    with tracing_stored("first-layer", "float16"):
+        export(out, ExportOptions(checkpoint=folder, dtype="float16"))
     return out / "model.onnx"
 
 

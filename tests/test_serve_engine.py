@@ -3,23 +3,21 @@
 import gc
 import math
 import weakref
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 import torch
 from decoder_graphs import CAPACITY as SLOTS
-from decoder_graphs import VOCAB, decoder
+from decoder_graphs import VOCAB
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scheduled import GREEDY, MODELS, Asked, Recorded, alone, finish, scheduler
 
-from suture.runtime.graphs import OnnxDecoder
 from suture.serve import lookup
 from suture.serve.engine import QueueFull, Scheduler
-from suture.serve.request import CANCELLED, CAPACITY, FAILED, LENGTH, STOP, GenerationRequest, Sampling, Token
+from suture.serve.request import CANCELLED, CAPACITY, FAILED, LENGTH, STOP, Sampling
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-GREEDY = Sampling()
 SAMPLINGS = (
     GREEDY,
     Sampling(temperature=1.0, seed=3),
@@ -27,77 +25,6 @@ SAMPLINGS = (
     Sampling(repetition_penalty=1.3, frequency_penalty=0.5, presence_penalty=0.2),
     Sampling(logit_bias=((5, 4.0), (9, -50.0))),
 )
-
-
-@dataclass
-class Asked:
-    """A request, and what its callbacks were told."""
-
-    prompt: tuple[int, ...]
-    limit: int
-    sampling: Sampling = GREEDY
-    stop: int | None = None
-    told: list[Token] = field(default_factory=list)
-    why: list[str] = field(default_factory=list)
-
-    def request(self, **options) -> GenerationRequest:
-        def take(token: Token) -> bool:
-            self.told.append(token)
-            return token.id == self.stop
-
-        return GenerationRequest(self.prompt, self.limit, take, self.why.append, self.sampling, **options)
-
-    @property
-    def answer(self) -> list[int]:
-        return [token.id for token in self.told]
-
-
-class Recorded(Scheduler):
-    """Tells of each tick the widths of its steps."""
-
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
-        self.steps: list[tuple[str, int]] = []
-        for name in ("advance", "decode"):
-            setattr(self.decoder, name, self._recording(name, getattr(self.decoder, name)))
-
-    def _recording(self, name, step):
-        def recorded(tokens, counts, alpha, rows=slice(None)):
-            width = tokens.shape[1] if tokens.ndim == 2 else 1
-            self.steps.append((name, width))
-            assert rows.stop <= len(self.decoder.lengths)
-            return step(tokens, counts, alpha, rows)
-
-        return recorded
-
-
-def scheduler(model: OnnxDecoder, rows: int, chunk: int = 8, **options) -> Recorded:
-    return Recorded(model, rows, chunk, VOCAB, **options)
-
-
-def finish(made: Scheduler, most: int = 10_000) -> int:
-    """Ticks until nothing is left."""
-    for ticks in range(most):
-        if not made.busy:
-            return ticks
-        made.tick()
-    raise AssertionError("it does not end")
-
-
-ALONE: dict[tuple, tuple[list[int], str]] = {}
-
-
-def alone(model: OnnxDecoder, asked: Asked) -> tuple[list[int], str]:
-    """What the request gets with nobody beside it, read in one step."""
-    key = model.signature.static, asked.prompt, asked.limit, asked.sampling, asked.stop
-    if key not in ALONE:
-        made, one = scheduler(model, 1, chunk=1000), Asked(asked.prompt, asked.limit, asked.sampling, asked.stop)
-        made.submit(one.request())
-        finish(made)
-        ALONE[key] = one.answer, one.why[0]
-    return ALONE[key]
-
-
 tokens = st.integers(0, 3)  # few, so that prompts often begin alike
 requests = st.builds(
     Asked,
@@ -179,9 +106,6 @@ def assert_empty(made: Scheduler) -> None:
     assert [len(made.rows[row].held) for row in range(len(made.decoder.lengths))] == made.decoder.lengths.tolist()
     if made.model.signature.static:
         assert made.decoder.ends.tolist() == made.decoder.lengths.tolist()
-
-
-MODELS = {"static": decoder(static=True), "growing": decoder(static=False)}
 
 
 def drawn(count: int, seed: int = 0) -> list[Asked]:

@@ -13,6 +13,7 @@ TITLES = {
     4: "Portable graph ↔ engine",
     5: "Tokens on real text",
 }
+SHADOW_COPY_NOTE = "In onnxruntime, bfloat16 graphs ran as float32 shadow copies with the same weights: its CPU has no bfloat16"
 
 
 DRAWN = 0.01  # by how much less of what was drawn a candidate may find, in the mean

@@ -19,18 +19,17 @@ from suture.core.network.evaluate import NotEvaluated
 from suture.core.network.parse import NoTensorRT
 from suture.core.parts import DECODER
 from suture.core.pictures import answers_about_pictures
-from suture.core.reader import TEXT_LIMIT, read_bytes, read_json
+from suture.core.reader import read_json
 from suture.core.signature import Signature
 from suture.core.tolerances import REWRITTEN, ROUNDED
-from suture.models.tokenizer import Tokenizer, open_tokenizer
 from suture.runtime.engine import takes, why_not
 from suture.runtime.engine_decoder import EngineModel, open_engine
 from suture.runtime.graphs import OnnxDecoder, open_embedding, open_graph
 from suture.runtime.network_decoder import NetworkModel, open_network
 from suture.validate.bundle import Results, read_results
-from suture.validate.compare import DIFFERENT, NOT_RUN, PASSED, ScenarioResult, compare
+from suture.validate.compare import NOT_RUN, ScenarioResult, compare
 from suture.validate.graph_part import graph_level
-from suture.validate.level import TITLES, BrokenStage, Level, failed, not_run
+from suture.validate.level import SHADOW_COPY_NOTE, TITLES, BrokenStage, Level, failed, not_run
 from suture.validate.pictures import TITLE as PICTURES
 from suture.validate.pictures import is_picture_model, picture_level
 from suture.validate.pipeline import NOT_HERE, PartFiles, Pipeline
@@ -39,9 +38,7 @@ from suture.validate.proven import compared_here, level_of, recorded, with_pair
 from suture.validate.reference import open_reference
 from suture.validate.runners import SteppedModel
 from suture.validate.scenarios import Scenario, make_scenarios, random_tokens, text_tokens
-from suture.validate.tokens import compare_tokens, quantisation_cost
-
-SHADOW_COPY_NOTE = "In onnxruntime, bfloat16 graphs ran as float32 shadow copies with the same weights: its CPU has no bfloat16"
+from suture.validate.text_level import read_text, token_level
 
 NO_TOKENS = "no part of the model writes tokens"
 OWN_LOOP = "the loop between a transformer and its latents is diffusers' pipeline, which takes its own networks"
@@ -124,7 +121,7 @@ class DecoderLevels:
         self.exported, self.portable = _opened(files.exported, "exported"), _opened(files.portable, "portable")
         self.imported = None if isinstance(self.portable, BrokenStage) else _imported(pipeline.results, files)
         self.embed = open_embedding(pipeline.embed) if pipeline.embed else None
-        self.tokenizer, self.ids, self.no_text = _read_text(pipeline)
+        self.tokenizer, self.ids, self.no_text = read_text(pipeline)
         known = next((graph for graph in (self.exported, self.portable) if isinstance(graph, OnnxDecoder)), None)
         self.large = known is not None and known.layerwise
         capacity = self.portable.capacity if isinstance(self.portable, OnnxDecoder) else None
@@ -305,43 +302,6 @@ def _engine_level(
         level.comparison.scenarios.append(ScenarioResult(scenario.name, scenario.what, NOT_RUN, reason))
     engine.engine.save_runtime_cache()
     return level
-
-
-def scenarios_for(pipeline: Pipeline, graph: OnnxDecoder, seed: int) -> list[Scenario]:
-    """What a graph of the pipeline is asked: its text where there is one, else random tokens."""
-    _, ids, _ = _read_text(pipeline)
-    source = text_tokens(ids, seed) if ids else random_tokens(graph.vocab, seed)
-    return make_scenarios(source, graph.capacity, graph.trained_length, prefix=graph.prefix)
-
-
-def token_level(pipeline: Pipeline, portable: OnnxDecoder, tokenizer: Tokenizer, ids: list[int]) -> Level:
-    """Level 5; for a quantised graph also what the format costs."""
-    reference = open_reference(pipeline.checkpoint, lora=pipeline.lora)
-    tokens = compare_tokens(reference, portable, tokenizer, ids, portable.dtype, portable.quantised)
-    files = pipeline.decoder
-    if portable.quantised and files.unquantised:
-        graphs = {"before": files.unquantised, "quantised": files.portable}
-        tokens.cost = quantisation_cost(
-            reference, graphs, portable.quantised, tokenizer, ids, tokens.readings[0], portable.embed
-        )
-    notes = [SHADOW_COPY_NOTE] if portable.dtype == TensorProto.BFLOAT16 else []
-    return Level(5, TITLES[5], PASSED if tokens.passed else DIFFERENT, tokens=tokens, notes=notes)
-
-
-def _read_text(pipeline: Pipeline) -> tuple[Tokenizer | None, list[int], str | None]:
-    """The tokenizer and the text's tokens, or why there are none."""
-    if pipeline.checkpoint is None:
-        return None, [], "needs the checkpoint's tokenizer"
-    try:
-        tokenizer = open_tokenizer(pipeline.checkpoint)
-    except UserError as error:
-        return None, [], f"the checkpoint's tokenizer cannot be read ({error})"
-    if pipeline.text is None:
-        return tokenizer, [], "no text to read: give one with --text"
-    ids = tokenizer.encode(read_bytes(pipeline.text, TEXT_LIMIT).decode("utf-8", "replace"))
-    if len(ids) < 64:
-        return tokenizer, [], f"the text is too short: {len(ids)} tokens"
-    return tokenizer, ids, None
 
 
 def _opened(path: Path | None, name: str) -> OnnxDecoder | BrokenStage | None:

@@ -21,13 +21,14 @@ from suture.validate import golden
 from suture.validate.bundle import write_bundle
 from suture.validate.compare import DIFFERENT, FAILED, NOT_RUN, PASSED
 from suture.validate.level import Level
-from suture.validate.levels import compare_graphs, run_levels, scenarios_for
+from suture.validate.levels import compare_graphs, run_levels
 from suture.validate.options import STDOUT, ValidateOptions
 from suture.validate.pipeline import find_pipeline
 from suture.validate.progress import Progress
 from suture.validate.proven import level_of_two, refuse_other_inputs, subject_of, with_pair
 from suture.validate.report import as_json, exit_status, make_report, verdict, write_report
 from suture.validate.results import check_targets, write_results
+from suture.validate.text_level import scenarios_for
 
 REPORTS = ("report.json", "report.html", "summary.md")
 COLORS = {PASSED: "green", DIFFERENT: "bold red", FAILED: "bold red", NOT_RUN: "dim"}

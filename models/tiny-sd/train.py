@@ -5,12 +5,10 @@
     python models/tiny-sd/train.py --minutes 1 --pictures 500 --batch 16 --out DIR      # whether it runs
 
 First the autoencoder, then the text encoder and the UNet on its latents, then both with the ControlNet. Each phase takes its share
-of the time, whatever the machine. At the end, held-out captions with their edges become pictures, which are held against what was
-asked for: as trained, and with one fault planted at a time.
+of the time, whatever the machine. judging.py then counts how many held-out scenes its pictures show.
 """
 
 import argparse
-import copy
 import json
 import math
 import multiprocessing
@@ -28,38 +26,19 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
-from PIL import Image
-from tokenizers import Tokenizer
-from transformers import CLIPTextConfig, CLIPTextModel
+from diffusers import AutoencoderKL, DDIMScheduler
+from judging import judge, scene_of
+from networks import SCHEDULE, SIDE, Models, control_of, save, trained, untrained
 
 from suture.core import arguments
-from suture.models.drawn_pictures import Scene, distinct_scene, random_scene, shows
+from suture.models.drawn_pictures import Scene
 
 HERE = Path(__file__).resolve().parent
-SIDE = 64  # pixels
 SHARES = {"vae": 0.2, "unet": 0.45, "controlnet": 0.35}  # of the time for training
 PEAK_RATES = {"vae": 1.5e-3, "unet": 1e-3, "controlnet": 8e-4}
 AVERAGE = 0.003  # the weight of a step's parameters in their moving average, which is what is kept
 KL_WEIGHT = 1e-3
 WITHOUT_TEXT, WITHOUT_CONTROL = 0.1, 0.05  # of the examples
-HELD_OUT, STEPS, GUIDANCE = 100, 20, 3.0
-SCHEDULE = {
-    "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False,
-    "set_alpha_to_one": False, "steps_offset": 1, "prediction_type": "v_prediction",
-}  # fmt: skip
-
-
-@dataclass
-class Models:
-    tokenizer: Tokenizer
-    text: CLIPTextModel
-    unet: UNet2DConditionModel
-    controlnet: ControlNetModel
-    vae: AutoencoderKL
-
-    def encode(self, captions: list[str], device: torch.device) -> Tensor:
-        return torch.tensor([each.ids for each in self.tokenizer.encode_batch(captions)], device=device)
 
 
 @dataclass
@@ -106,54 +85,10 @@ def draw(count: int) -> tuple[list[Scene], tuple[np.ndarray, np.ndarray]]:
     return list(scenes), (np.stack(pictures), np.stack(edges))
 
 
-def scene_of(seed: int) -> Scene:
-    """One shape, or two of different kinds; seeds below HELD_OUT are never trained on."""
-    random = np.random.default_rng(seed)
-    single = seed >= HELD_OUT and seed % 8 == 0
-    return random_scene(random, SIDE, SIDE, 1) if single else distinct_scene(random, SIDE, SIDE)
-
-
 def one(seed: int) -> tuple[Scene, np.ndarray, np.ndarray]:
     """Seeds below 1000 are kept for held-out scenes."""
     scene = scene_of(seed)
     return scene, scene.picture(SIDE, SIDE), scene.edges(SIDE, SIDE)[..., 0]
-
-
-def untrained(tokenizer_file: Path, device: torch.device) -> Models:
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    vocabulary = tokenizer.get_vocab()
-    begin, end = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
-    length = 24
-    tokenizer.enable_padding(length=length, pad_id=end, pad_token="<|endoftext|>")
-    tokenizer.enable_truncation(length)
-    text = CLIPTextConfig(
-        vocab_size=len(vocabulary), hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=length, projection_dim=64, bos_token_id=begin, eos_token_id=end, pad_token_id=end,
-    )  # fmt: skip
-    with device:
-        unet = UNet2DConditionModel(
-            sample_size=SIDE // 4, block_out_channels=(48, 64, 64), layers_per_block=1, norm_num_groups=16, cross_attention_dim=64,
-            attention_head_dim=(3, 4, 4),  # which diffusers takes as the number of heads
-            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        )  # fmt: skip
-        vae = AutoencoderKL(
-            block_out_channels=(16, 32, 48), layers_per_block=1, norm_num_groups=16, latent_channels=4, sample_size=SIDE,
-            down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        )  # fmt: skip
-        controlnet = control_of(unet)
-        return Models(tokenizer, CLIPTextModel(text), unet, controlnet, vae)
-
-
-def trained(folder: Path, tokenizer: Tokenizer, device: torch.device) -> Models:
-    classes = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "controlnet": ControlNetModel, "vae": AutoencoderKL}
-    found = [each.from_pretrained(folder / name).float().to(device).eval() for name, each in classes.items()]
-    return Models(tokenizer, *found)
-
-
-def control_of(unet: UNet2DConditionModel) -> ControlNetModel:
-    """A ControlNet that begins as the UNet's first half, as all do."""
-    return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 32)).to(unet.device)
 
 
 def train(models: Models, data: Data, seconds: float, batch: int, device: torch.device, out: Path, further: bool) -> dict:
@@ -285,95 +220,6 @@ def captured(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
         return value
 
     return replay
-
-
-def save(models: Models, out: Path) -> None:
-    """In diffusers' layout, as float16."""
-    for name, module in (
-        ("text_encoder", models.text),
-        ("unet", models.unet),
-        ("controlnet", models.controlnet),
-        ("vae", models.vae),
-    ):
-        copy.deepcopy(module).half().save_pretrained(out / name, safe_serialization=True)
-    DDIMScheduler(**SCHEDULE).save_pretrained(out / "scheduler")
-
-
-@torch.no_grad()
-def judge(models: Models, measured: dict, device: torch.device, out: Path) -> None:
-    """Adds to what was measured how many of the held-out scenes their pictures show; writes the first pictures as pictures.png."""
-    for module in (models.text, models.unet, models.controlnet, models.vae):
-        module.half().float()  # the weights that were saved
-    scenes = [scene_of(seed) for seed in range(HELD_OUT)]
-    truth = torch.from_numpy(np.stack([scene.picture(SIDE, SIDE) for scene in scenes])).to(device).permute(0, 3, 1, 2)
-    decoded = models.vae.decode(models.vae.encode(truth.float() / 127.5 - 1).latent_dist.mean).sample
-    measured["autoencoder alone"] = score(decoded, scenes)
-    log(f"autoencoder alone: {measured['autoencoder alone']} of {HELD_OUT}")
-    measured["shown"] = {}
-    for guidance in (1.0, 2.0, GUIDANCE, 5.0, 7.5):
-        pictures = generate(models, scenes, guidance, device)
-        measured["shown"][f"guidance {guidance}"] = score(pictures, scenes)
-        log(f"guidance {guidance}: {measured['shown'][f'guidance {guidance}']} of {HELD_OUT}")
-        if guidance == GUIDANCE:
-            rows = [np.concatenate([*pixels(pictures)[i : i + 10]], 1) for i in range(0, 40, 10)]
-            edges = [np.concatenate([each.edges(SIDE, SIDE) for each in scenes[i : i + 10]], 1) for i in range(0, 40, 10)]
-            Image.fromarray(np.concatenate([row for pair in zip(edges, rows) for row in pair])).save(out / "pictures.png")
-    for steps in (10, 50):
-        measured["shown"][f"{steps} steps"] = score(generate(models, scenes, GUIDANCE, device, steps), scenes)
-    measured["faults"] = {}
-    for name in ("no text", "another caption", "no controls", "another picture's edges", "one time step", "guidance the other way",
-                 "channels in another order", "one group"):  # fmt: skip
-        faulty = generate(models, scenes, GUIDANCE, device, fault=name)
-        measured["faults"][name] = score(faulty, scenes)
-        log(f"{name}: {measured['faults'][name]} of {HELD_OUT}")
-
-
-def generate(
-    models: Models, scenes: list[Scene], guidance: float, device: torch.device, steps: int = STEPS, fault: str = ""
-) -> Tensor:
-    """Pictures [N,3,S,S] from -1 to 1."""
-    unet = copy.deepcopy(models.unet)
-    if fault == "one group":
-        for module in unet.modules():
-            if isinstance(module, nn.GroupNorm):
-                module.num_groups = 1
-    scheduler = DDIMScheduler(**SCHEDULE)
-    scheduler.set_timesteps(steps)
-    captions = [scene.caption() for scene in scenes]
-    context = models.text(models.encode([""] * len(captions) + captions, device)).last_hidden_state
-    edges = (
-        torch.from_numpy(np.stack([scene.edges(SIDE, SIDE) for scene in scenes])).to(device).permute(0, 3, 1, 2).float() / 255
-    )
-    edges = torch.cat([edges, edges])
-    if fault in ("no text", "another caption"):
-        context = context.roll(1, 0) if fault == "another caption" else torch.zeros_like(context)
-    if fault == "another picture's edges":
-        edges = edges.roll(1, 0)
-    latents = torch.randn(len(scenes), 4, SIDE // 4, SIDE // 4, generator=torch.Generator().manual_seed(0)).to(device)
-    for step in scheduler.timesteps:
-        both, time_step = torch.cat([latents, latents]), 500 if fault == "one time step" else step
-        down, middle = models.controlnet(both, time_step, context, controlnet_cond=edges, return_dict=False)
-        there = 0 if fault == "no controls" else 1
-        controls = {
-            "down_block_additional_residuals": [there * each for each in down],
-            "mid_block_additional_residual": there * middle,
-        }
-        without, told = unet(both, time_step, context, **controls).sample.chunk(2)
-        if fault == "guidance the other way":
-            without, told = told, without
-        latents = scheduler.step(without + guidance * (told - without), step, latents).prev_sample
-    if fault == "channels in another order":
-        latents = latents.roll(1, 1)
-    return models.vae.decode(latents / models.vae.config.scaling_factor).sample
-
-
-def pixels(pictures: Tensor) -> np.ndarray:
-    """uint8 [N,S,S,3]."""
-    return ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-
-
-def score(pictures: Tensor, scenes: list[Scene]) -> int:
-    return sum(map(shows, pixels(pictures), scenes))
 
 
 def machine() -> str:

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 
 from suture.surgery.graph import Graph, inputs_of, op_of, output_of, rank
 from suture.surgery.parallel.placement import Indivisible, Placement, Share, Whole
-from suture.surgery.parallel.views import carried, shared_out
+from suture.surgery.parallel.views import carried, shared_out, slice_bounds
 from suture.surgery.shapes.shape_values import ShapeValues
 from suture.surgery.shapes.symbolic_dims import SymbolicDim
 
@@ -224,7 +224,8 @@ class Relations:
     def _slice(self, node: gs.Node, known: Placements) -> Placements | None:
         """Of the divided axis only where all that reads the tensor slices it there, and the slices lie side by side."""
         source, result = node.inputs[0], node.outputs[0]
-        cut = self.sliced(node)
+        sizes = self.sizes(source)
+        cut = slice_bounds(self.graph, node, sizes)
         if cut is None:
             raise Whole("where it cuts is computed")
         if next(iter(known.values())).axis not in cut:
@@ -232,7 +233,7 @@ class Relations:
         (axis, (start, _)), *more = cut.items()
         together = {start: result}
         for other in source.outputs:
-            bounds = self.sliced(other) if op_of(other) == "Slice" else None
+            bounds = slice_bounds(self.graph, other, sizes) if op_of(other) == "Slice" else None
             if more or bounds is None or list(bounds) != [axis]:
                 raise Whole("others read the axis that it cuts")
             together[bounds[axis][0]] = other.outputs[0]
@@ -246,20 +247,6 @@ class Relations:
             source, parts, axis, {**known, **{p.name: self.every[p.name] for p in parts if p.name in self.every}}
         )
         return None if found is None else {name: found[name] for name in (source.name, result.name) if name in found}
-
-    def sliced(self, node: gs.Node) -> dict[int, tuple[int, int]] | None:
-        """Start and end of a Slice by axis; None where they are computed, or where it takes not all between them."""
-        length = len(self.sizes(node.inputs[0]))
-        starts, ends, axes, steps = (self.graph.constant(each) for each in inputs_of(node, "starts", "ends", "axes", "steps"))
-        if starts is None or ends is None or axes is None or (steps is not None and set(steps.tolist()) != {1}):
-            return None
-        found = {}
-        for axis, start, end in zip(axes.tolist(), starts.tolist(), ends.tolist()):
-            size = self.sizes(node.inputs[0])[axis % length]
-            if isinstance(size, int):
-                start, end, _ = slice(start, end).indices(size)
-            found[axis % length] = start, end
-        return found
 
     def _put_together(self, whole: gs.Tensor, tensors: list[gs.Tensor], axis: int, known: Placements) -> Placements | None:
         """Of a tensor that is made of others, one after the other on this axis."""

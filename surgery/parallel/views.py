@@ -1,5 +1,9 @@
-"""A placement carried to another view of the same elements, or shared out among tensors that follow one another on the axis."""
+"""A placement carried to another view of the same elements, or shared out among tensors that follow one another on the axis; and
+what a Slice takes of an axis."""
 
+import onnx_graphsurgeon as gs
+
+from suture.surgery.graph import Graph, inputs_of
 from suture.surgery.parallel.placement import Indivisible, Placement, Whole
 from suture.surgery.shapes.symbolic_dims import SymbolicDim, multiply, quotient
 
@@ -69,4 +73,19 @@ def shared_out(placement: Placement, sizes: list[SymbolicDim]) -> list[Placement
         if sum(part.size for part in own) != size:
             return [None] * len(sizes)
         found.append(Placement(placement.axis, tuple(own)))
+    return found
+
+
+def slice_bounds(graph: Graph, node: gs.Node, sizes: list[SymbolicDim]) -> dict[int, tuple[int, int]] | None:
+    """Start and end by axis of a Slice of a tensor with these `sizes`; None where they are computed, or where it takes not all
+    between them."""
+    starts, ends, axes, steps = (graph.constant(each) for each in inputs_of(node, "starts", "ends", "axes", "steps"))
+    if starts is None or ends is None or axes is None or (steps is not None and set(steps.tolist()) != {1}):
+        return None
+    found = {}
+    for axis, start, end in zip(axes.tolist(), starts.tolist(), ends.tolist()):
+        size = sizes[axis % len(sizes)]
+        if isinstance(size, int):
+            start, end, _ = slice(start, end).indices(size)
+        found[axis % len(sizes)] = start, end
     return found

@@ -29,7 +29,7 @@ from suture.surgery.graph import (
     static_dim,
     through,
 )
-from suture.surgery.heads import of_batch, one_batch, same_matrices, sizes_of, split, unmerged
+from suture.surgery.heads import heads_apart, heads_in_rows, of_batch, one_batch, same_matrices, sizes_of, split, unmerged
 from suture.surgery.masks.mask_builders import both
 from suture.surgery.rows import of_tokens
 
@@ -87,7 +87,7 @@ def _fuse(graph: Graph, softmax: gs.Node, steps: set[int]) -> bool:
     mask, grouped = scores.mask, None
     if isinstance(query, gs.Constant) and query.shape[0] == 1 != key.shape[0]:
         query = of_batch(graph, query, key)
-    heads = _heads_in_rows(graph, query, key)
+    heads = heads_in_rows(graph, query, key)
     if heads is not None:
         need(not merged, "query heads lie in the rows of a product of three dimensions")
         grouped, query = query, heads
@@ -102,36 +102,9 @@ def _fuse(graph: Graph, softmax: gs.Node, steps: set[int]) -> bool:
     inputs = [query, key, value] if mask is None else [query, key, value, mask]
     result = context.outputs[0]
     if grouped is not None:
-        result = _groups_apart(graph, result, grouped, [*query.shape[:3], value.shape[3]])
+        result = heads_apart(graph, result, grouped, [*query.shape[:3], value.shape[3]])
     _put(graph, result, inputs, {"scale": scale} | ({"softcap": scores.softcap} if scores.softcap else {}), merged)
     return True
-
-
-def _heads_in_rows(graph: Graph, query: gs.Tensor, key: gs.Tensor) -> gs.Tensor | None:
-    """[B, heads, S, D], if the query is that with the heads of a group as its rows, [B, kv_heads, group, D].
-
-    Nothing is left for S then but 1: what a graph is that was traced with one token. Other steps it cannot run.
-    """
-    reshape = producer(query, "Reshape")
-    heads = reshape.inputs[0] if reshape is not None else None
-    if heads is None or rank(heads) != 4 or rank(key) != 4:
-        return None
-    (count, size), (kv_heads, group) = ([static_dim(heads, 1), static_dim(heads, 3)], [static_dim(query, i) for i in (1, 2)])
-    if None in (count, size, kv_heads, group) or static_dim(query, 3) != size or static_dim(key, 1) != kv_heads:
-        return None
-    one_batch = heads.shape[0] == query.shape[0] not in (None, "", -1)
-    return heads if group > 1 and count == kv_heads * group and one_batch else None
-
-
-def _groups_apart(graph: Graph, result: gs.Variable, grouped: gs.Tensor, shape: list) -> gs.Variable:
-    """What is to be the context [B, heads, S, D] of `shape`, so that `result`, [B, kv_heads, group, D], is the same numbers."""
-    joined = only_consumer(result, "Reshape")
-    if joined is not None and rank(joined.outputs[0]) == 4 and list(joined.outputs[0].shape[2:]) == list(shape[2:]):
-        return joined.outputs[0]
-    context = gs.Variable(graph.unique(f"{result.name}/heads"), onnx_type(result), shape)
-    _, kv_heads, group, _ = grouped.shape
-    graph.replace(result, "Reshape", [context, graph.int64([0, kv_heads, group, shape[3] or -1])])
-    return context
 
 
 def _put(graph: Graph, result: gs.Variable, inputs: list[gs.Tensor], attrs: dict, merged: bool) -> None:
