@@ -180,17 +180,19 @@ def made(text: str, untyped: str = "") -> Callable[[onnx.ModelProto], None]:
     return apply
 
 
+def with_map(model: onnx.ModelProto) -> None:
+    made("(float[n] x) => (float[n] z) { z = Neg(x) }")(model)
+    given = model.graph.input.add(name="map").type.map_type
+    given.key_type, given.value_type.tensor_type.elem_type = TensorProto.INT64, FLOAT
+
+
 NO_FORM = {  # valid, and of types that surgery cannot write
     "an output of nobody's operator": made("(float[n] x) => (float z) { z = own.Op(x) }", "z"),
     "an output of TensorRT's operator": made("(float[n] x) => (float z) { z = TRT_Op(x) }", "z"),
     "an optional output": made("(float[n] x) => (optional(float[n]) z) { z = Optional(x) }"),
     "an optional output without type": made("(float[n] x) => (float z) { z = Optional(x) }", "z"),
     "an optional input": made("(optional(float[n]) x) => (float[n] z) { z = OptionalGetElement(x) }"),
-    "a map": lambda model: model.graph.input.append(
-        onnx.ValueInfoProto(
-            name="map", type={"map_type": {"key_type": TensorProto.INT64, "value_type": {"tensor_type": {"elem_type": 1}}}}
-        )
-    ),
+    "a map": with_map,
 }
 BROKEN = {
     "no imports": (no_imports, "whose version its opset_import does not say"),
