@@ -34,6 +34,7 @@ NO_MEMORY = "can.t allocate memory|bad_alloc|bad allocation"  # in torch's and o
 REMEDIES = {  # by what an OSError says
     "ENOSPC": "free some, or choose another --out",
     "EDQUOT": "free some, or choose another --out",
+    "EFBIG": "raise the limit of a file's size (ulimit -f), or choose another --out",
     "EACCES": "choose a place that can be written, or a file that can be read",
     "EPERM": "choose a place that can be written",
     "EROFS": "choose a place that can be written",
@@ -46,6 +47,8 @@ REMEDIES = {  # by what an OSError says
     "ENOMEM": "free memory",
     "EMFILE": "raise the limit of open files (ulimit -n)",
 }
+
+FULL = ("ENOSPC", "EDQUOT", "EFBIG")
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -127,8 +130,10 @@ def _of_the_system(error: OSError) -> str:
     """Where it has one, with the path that it is about."""
     if error.errno is None:  # a library's own
         return f"{error}; check that this file or folder is what it should be"
-    where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes, os.PathLike)) else "this machine"
-    remedy = REMEDIES.get(errno.errorcode.get(error.errno, ""), "correct that, and run the same command again")
+    reason = errno.errorcode.get(error.errno, "")
+    path = error.filename2 or error.filename if reason in FULL else error.filename  # of a copy, what it is copied to
+    where = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else "this machine"
+    remedy = REMEDIES.get(reason, "correct that, and run the same command again")
     return f"{where}: {os.strerror(error.errno).lower()}; {remedy}"
 
 

@@ -74,7 +74,8 @@ class Stage:
         if content != manifest.get("content"):
             with suppress(OSError, UserError), alone(self.out) as partial:
                 if read_manifest(self.out) == manifest and not (partial / MOVING).exists():
-                    _replace_manifest(self.out, partial, manifest | {"content": content})
+                    _write_manifest(partial, manifest | {"content": content})
+                    os.replace(partial / MANIFEST, self.out / MANIFEST)
 
     def _of_inputs(self) -> dict[str, dict]:
         return {name: self.contents.of(path) for name, path in self.inputs.items()}
@@ -151,13 +152,7 @@ class Stage:
 
     def _move(self, partial: Path, new: dict[str, str], own: set[str], seconds: float) -> None:
         listed = {"stage": self.name, "outputs": sorted({*own, *new})}
-        (partial / MOVING).write_text(json.dumps(listed), encoding="utf-8")
-        (self.out / MANIFEST).unlink(missing_ok=True)  # killed between two renames: the next run starts again
-        remove(self.out, own - new.keys())
-        for name in new:
-            (self.out / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(partial / name, self.out / name)
-        written = {name: self.contents.moved(partial / name, self.out / name, sha) for name, sha in new.items()}
+        written = {name: self.contents.of(partial / name) for name in new}
         manifest = {
             **self.identity,
             **self.extra,
@@ -166,13 +161,30 @@ class Stage:
             "seconds": seconds,
             "peak_memory_bytes": peak_memory(),
         }
-        _replace_manifest(self.out, partial, manifest)
+        _write_manifest(partial, manifest)  # here as well: where the disk is full, nothing has moved yet
+        _write_whole(partial / MOVING, json.dumps(listed))
+        (self.out / MANIFEST).unlink(missing_ok=True)  # killed between two renames: the next run starts again
+        remove(self.out, own - new.keys())
+        for name in new:
+            (self.out / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(partial / name, self.out / name)
+        moved = {name: self.contents.moved(partial / name, self.out / name, sha) for name, sha in new.items()}
+        _write_manifest(partial, manifest | {"content": self._of_inputs() | moved})
+        os.replace(partial / MANIFEST, self.out / MANIFEST)
         (partial / MOVING).unlink()
 
 
-def _replace_manifest(out: Path, partial: Path, manifest: dict) -> None:
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial / MANIFEST, out / MANIFEST)
+def _write_manifest(partial: Path, manifest: dict) -> None:
+    _write_whole(partial / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """All of the text, or no file."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from suture.core.errors import UserError
 from suture.core.head_sizes import write_head_sizes
 from suture.core.manifest import MANIFEST, read_manifest
 from suture.core.onnx_checks import check_model
+from suture.core.outside import check_outside
 from suture.core.reader import read_bytes
 from suture.core.tensors import check_places, hub_folder, references, tensor_bytes
 
@@ -53,6 +54,7 @@ def load_graph(model: Path, types: bool = True) -> onnx.ModelProto:
         _follow_links(proto, folder.resolve(), root)
     else:
         check_places(proto, model, root)
+        check_outside(proto, model, root)
     write_head_sizes(proto)
     return proto
 

@@ -17,7 +17,8 @@ import torch
 from suture.core.dtypes import BY_NUMPY
 from suture.core.errors import UserError
 from suture.core.progress import counted
-from suture.models.checkpoint import Checkpoint, TensorEntry
+from suture.core.safetensors_header import TensorEntry
+from suture.models.checkpoint import Checkpoint
 
 COPY = "model.safetensors"
 COPY_BELOW = 2_000_000_000  # bytes of weights, in the graph's dtype; above, a second copy is not made unasked

@@ -24,10 +24,10 @@ def folder_of(checkpoint: Path) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(FILES), local_files_only=True))
-    except LocalEntryNotFoundError:
-        print(f"export: {name} is no folder here and not in the cache: asking the Hugging Face Hub for it", flush=True)
-    try:
+        try:
+            return Path(snapshot_download(name, allow_patterns=list(FILES), local_files_only=True))
+        except LocalEntryNotFoundError:
+            print(f"export: {name} is no folder here and not in the cache: asking the Hugging Face Hub for it", flush=True)
         return Path(snapshot_download(name, allow_patterns=list(FILES)))
-    except Exception as error:  # no network, no such repository, no leave: the library has an error of its own for each
+    except Exception as error:  # no such name, no network, a broken cache: the library has an error of its own for each
         raise UserError(f"--checkpoint {name}", f"is no folder, and cannot be fetched ({said(error)})", REMEDY) from None

@@ -18,8 +18,9 @@ from pydantic import Field, create_model
 
 from suture.core.errors import UserError
 from suture.core.folders import inside
+from suture.core.safetensors_header import TensorEntry, read_header
 from suture.core.typed import Strict, read_typed
-from suture.models.checkpoint import Checkpoint, JoinedTensor, TensorEntry, read_header
+from suture.models.checkpoint import Checkpoint, JoinedTensor
 from suture.models.packed import is_packed
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

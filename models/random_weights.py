@@ -20,8 +20,9 @@ from torch import nn
 
 from suture.core.errors import UserError
 from suture.core.reader import read_json
+from suture.core.safetensors_header import FLOATS
 from suture.models.architectures import architecture
-from suture.models.checkpoint import CONFIG, FLOATS, INDEX, SINGLE
+from suture.models.checkpoint import CONFIG, INDEX, SINGLE
 from suture.models.diffusers_folder import DIFFUSERS, MODEL_INDEX
 from suture.models.named import preset_path, read_config
 

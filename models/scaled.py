@@ -23,7 +23,8 @@ from math import prod
 import torch
 
 from suture.core.errors import UserError
-from suture.models.checkpoint import Checkpoint, JoinedTensor, TensorEntry
+from suture.core.safetensors_header import TensorEntry
+from suture.models.checkpoint import Checkpoint, JoinedTensor
 
 METHODS = ("fp8", "compressed-tensors", "modelopt", "mxfp4")
 FP8, SCALE = ("F8_E4M3", "F8_E5M2"), ("float32", "float16", "bfloat16", "F8_E8M0")

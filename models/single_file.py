@@ -18,8 +18,9 @@ from suture.core.errors import UserError
 from suture.core.folders import inside
 from suture.core.reader import read_json
 from suture.core.refusals import refusals
+from suture.core.safetensors_header import read_header
 from suture.core.typed import read_typed
-from suture.models.checkpoint import CONFIG, SINGLE, read_header
+from suture.models.checkpoint import CONFIG, SINGLE
 from suture.models.diffusers_folder import DIFFUSERS, MODEL_INDEX, REMEDY, NetworkConfig, is_folder
 from suture.models.families.stable_diffusion import ARCHITECTURES, CLASSES
 from suture.models.latent_diffusion import library, network, renamed

@@ -47,7 +47,7 @@ def surgery(model: Path, out: Path, options: SurgeryOptions, force: bool = False
             except verify.ChangedOutput as found:  # here, where the weights that passes added still are
                 _leave(found, model, out)
                 raise
-            stage.extra["weights_root"] = _write(operated, model, partial, out)
+            stage.extra["weights_root"] = _write(operated, model, partial, stage)
             try:
                 proof = None if options.no_verify else _prove(operated, options, stage, partial)
             except DifferenceFound as found:
@@ -66,8 +66,12 @@ def surgery(model: Path, out: Path, options: SurgeryOptions, force: bool = False
     return FOUND_DIFFERENCE if proof is not None and proof.status == FAILED else DONE
 
 
+def _graph_files(model: Path) -> list[Path]:
+    return [model, *weight_files(load_graph(model, types=False), weights_root(model))]
+
+
 def _files_read(model: Path, options: SurgeryOptions) -> list[Path]:
-    read = [model, *weight_files(load_graph(model, types=False), weights_root(model))]
+    read = _graph_files(model)
     read += [file for argument in options.own for file in own_passes.files_read(Path(argument.partition("@")[0]))]
     request = read_request(options)
     if request and request.calibrated:
@@ -77,17 +81,22 @@ def _files_read(model: Path, options: SurgeryOptions) -> list[Path]:
     return read
 
 
-def _write(operated: Operated, model: Path, partial: Path, out: Path) -> str:
+def _write(operated: Operated, model: Path, partial: Path, stage: Stage) -> str:
     """Writes all results into `partial`, which becomes `out`. Returns the graphs' `weights_root`."""
     for name, drawn in operated.pictures.items():
         (partial / f"{name}.svg").write_text(drawn, encoding="utf-8")
-    root = settle(operated.models, operated.root, model, partial, out, operated.added)
+    root = settle(operated.models, operated.root, model, partial, stage.out, operated.added)
     drop_unused(operated.models, partial, operated.added)
     for name, written in operated.files.items():
         onnx.save(written, partial / name)
     if (partial / FLOAT).is_dir():
-        size = (partial / FLOAT / "model.onnx").stat().st_size
-        manifest = {"weights_root": os.path.relpath(operated.root, out / FLOAT), "outputs": {"model.onnx": size}}
+        unquantised, folder = partial / FLOAT / "model.onnx", stage.out / FLOAT
+        files = weight_files(onnx.load(unquantised, load_external_data=False), operated.root)
+        manifest = {
+            "weights_root": os.path.relpath(operated.root, folder),
+            "outputs": {"model.onnx": unquantised.stat().st_size},
+            "content": {os.path.relpath(file, folder): stage.contents.of(file) for file in files},
+        }
         (partial / FLOAT / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return root
 
@@ -125,7 +134,7 @@ def _recorded(out: Path) -> str | None:
 def _leave_written(proof: Proof, operated: Operated, model: Path, stage: Stage, partial: Path) -> None:
     """Puts the graphs that are not what they were made of on disk, where onnxruntime and compare can open them."""
     folder, root = stage.out / DIFFERENCE, _root(stage, partial)
-    left = Stage(LEFT, folder, [model], {"difference": proof.headline})
+    left = Stage(LEFT, folder, _graph_files(model), {"difference": proof.headline})
     with left.writing() as place:
         for name, written in operated.files.items():
             onnx.save(written, place / name)
@@ -144,7 +153,7 @@ def _leave_written(proof: Proof, operated: Operated, model: Path, stage: Stage, 
 def _leave(found: verify.ChangedOutput, model: Path, out: Path) -> None:
     """Puts the graphs before and after the difference on disk, where onnxruntime and validate can open them."""
     folder = out / DIFFERENCE
-    stage = Stage(LEFT, folder, [model], {"difference": str(found)})
+    stage = Stage(LEFT, folder, _graph_files(model), {"difference": str(found)})
     with stage.writing() as partial:
         stage.extra["weights_root"] = verify.save(found, model, partial, folder)
     print(f"surgery: {found}")

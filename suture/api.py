@@ -145,17 +145,26 @@ def _opened(model: Source, root: Path | str | None, name: str) -> OnnxDecoder:
 @contextmanager
 def _as_file(model: Source, root: Path | None) -> Iterator[Path]:
     """A file of the model, for what reads files: its own, or one that is there for as long as it is needed, with a manifest
-    that says where the weights lie."""
+    that says where the weights lie and what they are."""
     source = _source(model)
     if isinstance(source, Path):
         yield source
         return
     from tempfile import TemporaryDirectory
 
+    from suture.core.identity import Contents
+    from suture.core.tensors import check_places
+    from suture.core.weights import weight_files
+
     with TemporaryDirectory(prefix="suture-") as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(source.SerializeToString())
-        weights = os.path.relpath((root or Path()).resolve(), os.path.realpath(folder))
-        manifest = {"weights_root": weights, "outputs": {path.name: path.stat().st_size}}
+        weights, here, contents = (root or Path()).resolve(), os.path.realpath(folder), Contents("weights")
+        check_places(source, path, weights)
+        manifest = {
+            "weights_root": os.path.relpath(weights, here),
+            "outputs": {path.name: path.stat().st_size},
+            "content": {os.path.relpath(file, here): contents.of(file) for file in weight_files(source, weights)},
+        }
         (Path(folder) / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
         yield path

@@ -1,6 +1,10 @@
 """What a model may read: every tensor that names a file, wherever it stands in the model, and every place it may name."""
 
+import hashlib
+import json
 import os
+import struct
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +188,36 @@ def test_types_and_sizes_that_cannot_lie_outside(folder):
         onnx.save(PLACES["branch"](tensor), folder / "model.onnx")
         with pytest.raises(UserError, match=said):
             load_graph(folder / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("content", "hashed", "said"),
+    [
+        ("safetensors", None, None),
+        ("bytes", "their own", None),
+        ("bytes", None, "lie outside"),
+        ("bytes", "another's", "has changed since"),
+        ("a header alone", None, "lie outside"),
+    ],
+)
+def test_a_recorded_root_reaches_safetensors_and_files_whose_hash_is_recorded(content, hashed, said, tmp_path):
+    """Anybody can write a manifest: that it names a folder does not make all that lies there weights."""
+    elsewhere, folder = tmp_path / "checkpoint", tmp_path / "graph"
+    elsewhere.mkdir()
+    folder.mkdir()
+    header = b'{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'.ljust(64)
+    before = b"" if content == "bytes" else struct.pack("<Q", len(header)) + header
+    values = np.ones(4, np.float32).tobytes()
+    (elsewhere / "w.data").write_bytes(before + values)
+    place = outside("w.data", len(before) if content == "safetensors" else 0)
+    onnx.save(PLACES["initializer"](place), folder / "model.onnx")
+    manifest: dict = {"outputs": {"model.onnx": 0}, "weights_root": "../checkpoint"}
+    if hashed:
+        sha = hashlib.sha256(before + values if hashed == "their own" else b"").hexdigest()
+        manifest["content"] = {"../checkpoint/w.data": {"sha256": sha}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=said) if said else nullcontext():
+        load_graph(folder / "model.onnx")
 
 
 def test_a_snapshot_of_the_hub_reads_its_own_blobs_alone(tmp_path):

@@ -44,10 +44,22 @@ def test_a_folder_goes_before_a_repository_of_its_name(cache, tmp_path, monkeypa
     assert folder_of(own) == own
 
 
-@pytest.mark.parametrize("name", ["suture/no-such-model", "../elsewhere", "one", "a/b/c"])
+@pytest.mark.parametrize(
+    "name", ["suture/no-such-model", "../elsewhere", "one", "a/b/c", "a--b/c", "a..b/c", "a/b.git", "a./b", "a/" + "n" * 100]
+)
 def test_what_is_neither_is_said_in_one_line(cache, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as refused:
         open_checkpoint(folder_of(Path(name)))
     assert "\n" not in str(refused.value)
     assert name in str(refused.value)
+
+
+@pytest.mark.parametrize("broken", ["no text", "a folder", "no commit"])
+def test_a_cache_that_is_broken_is_said_in_one_line(cache, tmp_path, monkeypatch, broken):
+    monkeypatch.chdir(tmp_path)
+    reference = cache.parents[1] / "refs" / "main"
+    reference.unlink()
+    reference.mkdir() if broken == "a folder" else reference.write_bytes(b"\xff\xfe" if broken == "no text" else b"0" * 40)
+    with pytest.raises(UserError, match="cannot be fetched"):
+        folder_of(Path("suture/tiny-qwen"))

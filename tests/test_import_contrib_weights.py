@@ -1,5 +1,6 @@
 """Weights of few bits in the forms that TensorRT builds: the same products, repacked as a stream beside the graph."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -133,7 +134,8 @@ def test_weights_from_elsewhere_join_the_repacked_ones(tmp_path):
     expected = run(model, case.feeds)[0]
     onnx.save(model, checkpoint / "model.onnx", save_as_external_data=True, location="blobs", size_threshold=0)
     (checkpoint / "model.onnx").rename(source / "model.onnx")
-    manifest = {"weights_root": "../checkpoint", "outputs": {"model.onnx": 0}}
+    content = {"../checkpoint/blobs": {"sha256": hashlib.sha256((checkpoint / "blobs").read_bytes()).hexdigest()}}
+    manifest = {"weights_root": "../checkpoint", "outputs": {"model.onnx": 0}, "content": content}
     (source / "manifest.json").write_text(json.dumps(manifest))
     command = [sys.executable, "-m", "suture.surgery", str(source / "model.onnx"), "--out", str(out)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from suture.core import arrays, onnx_checks, read_pictures, reader, weights
+from suture.core import arrays, onnx_checks, read_pictures, reader, safetensors_header, weights
 from suture.core.errors import UserError
-from suture.models import checkpoint, library_tokenizer, pickles, template
+from suture.models import library_tokenizer, pickles, template
 from suture.models.config import check_config
 
 GRAPH = '<ir_version: 10, opset_import: ["": 18]> g (float[n] x) => (float[n] y) {{ {} }}'
@@ -75,8 +75,8 @@ LIMITS: dict[str, tuple[object, str, int, str, Callable, Callable, int, int, str
     "an ONNX file": (weights, "MODEL_LIMIT", 2000, "m.onnx", graph, weights.load_graph, 3, 300, "has more than 2,000 bytes"),
     "nodes": (onnx_checks, "MOST_NODES", 5, "m.onnx", graph, weights.load_graph, 5, 6, "more than 5 nodes"),
     "subgraphs": (onnx_checks, "DEEPEST", 3, "m.onnx", nested, weights.load_graph, 3, 5, "subgraphs more than 3 deep"),
-    "a safetensors header": (checkpoint, "HEADER_LIMIT", 200, "m.safetensors", weights_file, checkpoint.read_header, 1, 9,
-    "is not a safetensors file"),
+    "a safetensors header": (safetensors_header, "HEADER_LIMIT", 200, "m.safetensors", weights_file, safetensors_header.read_header,
+    1, 9, "is not a safetensors file"),
     "a picture": (read_pictures, "MOST_PIXELS", 100, "p.png", picture, read_pictures.read_picture, 10, 11, "11x11 pixels"),
     "arrays": (arrays, "LIMIT", 1000, "a.npz", archive, lambda file: arrays.read_npz(file, "file", "x"), 500, 1000,
     "bytes of arrays"),

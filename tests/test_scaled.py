@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from suture.core.errors import UserError
+from suture.core.safetensors_header import read_header
 from suture.models.architectures import load_model, open_checkpoint
-from suture.models.checkpoint import Checkpoint, read_header
+from suture.models.checkpoint import Checkpoint
 from suture.models.scaled import with_meant_weights
 from tests.causal_lms import tiny_config, write_checkpoint
 from tests.quantised import WRITTEN

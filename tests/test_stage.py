@@ -1,5 +1,6 @@
 """What a stage may replace and what it leaves: whatever lies in its folder, and whenever it dies."""
 
+import errno
 import json
 import os
 import shutil
@@ -305,6 +306,26 @@ def test_a_killed_run_knows_its_own_files_the_next_time(moves, tmp_path, monkeyp
     assert run(out, results={"a": "3", "b": "3"}, other=1)
     assert {path for path, content in contents(out).items() if content} == {"a", "b", "mine", "manifest.json"}
     assert not (out / PARTIAL).exists()
+
+
+@pytest.mark.parametrize("full", range(4))
+def test_a_full_disk_loses_nothing(full, tmp_path, monkeypatch):
+    """Whichever write of text finds it full: the results before are still there, and up to date, or the new ones are."""
+    run(tmp_path / "out", more=False)
+    before, left = contents(tmp_path / "out"), [full]
+    write = Path.write_text
+
+    def written(path: Path, *arguments, **named) -> int:
+        left[0] -= 1
+        if left[0] == -1 and path.parent.name == PARTIAL:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "write_text", written)
+    with pytest.raises(OSError, match="No space left"):
+        run(tmp_path / "out", results={"a": "new"}, more=True)
+    assert contents(tmp_path / "out") == before
+    assert not run(tmp_path / "out", more=False)
 
 
 def test_two_runs_do_not_write_into_one_folder(tmp_path):

@@ -133,6 +133,15 @@ def test_dropout_that_may_be_training(mode, matches):
     assert len(graph.near_misses) == 1 - matches
 
 
+@pytest.mark.parametrize(("axis", "shape"), [(0, "b, 4, 4"), (1, "8, b, 4")])
+def test_tokens_look_up_rows_of_a_table_and_not_its_columns(axis, shape):
+    graph = graph_of(
+        f"(int64[b, 4] input_ids) => (float[{shape}] y) {{ e = Gather<axis = {axis}>(table, input_ids)  y = Relu(e) }}",
+        {"table": np.zeros((8, 4), np.float32)},
+    )
+    assert bool(flat_tokens.run(graph)) == (axis == 0)
+
+
 def test_a_norm_whose_mean_is_read_keeps_its_tokens_apart():
     text = """(float[tokens, 8] x, int64[3] shape) => (float[b, s, 8] y, float[b, s, 1] mean)
         <float[8] w = {1, 1, 1, 1, 1, 1, 1, 1}> {

@@ -75,6 +75,8 @@ class Walk:
             self.damages,
             self.is_killed,
             self.is_killed,
+            self.times,
+            self.side_by_side,
             self.moves,
             self.goldens,
         )
@@ -163,19 +165,45 @@ class Walk:
         """At a random rename or removal."""
         name, left = self.random.choice(PARTS), self.random.randrange(3)
         (self.root / name / "surgery" / "report.json").unlink(missing_ok=True)  # so that there is something to do
-        child = os.fork()
-        if child == 0:
-            status = 3
-            try:
+        self.killed += self.children([(name, self.chosen[name], left)]) == [KILLED]
+
+    def times(self) -> None:
+        """The clock was set, or files were unpacked: any of them is of any time, before or after all others."""
+        for path in self.root.rglob("*"):
+            if self.random.random() < 0.5:
+                os.utime(path, times=(self.random.randrange(2**31), self.random.randrange(2**31)))
+
+    def side_by_side(self) -> None:
+        """Two runs with other options into one folder: each is done, or refused; then what is there is whole."""
+        name = self.random.choice(PARTS)
+        (self.root / name / "surgery" / "report.json").unlink(missing_ok=True)
+        statuses = self.children([(name, option, None) for option in self.random.sample(range(3), 2)])
+        assert set(statuses) <= {0, REFUSED}, (statuses, self.log)
+        self.runs(name)
+
+    def children(self, asked: list[tuple[str, int, int | None]]) -> list[int]:
+        """Exit statuses of surgery on these parts with these options, all at once, each killed where it says so."""
+        started = []
+        for name, option, left in asked:
+            child = os.fork()
+            if child == 0:
+                self.become(name, option, left)
+            started.append(child)
+        return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in started]
+
+    def become(self, name: str, option: int, left: int | None) -> None:
+        status = 3
+        try:
+            if left is not None:
                 for function in ("replace", "unlink", "rmdir"):
                     setattr(os, function, dying(getattr(os, function), [left]))
-                self.surgery(name, self.root / name / "surgery")
-                status = 0
-            except UserError:
-                status = REFUSED
-            finally:
-                os._exit(status)
-        self.killed += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == KILLED
+            self.chosen[name] = option
+            self.surgery(name, self.root / name / "surgery")
+            status = 0
+        except UserError:
+            status = REFUSED
+        finally:
+            os._exit(status)
 
     def moves(self) -> None:
         other = self.root.with_name("moved" if self.root.name == "root" else "root")
@@ -203,7 +231,7 @@ def walk(folder: Path, seed: int, steps: int, monkeypatch) -> Walk:
 
 @pytest.mark.seconds
 def test_results_of_parts_are_those_of_a_fresh_run(tmp_path, monkeypatch):
-    assert walk(tmp_path, 1, 12, monkeypatch).done > 2
+    assert walk(tmp_path, 5, 12, monkeypatch).done > 2  # two runs side by side and another clock among its steps
 
 
 @pytest.mark.slow

@@ -11,7 +11,9 @@ from onnx import TensorProto, numpy_helper, shape_inference
 from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_dtype, get_onnx_tensor_shape
 
 from suture.core.onnx_checks import onnx_refusals
+from suture.core.refusals import BrokenFile
 from suture.core.signature import find_signature
+from suture.core.subgraphs import all_graphs
 from suture.core.tensors import embed_small, every_tensor, to_raw
 from suture.core.weights import load_graph, weights_root
 from suture.surgery.graph import Graph
@@ -23,6 +25,7 @@ from suture.surgery.shapes.foreign_shapes import declare_shapes
 
 IR_VERSION = 11
 BYTES = (TensorProto.UINT8, TensorProto.INT8, TensorProto.BOOL)
+WRITABLE = ("tensor_type", "sequence_type", "sparse_tensor_type")  # types that graph-surgeon writes
 PRODUCER = "suture.surgery"  # export is another
 
 
@@ -46,7 +49,9 @@ def of_model(
         model = upgrade(model, name, with_declared)
         interface = separate(model, [cache.present for cache in signature.caches])
         declare_shapes(model)
-        graph = Graph(infer_shapes(model), signature, root, interface)
+        model = infer_shapes(model)
+        _check_interface(model)
+        graph = Graph(model, signature, root, interface)
     graph.notes = notes
     return graph
 
@@ -164,8 +169,28 @@ def _producers(node: gs.Node) -> list[gs.Node]:
 
 
 def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """onnx's own inference, with the values of small integer tensors followed through shape arithmetic."""
-    return shape_inference.infer_shapes(model, data_prop=True)
+    """onnx's own inference, with the values of small integer tensors followed through shape arithmetic. Values inside that
+    graph-surgeon has no form for (optional ones, maps) are left without a type, and so alone."""
+    inferred = shape_inference.infer_shapes(model, data_prop=True)
+    for graph in all_graphs(inferred.graph):
+        kept = [value for value in graph.value_info if value.type.WhichOneof("value") in WRITABLE]
+        if len(kept) < len(graph.value_info):
+            del graph.value_info[:]
+            graph.value_info.extend(kept)
+    return inferred
+
+
+def _check_interface(model: onnx.ModelProto) -> None:
+    """Raises BrokenFile for an input or output that could not be written again: shapes are inferred, so that what has no type
+    now comes from an operator whose types nobody knows."""
+    for graph in all_graphs(model.graph):
+        for value in (*graph.input, *graph.output):
+            kind = value.type.WhichOneof("value")
+            if kind is None and graph is model.graph:
+                raise BrokenFile(f"{value.name!r} has no type, and none follows from the operator that makes it")
+            element = value.type.sequence_type.elem_type if kind == "sequence_type" else value.type
+            if kind is not None and element.WhichOneof("value") not in WRITABLE:
+                raise BrokenFile(f"{value.name!r} is {kind.removesuffix('_type')}, and inputs and outputs must be tensors")
 
 
 def with_declared(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -14,8 +14,8 @@ from onnx import helper
 from suture.core.errors import UserError
 from suture.core.onnx_checks import MOST_NODES
 from suture.core.reader import JSON_LIMIT, read_json
+from suture.core.safetensors_header import HEADER_LIMIT, read_header
 from suture.core.weights import load_graph
-from suture.models.checkpoint import HEADER_LIMIT, read_header
 from suture.models.template import Template
 
 SIZE = 16 << 20  # bytes of each file

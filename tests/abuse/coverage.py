@@ -10,14 +10,14 @@ GRAPHS = ("surgery", "build", "validate", "generate", "check", "compare", *CUTTE
 WRITERS = ("export", "surgery", "build", "validate", *CUTTERS)
 ALL = ("export", *GRAPHS, "convert", "golden", "bundle")
 OF: dict[int, tuple[tuple[str, ...], str]] = {  # by kind: the stages that can meet it, and why no other one can
-    1: ((*GRAPHS, "export.networks", "generate.picture"),
+    1: ((*GRAPHS, "serve", "export.networks", "generate.picture"),
     "reads no file that can name another: checkpoints have no such names, "
         "and golden outputs and bundles are arrays"),
-    2: ((*(stage for stage in ALL if stage != "bundle"), "generate.picture", "generate.mask"),
+    2: ((*(stage for stage in ALL if stage != "bundle"), "serve", "generate.picture", "generate.mask"),
     "writes what validate writes: its cases are there"),
     3: (WRITERS, "keeps no results that could be up to date"),
     4: ((*ALL, "pipeline"), ""),
-    5: ((*(stage for stage in (*ALL, "pipeline") if stage != "convert"), "generate.picture", "generate.mask"),
+    5: ((*(stage for stage in (*ALL, "pipeline", "serve") if stage != "convert"), "generate.picture", "generate.mask"),
     "takes no number or word but files"),
     6: (("validate", "compare"),
     "compares no values of two graphs; what surgery, check and golden compute goes through the same comparison"),
@@ -25,10 +25,10 @@ OF: dict[int, tuple[tuple[str, ...], str]] = {  # by kind: the stages that can m
     8: (WRITERS,
     "writes into no folder that a run locks; convert and generate write files under names of their own, and rename them"),
     9: (WRITERS, "removes nothing that an earlier run wrote"),
-    10: ((*ALL, *PICTURED), "reads files through its stages alone"),
-    11: ((*ALL, *PICTURED), "reads files through its stages alone"),
+    10: ((*ALL, "serve", *PICTURED), "reads files through its stages alone"),
+    11: ((*ALL, "serve", *PICTURED), "reads files through its stages alone"),
     12: (("export", *GRAPHS, "pipeline"), "prints through validate, or, convert, a line or two of paths"),
-    13: (GRAPHS, "reads no graph of somebody else's but through validate"),
+    13: ((*GRAPHS, "serve"), "reads no graph of somebody else's but through validate"),
 }  # fmt: skip
 
 

@@ -21,15 +21,13 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # what tests import from each other
-
 from suture.core.onnx_checks import DATA
-from tests.abuse import good
 from tests.abuse.case import FINISHED, NO_TRACE, Case, broken_promises, contents
 from tests.abuse.flips import FLIPPED, changed
 from tests.abuse.graphs import small
 from tests.abuse.mutants import mutated
 from tests.abuse.server import Server
+from tests.abuse.sources import Sources
 
 PROMISE = "no traceback, no hang, no file changed outside --out, no invalid graph taken or written"
 MUTANTS = 2 / 3  # of all that is drawn
@@ -42,12 +40,11 @@ class Fuzz:
     def __init__(self, folder: Path, seed: int, keep: Path):
         self.folder, self.draw, self.keep = folder, random.Random(seed), keep
         self.counts: Counter[str] = Counter()
-        self.inputs, self.finished = folder / "inputs", {}
-        self.inputs.mkdir()
-        good.make(self.inputs)
         self.server = Server()
+        self.sources = Sources(folder, self.server)
+        inputs = self.sources.good("surgery")
         self.places = [(stage, name) for stage, names in FLIPPED.items() for name in names]
-        decoders = [onnx.load(self.inputs / name / "model.onnx") for name in ("graphs", "static", "pair")]
+        decoders = [onnx.load(inputs / name / "model.onnx") for name in ("graphs", "static", "pair")]
         self.graphs = [small(), *decoders, *stored()]
         onnxruntime.set_default_logger_severity(4)
 
@@ -59,9 +56,9 @@ class Fuzz:
             (work / name).write_bytes(changed((work / name).read_bytes(), self.draw))
 
         fault = NO_TRACE if stage == "export" else None
-        source = self.after(stage) if name.startswith("out/") else self.inputs
-        case = Case(0, stage, name, PROMISE, damage, expected=(0, 1, 2), seconds=120, fault=fault, more=FINISHED.get(stage, ()))
-        work, _ = self.run(case, source)
+        case = Case(0, stage, name, PROMISE, damage, expected=(0, 1, 2), seconds=120, fault=fault, more=FINISHED.get(stage, ()),
+                    finished=name.startswith("out/"))  # fmt: skip
+        work, _ = self.run(case)
         shutil.rmtree(work, ignore_errors=True)
 
     def mutant(self) -> None:
@@ -77,9 +74,7 @@ class Fuzz:
         def damage(work: Path) -> None:
             (work / "graphs" / "model.onnx").write_bytes(model.SerializeToString())
 
-        work, status = self.run(
-            Case(0, "surgery", "mutant", PROMISE, damage, expected=(0, 1, 2), arguments=options), self.inputs
-        )
+        work, status = self.run(Case(0, "surgery", "mutant", PROMISE, damage, expected=(0, 1, 2), arguments=options))
         if status in (0, 1):
             self.counts["of them taken"] += 1
             for what, name in (("taken", "graphs/model.onnx"), ("written", "out/model.onnx")):
@@ -88,9 +83,9 @@ class Fuzz:
                     self.broken(work, [f"{what}, and onnxruntime refuses it: {refused}"])
         shutil.rmtree(work, ignore_errors=True)
 
-    def run(self, case: Case, source: Path) -> tuple[Path, int | None]:
+    def run(self, case: Case) -> tuple[Path, int | None]:
         work = self.folder / f"case{self.counts.total()}" / "work"
-        shutil.copytree(source, work, symlinks=True)
+        shutil.copytree(self.sources.of(case), work, symlinks=True)
         case.damage(work)
         damaged, before = work.parent / "damaged", contents(work)
         shutil.copytree(work, damaged, symlinks=True)
@@ -109,18 +104,6 @@ class Fuzz:
         kept = self.keep / str(self.counts["promises broken"])
         shutil.copytree(folder, kept, symlinks=True)
         print(f"{kept}:", *lines, sep="\n    ", flush=True)
-
-    def after(self, stage: str) -> Path:
-        """The good inputs with the stage's results."""
-        if stage not in self.finished:
-            self.finished[stage] = self.folder / f"after-{stage}"
-            shutil.copytree(self.inputs, self.finished[stage])
-            fault = NO_TRACE if stage == "export" else None
-            case = Case(0, stage, "good", PROMISE, lambda work: None, fault=fault, more=FINISHED.get(stage, ()))
-            result = self.server.run(case, self.finished[stage])
-            if result.status != 0:
-                raise RuntimeError(f"{stage} does not take the good inputs: {result.err}")
-        return self.finished[stage]
 
 
 def stored() -> Iterator[onnx.ModelProto]:

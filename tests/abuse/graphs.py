@@ -166,6 +166,34 @@ NOT_LOADED = {  # what onnxruntime alone refuses, as it loads the graph
     "an input too many": contrib("QuickGelu", "m", "m"),
     "a type that it does not take": contrib("FusedMatMul", "m", "flag"),
 }
+
+
+def made(text: str, untyped: str = "") -> Callable[[onnx.ModelProto], None]:
+    """Another graph, one of whose outputs has no type."""
+
+    def apply(model: onnx.ModelProto) -> None:
+        model.CopyFrom(onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 18, "own": 1]> g {text}'))
+        for value in model.graph.output:
+            if value.name == untyped:
+                value.ClearField("type")
+
+    return apply
+
+
+def with_map(model: onnx.ModelProto) -> None:
+    made("(float[n] x) => (float[n] z) { z = Neg(x) }")(model)
+    given = model.graph.input.add(name="map").type.map_type
+    given.key_type, given.value_type.tensor_type.elem_type = TensorProto.INT64, FLOAT
+
+
+NO_FORM = {  # valid, and of types that surgery cannot write
+    "an output of nobody's operator": made("(float[n] x) => (float z) { z = own.Op(x) }", "z"),
+    "an output of TensorRT's operator": made("(float[n] x) => (float z) { z = TRT_Op(x) }", "z"),
+    "an optional output": made("(float[n] x) => (optional(float[n]) z) { z = Optional(x) }"),
+    "an optional output without type": made("(float[n] x) => (float z) { z = Optional(x) }", "z"),
+    "an optional input": made("(optional(float[n]) x) => (float[n] z) { z = OptionalGetElement(x) }"),
+    "a map": with_map,
+}
 BROKEN = {
     "no imports": (no_imports, "whose version its opset_import does not say"),
     "two versions": (add("opset_import", helper.make_opsetid("ai.onnx", 17)), "imports two versions"),

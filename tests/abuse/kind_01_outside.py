@@ -1,5 +1,6 @@
 """Kind 1: tensors whose bytes lie where a model may not read: wherever the tensor stands, and however the place is written."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -107,11 +108,11 @@ FURTHER = {  # other ways to write it, for some of the tensors
 }
 
 
-def placed(stand: Callable, location: str, make: Callable | None) -> Callable[[Path], None]:
+def placed(stand: Callable, location: str, make: Callable | None, offset: int = 0) -> Callable[[Path], None]:
     def damage(work: Path) -> None:
         for folder in (work / "graphs", work / "static", work / "pair"):
             tensor = TensorProto(name="weight", data_type=TensorProto.FLOAT, dims=[4, 4], data_location=TensorProto.EXTERNAL)
-            for key, value in (("location", location.format(work=work)), ("offset", "0"), ("length", str(LENGTH))):
+            for key, value in (("location", location.format(work=work)), ("offset", str(offset)), ("length", str(LENGTH))):
                 tensor.external_data.add(key=key, value=value)
             model = small()
             stand(model, tensor)
@@ -122,7 +123,50 @@ def placed(stand: Callable, location: str, make: Callable | None) -> Callable[[P
     return damage
 
 
+ROOTS = {  # a manifest beside the graph: its weights_root, the location below it, the hash that it records of that file
+    "the whole disk": ("/", "etc/passwd", None),
+    "the system's settings": ("/etc", "passwd", None),
+    "the folder above": ("..", "secret", None),
+    "an absolute folder": ("{work}", "secret", None),
+    "another model's weights": ("../library", "tokenizer.json", None),
+    "a folder by a detour": ("../graphs/../pair/..", "secret", None),
+    "with another's hash": ("..", "secret", "0" * 64),
+    "with no hash": ("..", "secret", ""),
+}
+
+
+def of_another(stand: Callable) -> Callable[[Path], None]:
+    """A tensor in another model's safetensors file, which has weights where it says."""
+
+    def damage(work: Path) -> None:
+        placed(stand, "../checkpoint/model.safetensors", None, offset=1 << 16)(work)
+
+    return damage
+
+
+def recorded(root: str, location: str, sha: str | None) -> Callable[[Path], None]:
+    """A manifest of the graph's own stage, whose author has not read what it points to."""
+
+    def damage(work: Path) -> None:
+        placed(in_initializer, location, None)(work)
+        for folder in (work / "graphs", work / "static", work / "pair"):
+            base = root.format(work=work)
+            said = {"outputs": {"model.onnx": 1}, "weights_root": base}
+            if sha is not None:
+                entry = os.path.relpath(os.path.join(folder, base, location), folder)
+                said["content"] = {entry: {"sha256": sha, "size": (work / "secret").stat().st_size}}
+            (folder / "manifest.json").write_text(json.dumps(said))
+
+    return damage
+
+
 CASES = [
+    Case(1, stage, f"{name} as weights_root", PROMISE, recorded(*root), "has changed since" if root[2] is not None else OUTSIDE)
+    for stage in STAGES for name, root in ROOTS.items()
+] + [
+    Case(1, stage, f"another model's safetensors {stand.__name__}", PROMISE, of_another(stand), OUTSIDE)
+    for stage in STAGES for stand in (in_initializer, in_constant)
+] + [
     Case(1, stage, f"{name} {stand.__name__}", PROMISE, placed(stand, location, make), says)
     for stage in STAGES for stand in TENSORS for name, (location, make, says) in PLACES.items()
 ] + [

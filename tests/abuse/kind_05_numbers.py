@@ -22,6 +22,7 @@ NO_NUMBERS = (
 )
 NO_COUNTS = (*NO_NUMBERS, "0", "-1", "1.5", str(2**63), "1e3")
 NO_PAIRS = ("", "=", "h", "h=", "=h", "nothing=h", "h=nothing", "h=h=h", "z=h", "h=z", "x=h")
+NO_NAMES = tuple(pair for pair in NO_PAIRS if pair != "z=h")  # z may be called h, which is connected and no output any more
 OPTIONS = {
     "surgery": {"--capacity": NO_COUNTS, "--past": ("(", "[", "*", "a{99999999999}"), "--cache": ("", "other"), "--logits": ("none",)},
     "build": {"--max-batch": (*NO_COUNTS, str(10**12)), "--max-prompt": NO_COUNTS, "--compute-capability": (*NO_NUMBERS, "89", "-8.9")},
@@ -36,7 +37,7 @@ OPTIONS = {
                "--weights": ("", "inline", "Reference", "none")},
     "golden": {"--tolerance": (*NO_NUMBERS, "0", "-1", "2"), "--seed": (*NO_NUMBERS, "-1", str(2**64))},
     "bundle": {"--tolerance": (*NO_NUMBERS, "0", "-1", "2"), "--seed": (*NO_NUMBERS, "-1", str(2**64))},
-    "surgery.join": {"--connect": NO_PAIRS, "--rename": NO_PAIRS, "--keep": ("", "nothing", "h h", "h\n", "H", "z", "x")},
+    "surgery.join": {"--connect": NO_PAIRS, "--rename": NO_NAMES, "--keep": ("", "nothing", "h h", "h\n", "H", "z", "x")},
     "surgery.once": {"--once": ("", "nothing", "T", "t t", "h", "w", "t\n", "*", "x,t"), "--capacity": NO_COUNTS},
     "pipeline": {"--tolerance": NO_NUMBERS, "--max-batch": NO_COUNTS, "--capacity": NO_COUNTS, "--seed": ("-1", "nan")},
 }  # fmt: skip

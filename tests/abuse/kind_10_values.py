@@ -219,7 +219,10 @@ REPORTS = {  # of validate's
                 "parts": [{"name": "a", "engine": {"profiles": [{"name": "a", "kernels": -1}]}}]},
     "versions": {"levels": [{"number": 1, "title": "a", "status": "passed"}], "versions": {"a": 1}},
 }  # fmt: skip
+REPOSITORIES = ("a--b/c", "a..b/c", "a/b.git", "a./b", "a/b-", "a/" + "n" * 100, "../elsewhere", "a/b/c", "a/b@main")
 CASES = [
+    *(Case(10, "export", f"repository {name[:20]}", PROMISE, lambda work: None, name[:20],
+           arguments=("--checkpoint", name, "--out", "{work}/out")) for name in REPOSITORIES),
     *(Case(10, "check", f"against {name}", PROMISE, at("given.json", written(content)), "given.json", more=("--against", "{work}/given.json"))
       for name, content in (JSONS | {name: json.dumps(RECORD | changed).encode() for name, changed in RECORDS.items()}).items()),
     *(Case(10, "compare", f"report {name}", PROMISE, at("given.json", written(content)), "given.json",

@@ -5,7 +5,7 @@ from pathlib import Path
 import onnx
 
 from tests.abuse.case import CUTTERS, GRAPH_STAGES, SECOND, Case
-from tests.abuse.graphs import BROKEN, NOT_LOADED, small
+from tests.abuse.graphs import BROKEN, NO_FORM, NOT_LOADED, small
 
 PROMISE = "a graph that is not valid ONNX is refused in one line, and none is written"
 
@@ -32,7 +32,18 @@ def not_loaded(name: str):
     return damage
 
 
+def no_form(name: str):
+    def damage(folder: Path) -> None:
+        model = small()
+        NO_FORM[name](model)
+        (folder / "graphs" / "model.onnx").write_bytes(model.SerializeToString())
+
+    return damage
+
+
 CASES = [
+    Case(13, "surgery", name, PROMISE, no_form(name), "type" if "operator" in name else "must be tensors") for name in NO_FORM
+] + [
     Case(13, stage, name, PROMISE, broken(name), BROKEN[name][1]) for stage in (*GRAPH_STAGES, *CUTTERS) for name in BROKEN
 ] + [
     Case(13, "surgery.join", f"{name}, the second", PROMISE, broken(name), BROKEN[name][1], arguments=SECOND) for name in BROKEN

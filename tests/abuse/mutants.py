@@ -74,6 +74,8 @@ def attribute(model: onnx.ModelProto, draw: random.Random) -> None:
 
 
 def weight(model: onnx.ModelProto, draw: random.Random) -> None:
+    if not model.graph.initializer:
+        return
     tensor = draw.choice(model.graph.initializer)
     match draw.randrange(4):
         case 0:

@@ -195,6 +195,7 @@ def _run_module(
 
 WEAK = {  # mechanisms that do nothing: what the table must see
     "suture.core.tensors:inside": lambda root, location, where: Path(root, location),
+    "suture.core.weights:check_outside": lambda proto, model, root: None,
     "suture.core.stage:Stage._check_folder": lambda self: None,
     "suture.generate.command:check_results": lambda results, read: None,
     "suture.core.identity:Contents._hash": lambda self, file, path, size: str(size),

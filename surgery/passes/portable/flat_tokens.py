@@ -26,6 +26,8 @@ def _flatten_embedding(graph: Graph, gather: gs.Node) -> bool:
     """Looks up rows and sees them as [B, S, n] again, which later moves down."""
     table, tokens = gather.inputs
     embedded = gather.outputs[0]
+    if gather.attrs.get("axis", 0) != 0 or rank(table) != 2:
+        return False
     if tokens.name != graph.signature.tokens or rank(embedded) != 3 or (features := static_dim(embedded, 2)) is None:
         return False
     if not any(node.op in (*ELEMENTWISE, *NORMS) for node in embedded.outputs):
