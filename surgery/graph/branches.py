@@ -8,6 +8,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper
 
 from suture.core.cache_flow import grown
 from suture.core.errors import UserError
+from suture.core.subgraphs import reads
 
 BRANCHES = ("then", "else", "past")
 
@@ -89,15 +90,6 @@ def _inline(graph: GraphProto, found: NodeProto, body: GraphProto) -> None:
     inputs = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in inputs]
     del graph.input[:], graph.value_info[:]
     graph.input.extend(inputs)
-
-
-def reads(node: NodeProto) -> set[str]:
-    """The names that a node reads, and its subgraphs do from around them."""
-    names = set(filter(None, node.input))
-    for attribute in node.attribute:
-        for inner in [*([attribute.g] if attribute.type == AttributeProto.GRAPH else []), *attribute.graphs]:
-            names |= {name for each in inner.node for name in reads(each)} | {value.name for value in inner.output}
-    return names
 
 
 def _live(nodes: list[NodeProto], outputs: list[str]) -> list[NodeProto]:
