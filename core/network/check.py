@@ -16,7 +16,7 @@ from suture.core.network.compare import FeedsOutcome, compare, default_tolerance
 from suture.core.network.description import Network
 from suture.core.network.evaluate import EvaluationError, Evaluator, NotEvaluated
 from suture.core.network.graph_audit import audit_graph
-from suture.core.network.inputs import Feeds, check_feeds, make_feeds, read_feeds
+from suture.core.network.inputs import Feeds, check_feeds, make_feeds, read_feeds, switched
 from suture.core.network.parse import ParserProcess
 from suture.core.network.refusals import RefusedNode, read_network
 from suture.core.reader import status
@@ -114,7 +114,8 @@ def check(
     try:
         evaluate = Evaluator(network, graph=graph)
         for sizes in [()] if given else SIZES:  # a graph without names may take few lengths
-            result.feeds = given or make_feeds(graph, seed, shapes, path, *sizes)
+            made = given or make_feeds(graph, seed, shapes, path, *sizes)
+            result.feeds = made if given else [*made, *switched(made[0])]
             result.outcomes = compare(evaluate, reference or path, result.feeds, result.tolerance, None if reference else graph)
             if any(outcome.outputs for outcome in result.outcomes):
                 break
