@@ -51,7 +51,7 @@ def audit(network: Network, model: onnx.ModelProto, signature: Signature | None 
 def _live(network: Network, producers: dict[str, Layer]) -> set[str]:
     """The tensors that the network's outputs depend on."""
     conditions = {layer.attributes["conditional"]: layer.sources for layer in network.layers if layer.type == "CONDITION"}
-    ends = defaultdict(list)  # of loops, what says after how many rounds
+    ends: dict[str, list[str]] = defaultdict(list)  # of loops, what says after how many rounds
     for layer in network.layers:
         if layer.type == "TRIP_LIMIT":
             ends[layer.attributes["loop"]] += layer.sources
