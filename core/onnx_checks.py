@@ -14,7 +14,7 @@ from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto, 
 
 from suture.core.onnx_types import check_types
 from suture.core.refusals import BrokenFile, refusals
-from suture.core.repairable import changed_operator, implied_opset, overwritten
+from suture.core.repairable import changed_operator, implied_opset, overwritten, repeated
 
 LATEST = {"": onnx.defs.onnx_opset_version(), "com.microsoft": 1}  # opset versions, and of any other domain:
 LATEST_OF_OTHERS = 1000
@@ -122,7 +122,9 @@ def _check_graph(graph: GraphProto, outer: set[str], slim: GraphProto, versions:
         _check_sizes(value)
     slim.input.extend(onnx.ValueInfoProto(name=value.name, type=ANY) for value in graph.input)
     slim.output.extend(onnx.ValueInfoProto(name=value.name, type=ANY) for value in graph.output)
-    tensors = [*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)]
+    again = repeated(graph.initializer)
+    dense = [tensor for index, tensor in enumerate(graph.initializer) if index not in again]
+    tensors = [*dense, *(sparse.values for sparse in graph.sparse_initializer)]
     for tensor in (*tensors, *(sparse.indices for sparse in graph.sparse_initializer)):
         _check_tensor(tensor, tensor.name)
     slim.initializer.extend(_slim_tensor(tensor) for tensor in tensors)

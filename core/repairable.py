@@ -3,12 +3,13 @@
 a model that imports no version of the standard's operators  →  the newest of its IR version, where each of its operators is
                                                                  the same at all versions that it can be of
 two Constants that write one tensor                          →  the last one, which onnxruntime takes
+two initializers of one name and the same values             →  one of them
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import onnx
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from suture.core.subgraphs import all_nodes
 from suture.core.traits import OPSET, STANDARD
@@ -56,6 +57,16 @@ def overwritten(nodes: Iterable[NodeProto]) -> list[NodeProto]:
                 found.append(last[node.output[0]])
             last[node.output[0]] = node
     return found
+
+
+def repeated(tensors: Sequence[TensorProto]) -> set[int]:
+    """The places of tensors of which one with the same name and values stands before. Raises nothing where values differ:
+    those are not alike."""
+    first: dict[str, TensorProto] = {}
+    return {
+        index for index, tensor in enumerate(tensors) if tensor.name and first.setdefault(tensor.name, tensor) is not tensor
+        and first[tensor.name] == tensor
+    }  # fmt: skip
 
 
 def since(op: str, version: int) -> int | None:

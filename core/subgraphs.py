@@ -22,3 +22,11 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     for each in all_graphs(graph):
         yield from each.node
+
+
+def reads(node: onnx.NodeProto) -> set[str]:
+    """The names that a node reads, and its subgraphs do from around them."""
+    names = set(filter(None, node.input))
+    for inner in subgraphs(node):
+        names |= {name for each in inner.node for name in reads(each)} | {value.name for value in inner.output}
+    return names

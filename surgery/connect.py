@@ -13,6 +13,7 @@ from suture.core.manifest import read_manifest
 from suture.core.onnx_checks import check_model, onnx_refusals
 from suture.core.proof.subject import Subject
 from suture.core.proof.verdict import DIFFERENT
+from suture.core.repairs import repair
 from suture.core.signature import find_signature
 from suture.core.stage import Stage
 from suture.core.tensors import embed_small, references, to_raw
@@ -20,7 +21,6 @@ from suture.core.traits import STANDARD
 from suture.core.weights import MODEL_LIMIT, load_graph, place_below, weight_files, weights_root
 from suture.surgery.graph import files
 from suture.surgery.graph.opsets import upgrade
-from suture.surgery.graph.repairs import repair
 from suture.surgery.verification.chain import compare_chain
 
 WRITTEN = "model.onnx"

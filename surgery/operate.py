@@ -16,13 +16,13 @@ from suture.core.proof.prove import prove
 from suture.core.proof.steps import ALPHAS, NO_ALPHAS
 from suture.core.proof.subject import Subject
 from suture.core.proof.verdict import DIFFERENT, DifferenceFound, Proof
+from suture.core.repairs import repair
 from suture.core.signature import Signature
 from suture.core.tensors import check_places, embed_small, references
 from suture.core.weights import load_graph, weights_root
 from suture.surgery.graph import Graph, files
 from suture.surgery.graph.branches import take
 from suture.surgery.graph.cut import cut, once_name
-from suture.surgery.graph.repairs import repair
 from suture.surgery.graph.weights import new_file
 from suture.surgery.options import SurgeryOptions
 from suture.surgery.passes import Pass
@@ -110,10 +110,8 @@ def operate(
         check_model(source, name)  # what is broken comes before what is to be chosen
         raise
     notes = [*notes, *repair(source, name)]
-    check_model(source, name)  # its types, now that what is certain is repaired
     check_loads(source, name, root)
-    graph = files.of_model(_copy(source), name, root, options.past, options.roles)
-    graph.notes = list(dict.fromkeys(notes + graph.notes))
+    graph = files.of_repaired(_copy(source), name, root, options.past, options.roles, notes)
     read = Subject(source, graph.signature, root)
     graph.weights_file = folder and new_file(folder)
     pictures = {"before": picture.draw_layer(graph, PICTURED, f"Layer {PICTURED} before surgery")}

@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+import suture
 from suture.core.errors import UserError
 from suture.core.network.evaluate import Evaluator
 from suture.core.network.inputs import make_feeds
@@ -122,6 +123,21 @@ def test_a_mask_over_slots_stays_an_input_where_scatters_become_cache_updates(dt
             for past, after in zip(pasts, caches_after, strict=True):
                 assert np.abs(found[past.replace("past_key_values", "present")] - after).max() < 1e-5
         caches = caches_after
+
+
+@pytest.mark.parametrize("dtype", [np.float32, bool])
+def test_a_decoding_step_of_one_row_becomes_cache_updates_too(dtype):
+    """As graphs are traced for a device: one token of one sequence, nothing open."""
+    source = scattered(dtype)
+    for value in (*source.graph.input, *source.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in ("s10", "s70"):
+                dim.dim_value = 1
+    del source.graph.value_info[:]
+    done = suture.operate(source, capacity=SLOTS)
+    ops = [node.op_type for node in done.portable.graph.node]
+    assert (ops.count("Attention"), ops.count("TensorScatter"), ops.count("ScatterND")) == (2, 4, 0)
+    assert done.report.proof["status"] == "passed"
 
 
 def test_a_mask_of_other_slots_than_the_cache_is_refused():

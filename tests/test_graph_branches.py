@@ -6,6 +6,7 @@ import pytest
 from foreign_graphs import load
 
 from suture.core.errors import UserError
+from suture.core.proof.verdict import PASSED
 from suture.surgery.graph.branches import take
 from suture.surgery.operate import operate
 from suture.surgery.options import SurgeryOptions
@@ -66,9 +67,9 @@ def test_what_comes_from_outside_and_what_goes_out(branch):
     assert all(np.array_equal(found[name], values) for name, values in expected.items())
 
 
-def test_a_branch_must_be_chosen_and_be_there():
+def test_a_branch_must_be_chosen_and_be_there(merged):
     with pytest.raises(UserError, match="--branch then, else or past"):
-        take(onnx.parser.parse_model(TWO), "here", None)
+        take(onnx.ModelProto.FromString(merged.SerializeToString()), "here", None)
     with pytest.raises(UserError, match="not one branch reads a cache"):
         take(onnx.parser.parse_model(TWO), "here", "past")
     plain = onnx.parser.parse_model('<ir_version: 10, opset_import: ["": 18]> g (float[2] x) => (float[2] y) { y = Neg(x) }')
@@ -81,3 +82,17 @@ def test_the_branch_that_reads_a_cache_is_found(merged):
     model = onnx.ModelProto.FromString(merged.SerializeToString())
     (note,) = take(model, "here", "past")
     assert "the branch then was taken" in note
+
+
+def test_an_if_without_caches_stays_a_condition():
+    """Which TensorRT has, too: there is nothing to choose."""
+    source = onnx.parser.parse_model(TWO)
+    assert take(source, "here", None) == []
+    operated = operate(source)
+    assert operated.report.proof["status"] == PASSED
+    assert [node.op_type for node in operated.portable.graph.node] == ["If"]
+    x, z = np.array([1, 2], np.float32), np.array([3, 5], np.float32)
+    for flag in (True, False):
+        expected = run(source, {"x": x, "z": z, "flag": np.array(flag)})
+        found = run(operated.portable, {"x": x, "z": z, "flag": np.array(flag)})
+        assert all(np.array_equal(found[name], values) for name, values in expected.items())

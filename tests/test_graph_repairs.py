@@ -6,16 +6,18 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from suture.core.errors import UserError
+from suture.core.network.check import check
 from suture.core.network.evaluate import Evaluator
 from suture.core.network.parse import parse
 from suture.core.onnx_checks import check_model
 from suture.core.proof.prove import compare_two
 from suture.core.proof.subject import Subject
 from suture.core.proof.verdict import PASSED
+from suture.core.repairs import repair
 from suture.core.tensors import misplaced, to_raw
-from suture.surgery.graph.repairs import repair
 from suture.surgery.operate import operate
 from suture.surgery.options import SurgeryOptions
+from suture.validate.check import check_network
 from tests.test_foreign_graphs import run
 
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
@@ -41,7 +43,7 @@ def test_a_file_of_mixed_types_is_repaired_before_its_types_are_checked(operator
     """And what surgery writes of it differs by no more than rounding."""
     onnx.save(model(MIXED[operator]), tmp_path / "model.onnx")
     operated = operate(tmp_path / "model.onnx", SurgeryOptions(no_verify=True))
-    assert any(f"{operator}  mixes float and float16: a Cast to" in line for line in operated.report.lines())
+    assert any(line.startswith(operator) and "mixes float and float16: a Cast to" in line for line in operated.report.lines())
     check_model(operated.portable, "here")
     again = compare_two(operated.source, Subject(operated.portable, operated.signature, operated.root))
     assert again.status == PASSED, again.said
@@ -56,7 +58,7 @@ def test_a_contrib_operator_of_mixed_types_is_the_sources_fault():
 def test_a_number_follows_the_tensor_beside_it():
     source = model("(float16[2] x) => (float16[2] y) <float two = {2}> { y = Mul(x, two) }")
     notes = repair(source, "here")
-    assert notes == ["Mul  mixes float and float16: a Cast to float16"]
+    assert notes == ["Mul that makes y mixes float and float16: a Cast to float16"]
     assert casts(source.graph) == [("two", HALF)]
     assert run(source, {"x": np.ones(2, np.float16)})["y"].tolist() == [2, 2]
 
@@ -153,3 +155,51 @@ def test_values_stay_when_they_move_to_raw_data():
     source.graph.initializer.append(helper.make_tensor("w", TensorProto.UINT8, [3], [1, 200, 255]))
     to_raw(source)
     assert numpy_helper.to_array(source.graph.initializer[0]).tolist() == [1, 200, 255]
+
+
+@pytest.mark.parametrize("name", ["int", "double", "inside"])
+def test_types_that_torch_promotes_are_cast_in_all_graphs(name, tmp_path):
+    inside = "(float16[2] x, bool c) => (float16[2] z) { y = If(c) <then_branch = a () => (float16[2] p) <float s = {2}> " \
+        "{ p = Mul(x, s) }, else_branch = b () => (float16[2] q) { q = Neg(x) }> z = Relu(y) }"  # fmt: skip
+    source, wide = {
+        "int": (model("(int32[2] x) => (int32[2] y) <int64 s = {3}> { y = Add(x, s) }"), "int32 and int64: a Cast to int32"),
+        "double": (
+            model("(float[2] x) => (float[2] y) <double s = {3}> { y = Mul(x, s) }"),
+            "double and float: a Cast to float",
+        ),
+        "inside": (model(inside), "float and float16: a Cast to float16"),
+    }[name]
+    onnx.save(source, tmp_path / "model.onnx")
+    checked = check(tmp_path / "model.onnx")
+    assert checked.verdict == "agrees"
+    operated = operate(tmp_path / "model.onnx")
+    for repairs in (checked.repairs, operated.report.notes):
+        assert any(line.endswith(f"mixes {wide}") for line in repairs)
+
+
+def test_a_weight_that_stands_twice_is_one_where_its_values_are_the_same(tmp_path):
+    source = model("(float[2] x) => (float[2] y) <float s = {3}> { y = Mul(x, s) }")
+    source.graph.initializer.append(source.graph.initializer[0])
+    onnx.save(source, tmp_path / "model.onnx")
+    said = "the source has the weight s twice, with the same values: one is taken"
+    checked = check(tmp_path / "model.onnx")  # TensorRT's parser takes none of two
+    assert (checked.verdict, checked.repairs) == ("agrees", [said])
+    assert said in operate(tmp_path / "model.onnx").report.notes
+    source.graph.initializer[1].float_data[0] = 4
+    onnx.save(source, tmp_path / "model.onnx")
+    for read in (check, operate):
+        with pytest.raises(UserError, match="not unique"):
+            read(tmp_path / "model.onnx")
+
+
+def test_a_type_that_is_declared_and_not_computed_is_left_out():
+    source = model("(float[2] x) => (float[2] y) { a = Neg(x) y = Relu(a) }")
+    source.graph.value_info.append(helper.make_tensor_value_info("a", HALF, [2]))
+    assert repair(source, "here") == ["what the source says of the type of a is not what its node gives: it is left out"]
+    assert not source.graph.value_info
+
+
+def test_check_says_what_it_repaired(tmp_path, capsys):
+    onnx.save(model("(float16[2] x) => (float16[2] y) <float s = {3}> { y = Mul(x, s) }"), tmp_path / "model.onnx")
+    assert check_network(tmp_path / "model.onnx") == 0
+    assert "repaired  Mul that makes y mixes float and float16: a Cast to float16" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from onnx import TensorProto, numpy_helper
 import suture
 from suture.build.options import BuildOptions
 from suture.build.stage import ENGINE, build
+from suture.core.network.check import check
 from suture.core.proof.verdict import PASSED, DifferenceFound
 from suture.surgery.operate import operate
 from suture.surgery.options import SurgeryOptions
@@ -78,6 +79,29 @@ def test_a_loop_without_an_end_of_its_own_counts_its_rounds(most):
     lowered = proven(onnx.parser.parse_model(LOOP.replace("MOST", most))).lowered
     loop = next(node for node in lowered.graph.node if node.op_type == "Loop")
     assert len(loop.input) == (4 if most == "2" else 5)
+
+
+@pytest.mark.parametrize(("count", "yes"), [("n", ""), ("most", ""), ("n", "yes")])
+def test_a_loop_without_a_condition_has_one(count, yes, tmp_path):
+    """And one that runs as often as an input says depends on that input."""
+    text = LOOP.replace("MOST", "3").replace("Loop(most, yes,", f"Loop({count}, {yes},").replace("z)", "z, int64 n)", 1)
+    source = onnx.parser.parse_model(text.replace("d = Less(i, last)", "d = Identity(c)"))
+    lowered = proven(source).lowered
+    assert all(next(node for node in lowered.graph.node if node.op_type == "Loop").input[1:])
+    onnx.save(lowered, tmp_path / "model.onnx")
+    assert check(tmp_path / "model.onnx").errors == []
+
+
+def test_both_branches_of_an_if_are_compared(tmp_path):
+    """TensorRT declares a result of the one's shape alone, and would give the other's with it."""
+    source = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 18]> g (float[1,4] x, bool c) => (float y) { y = If(c) <
+    then_branch = a () => (float[4] p) <int64[1] first = {0}> { p = Squeeze(x, first) },
+    else_branch = b () => (float[1,4] q) { q = Identity(x) }> }""")
+    with pytest.raises(DifferenceFound, match=r"c (true|false)"):
+        suture.operate(source)
+    onnx.save(source, tmp_path / "model.onnx")
+    checked = check(tmp_path / "model.onnx")
+    assert checked.verdict == "different"
 
 
 def test_a_mask_in_uint8_is_cast_before_it_is_cut():

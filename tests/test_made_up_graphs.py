@@ -164,6 +164,17 @@ GRAPHS = {  # what, what becomes of it, and a part of the reason
     "padding that counts still": (
         packed("num_heads = 2, mask_filter_value = -3.0", "x,w,b,m", ", int32[2,S] m"), NOT_PARSED, ""),
     "heads of 144": (attention(size=144), KEPT, ""),
+    "one tensor, joined": (
+        model("(float[3,8] x) => (float[3,8] y) { a = Concat<axis = -2>(x) y = Relu(a) }"), KEPT, ""),
+    "a mask of another type than its query": (
+        model(QKV.replace("float[", "float16[") + ", float[B,1,S,T] m) => (float16[B,2,S,8] y) { y = Attention(q,k,v,m) }"),
+        KEPT, ""),
+    "valid lengths as an input": (
+        model("(float[2,2,3,8] q, float[2,2,7,8] k, float[2,2,7,8] v, int64[2] n) => (float[2,2,3,8] y) "
+              "{ y = Attention(q,k,v,,,,n) }"), KEPT, ""),
+    "an If whose branches read no cache": (
+        model("(float[B,8] x, bool c) => (float[B,8] y) { y = If(c) <then_branch = t () => (float[B,8] p) { p = Neg(x) }, "
+              "else_branch = e () => (float[B,8] q) { q = Relu(x) }> }"), KEPT, "If if stays as it is"),
     "GEGLU": (
         model("(float[B,S,8] x) => (float[B,S,16] y) { a = MatMul(x,w) h,g = Split<axis = -1, num_outputs = 2>(a) e = Gelu(g) "
               "y = Mul(h,e) }", w=normal(8, 32)), KEPT, ""),

@@ -76,7 +76,7 @@ def _read_by(options: argparse.Namespace) -> Iterator[Path | None]:
     yield from (options.model, options.reference, options.inputs, options.against, *options.plugin)
     for path in filter(None, (options.model, options.reference)):
         with suppress(UserError):
-            yield from weight_files(load_graph(path), weights_root(path))
+            yield from weight_files(load_graph(path, types=False), weights_root(path))
 
 
 def check_network(
@@ -113,6 +113,8 @@ def _show(result: CheckResult, against: list[str] | None, other: str | None) -> 
 
 
 def _rows(result: CheckResult) -> Iterator[tuple[str, str]]:
+    for repair in result.repairs:
+        yield "repaired", repair
     for refusal in result.refusals:
         yield "refused", str(refusal)
     if not result.all_read:

@@ -51,6 +51,10 @@ def audit(network: Network, model: onnx.ModelProto, signature: Signature | None 
 def _live(network: Network, producers: dict[str, Layer]) -> set[str]:
     """The tensors that the network's outputs depend on."""
     conditions = {layer.attributes["conditional"]: layer.sources for layer in network.layers if layer.type == "CONDITION"}
+    ends: dict[str, list[str]] = defaultdict(list)  # of loops, what says after how many rounds
+    for layer in network.layers:
+        if layer.type == "TRIP_LIMIT":
+            ends[layer.attributes["loop"]] += layer.sources
     waiting, live = list(network.outputs), set()
     while waiting:
         name = waiting.pop()
@@ -61,6 +65,7 @@ def _live(network: Network, producers: dict[str, Layer]) -> set[str]:
         if layer is not None:
             waiting += layer.sources
             waiting += conditions.get(layer.attributes.get("conditional"), ())
+            waiting += ends.get(layer.attributes.get("loop"), ())
     return live
 
 

@@ -16,10 +16,11 @@ from suture.core.network.compare import FeedsOutcome, compare, default_tolerance
 from suture.core.network.description import Network
 from suture.core.network.evaluate import EvaluationError, Evaluator, NotEvaluated
 from suture.core.network.graph_audit import audit_graph
-from suture.core.network.inputs import Feeds, check_feeds, make_feeds, read_feeds
+from suture.core.network.inputs import Feeds, check_feeds, make_feeds, read_feeds, switched
 from suture.core.network.parse import ParserProcess
 from suture.core.network.refusals import RefusedNode, read_network
 from suture.core.reader import status
+from suture.core.repairs import load_repaired
 from suture.core.shapes import ShapeRange, check_shapes
 from suture.core.signature import Signature, find_signature
 from suture.core.weights import load_graph, weights_root
@@ -32,13 +33,15 @@ AGREES, WRONG, DIFFERENT, REFUSED, NOT_COMPARED = "agrees", "errors", "different
 class CheckResult:
     """`refusals` has the nodes that the parser does not take (`all_read`: all of them); without any, `network` is what it
     made, `findings` what it dropped, misread or will run slowly, `attentions` which of them fuse, and `outcomes` the errors
-    of each output for each set of inputs. `not_compared` says why there are no outcomes."""
+    of each output for each set of inputs. `not_compared` says why there are no outcomes. `repairs` has what of a file that is
+    not valid was mended first, as surgery mends it: all the rest is of the graph that this gives."""
 
     model: Path
     nodes: int
     tensorrt: str = ""
     refusals: list[RefusedNode] = field(default_factory=list)
     all_read: bool = True
+    repairs: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     attentions: list[Fusion] = field(default_factory=list)
     outcomes: list[FeedsOutcome] = field(default_factory=list)
@@ -87,7 +90,7 @@ def check(
     UserError for a file that is not a graph, for inputs that do not fit it, and where TensorRT is missing.
     """
     path = Path(path)
-    graph = load_graph(path)
+    graph, repairs = load_repaired(path)
     _refuse_unrunnable(path, graph, reference)
     check_shapes(path, graph.graph.input, shapes or {})
     given = read_feeds(inputs) if inputs else None
@@ -97,9 +100,9 @@ def check(
         load_graph(reference)
     for library in plugins:
         status(library, "name a plugin library with --plugin")
-    result = CheckResult(path, len(graph.graph.node))
+    result = CheckResult(path, len(graph.graph.node), repairs=repairs)
     with ParserProcess(plugins) as parser:
-        result.network, result.refusals, result.all_read = read_network(parser, path, graph)
+        result.network, result.refusals, result.all_read = read_network(parser, path, graph, not repairs)
     if result.network is None:
         return result
     network = result.network
@@ -109,10 +112,11 @@ def check(
     result.findings = sorted(found, key=lambda finding: finding.severity)
     result.tolerance = tolerance or default_tolerance(network)
     try:
-        evaluate = Evaluator(network)
+        evaluate = Evaluator(network, graph=graph)
         for sizes in [()] if given else SIZES:  # a graph without names may take few lengths
-            result.feeds = given or make_feeds(graph, seed, shapes, path, *sizes)
-            result.outcomes = compare(evaluate, reference or path, result.feeds, result.tolerance)
+            made = given or make_feeds(graph, seed, shapes, path, *sizes)
+            result.feeds = made if given else [*made, *switched(made[0])]
+            result.outcomes = compare(evaluate, reference or path, result.feeds, result.tolerance, None if reference else graph)
             if any(outcome.outputs for outcome in result.outcomes):
                 break
         else:

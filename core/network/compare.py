@@ -66,10 +66,13 @@ def default_tolerance(network: Network) -> float:
     return max((SAME_GRAPH[dtype] for dtype in dtypes & SAME_GRAPH.keys()), default=SAME_GRAPH[FLOAT])
 
 
-def compare(evaluate: Evaluator, reference: Path, feeds: Iterable[Feeds], tolerance: float) -> list[FeedsOutcome]:
+def compare(
+    evaluate: Evaluator, reference: Path, feeds: Iterable[Feeds], tolerance: float, model: onnx.ModelProto | None = None
+) -> list[FeedsOutcome]:
     """Runs each set of inputs on both. `reference` is the parsed file itself, or a graph with outputs and inputs of the
-    same names that stands for it; only in the first case are intermediate tensors the same and compared."""
-    model = load_graph(reference)
+    same names that stands for it; only in the first case are intermediate tensors the same and compared. `model`: what is
+    run in that file's place."""
+    model = load_graph(reference) if model is None else model
     session = open_session(model, weights_root(reference), str(reference))
     outcomes = []
     for inputs in feeds:

@@ -64,6 +64,13 @@ def make_feeds(
     return made or [Feeds("random inputs", _noise(inputs, rng, uses_of_inputs(model), None, rows, length, apart))]
 
 
+def switched(feeds: Feeds) -> list[Feeds]:
+    """The same with each input of one truth value the other way, which an If or a Loop goes by; none where there is none."""
+    flags = {name: ~value for name, value in feeds.values.items() if value.dtype == bool and value.size == 1}
+    said = ", ".join(f"{name} {str(bool(value.item())).lower()}" for name, value in flags.items())
+    return [Feeds(f"{feeds.name}, {said}", feeds.values | flags, feeds.even)] if flags else []
+
+
 def _steps(model: onnx.ModelProto, signature: Signature, inputs, rng) -> list[Feeds]:
     """Those steps that the graph's fixed lengths allow."""
     room = signature.capacity or 24

@@ -37,13 +37,16 @@ class RefusedNode:
         return "; ".join(filter(None, [f"{self.operator} {self.node}: {self.message}".strip(), *more]))
 
 
-def read_network(parser: ParserProcess, path: Path, graph: onnx.ModelProto) -> tuple[Network | None, list[RefusedNode], bool]:
-    """The network, or None and all refusals; and whether those are all (True), or something behind them stays unread."""
+def read_network(
+    parser: ParserProcess, path: Path, graph: onnx.ModelProto, as_filed: bool = True
+) -> tuple[Network | None, list[RefusedNode], bool]:
+    """The network, or None and all refusals; and whether those are all (True), or something behind them stays unread.
+    `as_filed`: the graph is what stands in the file `path`; else it is read in its place, over that file's weights."""
     found: dict[tuple[str, str], RefusedNode] = {}
     left, types, complete, started = graph, None, True, time.monotonic()
     for _ in range(ROUNDS):
         try:
-            network = parser.parse(path, None if left is graph else left)
+            network = parser.parse(path, None if left is graph and as_filed else left)
             return (network if left is graph else None), list(found.values()), complete
         except ParserRefused as refused:
             refusals = refused.refusals

@@ -15,6 +15,7 @@ def as_json(result: CheckResult, against: list[str] | None = None) -> str:
         "exit_status": result.status or int(bool(against)),
         "nodes": result.nodes,
         "layers": len(result.network.layers) if result.network else 0,
+        "repaired": result.repairs,
         "refused": [asdict(refusal) for refusal in result.refusals],
         "all_read": result.all_read,
         "findings": [asdict(finding) for finding in result.findings],

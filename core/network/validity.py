@@ -20,6 +20,7 @@ LOGIC = ("Not", "And", "Or")
 CLAMPS = ("Add", "Max", "Min", "Where")  # behind which an index is likely one still
 COUNTS = {"Loop": 0, "TopK": 1, "Range": 1, "Tile": 1, "Expand": 1, "ConstantOfShape": 0, "Reshape": 1}
 PADDING = {"Attention": 3, "MultiHeadAttention": 4, "EmbedLayerNormalization": 7}  # inputs of onnxruntime's operators
+VALID = 6  # Attention's nonpad_kv_seqlen: without any valid slot nothing is seen
 MASK = re.compile(r"mask|attn_bias", re.IGNORECASE)
 
 
@@ -67,6 +68,8 @@ def _use(value: onnx.ValueInfoProto, readers: dict, shapes: dict, constants: dic
             if node.domain == MICROSOFT and PADDING.get(node.op_type) == place:
                 padding, count = not lengths, count or lengths
             if COUNTS.get(node.op_type) == place and name == value.name:
+                count = True
+            if node.op_type == "Attention" and node.domain in STANDARD and place == VALID:
                 count = True
             if node.op_type == "Sub" and place == 1 and constants.get(node.input[0]) == 1:
                 inverted = True  # (1 - mask) · lowest

@@ -6,7 +6,7 @@ from typing import TypeGuard
 import numpy as np
 import onnx
 
-from suture.core.network.inputs import Feeds, make_feeds, open_lengths
+from suture.core.network.inputs import Feeds, make_feeds, open_lengths, switched
 from suture.core.proof.steps import STEPS, Step, Steps
 from suture.core.signature import Signature
 
@@ -39,7 +39,7 @@ def make_cases(
     if any(_is_float(value) for value in first.values.values()):
         small = {name: value * SMALL if _is_float(value) else value for name, value in first.values.items()}
         cases.insert(1, Feeds(f"{first.name}, a hundredth as large", {n: np.asarray(v) for n, v in small.items()}))
-    return cases
+    return [*cases[:1], *switched(first), *cases[1:]]
 
 
 def is_uneven(source: onnx.ModelProto) -> bool:

@@ -8,15 +8,17 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper
 
 from suture.core.cache_flow import grown
 from suture.core.errors import UserError
+from suture.core.subgraphs import reads
 
 BRANCHES = ("then", "else", "past")
 
 
 def take(model: ModelProto, where: object, branch: str | None) -> list[str]:
     """Puts the branch `branch` (BRANCHES; "past": the one that reads a cache) in the place of the If that all outputs come
-    from. Returns what to tell. Raises UserError where there is such an If and no branch is chosen, or the reverse."""
+    from. Returns what to tell. Raises UserError where there is such an If, one of whose branches reads a cache, and none is
+    chosen; or the reverse."""
     found = _whole(model.graph)
-    if found is None or (branch is None and _is_constant(model.graph, found.input[0])):
+    if found is None or (branch is None and not _is_decoder(model.graph, found)):
         if branch is not None:
             raise UserError(f"--branch {branch}", "the outputs do not all come from one If", "leave it out")
         return []
@@ -34,6 +36,22 @@ def _whole(graph: GraphProto) -> NodeProto | None:
     return next((node for node in graph.node if node.op_type == "If" and outputs <= set(node.output)), None)
 
 
+def _is_decoder(graph: GraphProto, found: NodeProto) -> bool:
+    """Whether a branch reads a cache, which passes do not see inside an If, and which of them runs is not known: of others
+    TensorRT makes a condition."""
+    if _is_constant(graph, found.input[0]):
+        return False
+    return any(_growing(graph, attribute.g) for attribute in found.attribute)
+
+
+def _growing(graph: GraphProto, body: GraphProto) -> int:
+    """How many caches grow in the branch."""
+    trial = GraphProto()
+    trial.CopyFrom(graph)
+    _inline(trial, _whole(trial), body)
+    return len(grown(trial))
+
+
 def _is_constant(graph: GraphProto, name: str) -> bool:
     """Whether a pass will put one branch in the If's place."""
     given = {value.name for value in graph.input}
@@ -42,12 +60,7 @@ def _is_constant(graph: GraphProto, name: str) -> bool:
 
 
 def _with_past(graph: GraphProto, found: NodeProto, bodies: dict[str, GraphProto], where: object) -> str:
-    growing = {}
-    for name, body in bodies.items():
-        trial = GraphProto()
-        trial.CopyFrom(graph)
-        _inline(trial, _whole(trial), body)
-        growing[name] = len(grown(trial))
+    growing = {name: _growing(graph, body) for name, body in bodies.items()}
     best = max(growing, key=growing.get)
     if not growing[best] or sum(count == growing[best] for count in growing.values()) > 1:
         raise UserError(where, f"of the If {found.name} not one branch reads a cache", "choose then or else")
@@ -89,15 +102,6 @@ def _inline(graph: GraphProto, found: NodeProto, body: GraphProto) -> None:
     inputs = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in inputs]
     del graph.input[:], graph.value_info[:]
     graph.input.extend(inputs)
-
-
-def reads(node: NodeProto) -> set[str]:
-    """The names that a node reads, and its subgraphs do from around them."""
-    names = set(filter(None, node.input))
-    for attribute in node.attribute:
-        for inner in [*([attribute.g] if attribute.type == AttributeProto.GRAPH else []), *attribute.graphs]:
-            names |= {name for each in inner.node for name in reads(each)} | {value.name for value in inner.output}
-    return names
 
 
 def _live(nodes: list[NodeProto], outputs: list[str]) -> list[NodeProto]:

@@ -18,9 +18,9 @@ from onnx import ModelProto, TensorProto, TypeProto, ValueInfoProto
 from suture.core.errors import UserError
 from suture.core.proof.cases import RANDOM
 from suture.core.signature import Signature, find_signature
+from suture.core.subgraphs import reads
 from suture.core.tensors import tensor_bytes
 from suture.surgery.graph import Graph, files
-from suture.surgery.graph.branches import reads
 
 LATE = ("Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Transpose", "Expand", "Tile", "Shape", "Size")
 INTEGERS = (TensorProto.INT64, TensorProto.INT32)

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_dtype, get
 
 from suture.core.onnx_checks import onnx_refusals
 from suture.core.refusals import BrokenFile
+from suture.core.repairs import repair
 from suture.core.signature import find_signature
 from suture.core.subgraphs import all_graphs
 from suture.core.tensors import embed_small, every_tensor, to_raw
@@ -20,7 +22,6 @@ from suture.surgery.graph import Graph
 from suture.surgery.graph.branches import take
 from suture.surgery.graph.interface import restore, separate
 from suture.surgery.graph.opsets import upgrade
-from suture.surgery.graph.repairs import repair
 from suture.surgery.shapes.foreign_shapes import declare_shapes
 
 IR_VERSION = 11
@@ -41,8 +42,16 @@ def of_model(
     """The same of a model in memory, which is used up. `name` is for errors; external weights lie under `root`. `branch`: of a
     graph that is one If, the branch to take out (suture.surgery.graph.branches)."""
     embed_small(model, name, root)
-    to_raw(model)
     notes = [*take(model, name, branch), *repair(model, name)]
+    return of_repaired(model, name, root, past_pattern, given, notes)
+
+
+def of_repaired(
+    model: onnx.ModelProto, name: Path, root: Path, past_pattern: str | None = None, given: dict[str, str] | None = None,
+    notes: Sequence[str] = (),
+) -> Graph:  # fmt: skip
+    """The same of a model that is repaired already; `notes`: what was."""
+    to_raw(model)
     signature = find_signature(model, name, past_pattern, need_caches=False, given=given)
     _name_by_module(model)
     with onnx_refusals(name):
@@ -52,7 +61,7 @@ def of_model(
         model = infer_shapes(model)
         _check_interface(model)
         graph = Graph(model, signature, root, interface)
-    graph.notes = notes
+    graph.notes = [*notes]
     return graph
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from suture.core.additive_mask import HIDDEN
 from suture.surgery.graph import Graph, input_of, inputs_of, need, onnx_type, producer, rank, static_dim
 from suture.surgery.graph.files import sort
 from suture.surgery.masks.mask_builders import causal_bias, count_up, masked_out
@@ -72,7 +73,7 @@ def _as_bias(graph: Graph, visible: gs.Tensor | None, mask: gs.Tensor | None, dt
     lowest = masked_out(graph, dtype)
     added: gs.Tensor = graph.number(0, dtype)
     if mask is not None and onnx_type(mask) != BOOL:
-        need(onnx_type(mask) == dtype, "its mask has another type than its query")
+        mask = _in_type(graph, mask, dtype)
         if visible is None:
             return mask
         added = mask
@@ -81,6 +82,16 @@ def _as_bias(graph: Graph, visible: gs.Tensor | None, mask: gs.Tensor | None, dt
         visible = mask if visible is None else graph.new("And", both, name="mask/visible", dtype=np.bool_)
     shape = [next((size for size in sizes if size != 1), 1) for sizes in zip(*parts)]
     return graph.new("Where", [visible, added, lowest], name="mask/additive", dtype=dtype, shape=shape)
+
+
+def _in_type(graph: Graph, mask: gs.Tensor, dtype: int) -> gs.Tensor:
+    """A mask that is added, in the query's type: what float16 has no number for hides there as what hides does."""
+    if onnx_type(mask) == dtype:
+        return mask
+    need(onnx_type(mask) in HIDDEN, "its mask is neither added nor boolean")
+    least = graph.number(HIDDEN[dtype], onnx_type(mask))
+    held = graph.new("Max", [mask, least], name="mask/held", shape=mask.shape)
+    return graph.new("Cast", [held], {"to": dtype}, "mask/cast", dtype, mask.shape)
 
 
 def _visible(

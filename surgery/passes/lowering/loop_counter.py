@@ -1,8 +1,10 @@
-"""A loop that ends by its condition alone counts its rounds itself, where its body reads their number.
+"""A loop that ends by its condition alone counts its rounds itself, where its body reads their number; and has a condition.
 
     Loop(M >= 2^31 - 1 or none, cond, v…, body(i, …))   →   Loop(M, cond, v…, 0, body(·, …, i; …, i + 1))
+    Loop(M, none, v…, body)                             →   Loop(M, true, v…, body)
 
-TensorRT takes such a trip count for none at all, and then has no number of the round.
+TensorRT takes such a trip count for none at all, and then has no number of the round; without a condition its parser has no
+tensor for the one that the body reads.
 """
 
 import numpy as np
@@ -16,7 +18,14 @@ OUTSIDE = 2  # inputs of a body before the carried ones: the round's number and 
 
 
 def run(graph: Graph) -> int:
-    return graph.match(_count, graph.nodes("Loop"))
+    return graph.match(lambda graph, loop: _conditioned(graph, loop) | _count(graph, loop), graph.nodes("Loop"))
+
+
+def _conditioned(graph: Graph, loop: gs.Node) -> bool:
+    if input_of(loop, "cond") is not None:
+        return False
+    loop.inputs[1] = gs.Constant(graph.unique("true"), np.array(True))
+    return True
 
 
 def _count(graph: Graph, loop: gs.Node) -> bool:

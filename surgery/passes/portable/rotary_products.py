@@ -17,8 +17,10 @@ def run(graph: Graph) -> int:
 
 
 def _fuse(graph: Graph, concat: gs.Node, tables: dict[int, gs.Tensor]) -> bool:
+    if len(concat.inputs) != 2:
+        return False
     first, second = (producer(tensor, op) for tensor, op in zip(concat.inputs, ("Sub", "Add")))
-    if len(concat.inputs) != 2 or first is None or second is None:
+    if first is None or second is None:
         return False
     found = _turned(graph, first, second)
     if found is None:

@@ -92,9 +92,16 @@ def _scattered(graph: Graph, last: gs.Node) -> Scattered | None:
     need(heads and slots and head_dim and rank(update) == 4, "the size of the cache, or of its update, is not known")
     for perm in permutations(range(4)):
         sizes = static_dim(update, perm[1]), static_dim(update, perm[3])
-        if sizes == (heads, head_dim) and all(_writes(graph, past, update, perm, present, step) for step in STEPS):
+        if sizes == (heads, head_dim) and all(_writes(graph, past, update, perm, present, step) for step in _steps(graph)):
             return Scattered(cache, past, update, perm, present)
     raise NoMatch("the scatter does not write the step's tokens one slot after the other, all rows alike")
+
+
+def _steps(graph: Graph) -> list[tuple[int, int, int]]:
+    """Of as many rows and tokens as the graph takes, where these are fixed."""
+    taken = graph.input(graph.signature.tokens)
+    rows, tokens = static_dim(taken, 0), static_dim(taken, 1)
+    return [(rows or most, tokens or count, full) for most, count, full in STEPS]
 
 
 def _writes(
@@ -129,7 +136,7 @@ def _is_causal(graph: Graph, attention: gs.Node, past: gs.Variable, steps: set[i
     if _is_given(graph, mask):
         need(static_dim(mask, 3) in (None, static_dim(past, 2)), "the mask that is an input is not one over the cache's slots")
         return True
-    for rows, tokens, full in STEPS:
+    for rows, tokens, full in _steps(graph):
         values = evaluate(graph, [mask], _feeds(graph, rows, tokens, full, {}))
         need(values is not None, "the mask over the static cache depends on more than how full it is")
         visible = values[0] if onnx_type(mask) == BOOL else values[0] > FAR_BELOW

@@ -2,10 +2,11 @@
 
 a domain of known version that is used and not imported      →  its import; the standard's, where its operators leave one
 two Constants that write one tensor                           →  the last one, as onnxruntime reads it
+two initializers of one name and the same values              →  one
 two nodes of one name                                         →  a name each
 nodes before those that they read from                        →  in order, without which onnx infers nothing
-float16 and float32 where an operator takes one type          →  a Cast, as torch promotes: to what the graph declares for
-                                                                 the result; else a number follows the tensor beside it,
+float16 and float32, or int32 and int64, where an operator    →  a Cast, as torch promotes: to what the graph declares for
+takes one type                                                   the result; else a number follows the tensor beside it,
                                                                  and of two tensors the narrower one is widened
 an output of another type than it is declared                 →  a Cast
 an empty constant in a Concat, along its empty axis           →  left out: onnxruntime looks at none of its other sizes, by
@@ -13,8 +14,9 @@ an empty constant in a Concat, along its empty axis           →  left out: onn
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from heapq import heappop, heappush
+from pathlib import Path
 
 import onnx
 import onnx.inliner
@@ -22,38 +24,49 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from suture.core.errors import UserError
 from suture.core.onnx_checks import check_model, onnx_refusals
-from suture.core.repairable import implied_opset, overwritten
+from suture.core.repairable import implied_opset, overwritten, repeated
 from suture.core.signature import FLOATS
+from suture.core.subgraphs import all_nodes, reads, subgraphs
 from suture.core.traits import MICROSOFT, STANDARD
-from suture.surgery.graph.branches import reads
+from suture.core.weights import load_graph
 
 GENERATION = ("BeamSearch", "GreedySearch", "Sampling", "WhisperBeamSearch")  # loops over whole decoders, as one operator
 
 
 def repair(model: ModelProto, where: object) -> list[str]:
-    """Repairs the model in place; one line for each repair. Raises UserError for what cannot be repaired."""
-    nodes = list(_every_node(model.graph))
+    """Repairs the model in place; one line for each repair. Raises UserError for what cannot be repaired, and for what is
+    still not valid then."""
+    nodes = list(all_nodes(model.graph))
     for node in nodes:
         if node.domain == MICROSOFT and node.op_type in GENERATION:
             what = f"{MICROSOFT}.{node.op_type} {node.name} generates inside the graph, around a decoder of its own"
             raise UserError(where, what, "give the decoder, and generate outside")
     _inline_functions(model, where)
     _one_standard(model)
-    constants = _constants(model.graph)
+    constants = [*_constants(model.graph), *_initializers(model.graph)]
     ordered = _order(model.graph, where)
     _leave_out_empty(model.graph)
-    nodes = list(_every_node(model.graph))
-    notes = [*constants, *ordered, *_imports(model, nodes, where), *_node_names(nodes), *_types(model)]
-    check_model(model, where)
+    nodes = list(all_nodes(model.graph))
+    notes = [*constants, *ordered, *_imports(model, nodes, where), *_node_names(nodes)]
+    try:
+        check_model(model, where)
+    except UserError:
+        types = _types(model)
+        if not types:
+            raise
+        check_model(model, where)
+        notes += types
     return notes
 
 
-def _every_node(graph: GraphProto) -> Iterator[NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from _every_node(inner)
+def load_repaired(path: Path) -> tuple[ModelProto, list[str]]:
+    """As load_graph, repaired; and one line for each repair: none where the graph is as it stands in the file."""
+    model = load_graph(path, types=False)
+    try:
+        notes = repair(model, path)
+    except UserError:
+        return load_graph(path), []  # which is valid, although surgery takes none of its kind, or says itself what it is not
+    return (model, notes) if notes else (load_graph(path), [])
 
 
 def _inline_functions(model: ModelProto, where: object) -> None:
@@ -66,7 +79,7 @@ def _inline_functions(model: ModelProto, where: object) -> None:
 
 def _one_standard(model: ModelProto) -> None:
     """The standard's domain is "", whatever a file calls it."""
-    for entry in (*model.opset_import, *_every_node(model.graph)):
+    for entry in (*model.opset_import, *all_nodes(model.graph)):
         if entry.domain in STANDARD:
             entry.domain = ""
 
@@ -78,6 +91,19 @@ def _constants(graph: GraphProto) -> list[str]:
     names = list(dict.fromkeys(node.output[0] for node in again))
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return [f"two Constants write {names[0]}{more}: the last is taken, as onnxruntime does"] if names else []
+
+
+def _initializers(graph: GraphProto) -> list[str]:
+    again = repeated(graph.initializer)
+    if not again:
+        return []
+    kept = [tensor for index, tensor in enumerate(graph.initializer) if index not in again]
+    names = sorted({graph.initializer[index].name for index in again})
+    kept = [TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [f"the source has the weight {names[0]}{more} twice, with the same values: one is taken"]
 
 
 def _order(graph: GraphProto, where: object) -> list[str]:
@@ -158,48 +184,64 @@ def _node_names(nodes: list[NodeProto]) -> list[str]:
 # --- types ----------------------------------------------------------------------------------------------------------------
 
 
+KINDS = ((*FLOATS, TensorProto.DOUBLE), (TensorProto.INT32, TensorProto.INT64))  # types that torch promotes among themselves
+WIDEST = {KINDS[0]: (TensorProto.FLOAT, TensorProto.DOUBLE), KINDS[1]: (TensorProto.INT64, TensorProto.INT64)}
+
+
 def _types(model: ModelProto) -> list[str]:
-    graph = model.graph
-    numbers = {tensor.name: tensor for tensor in graph.initializer}
-    types = {name: tensor.data_type for name, tensor in numbers.items()}
-    types |= {value.name: value.type.tensor_type.elem_type for value in graph.input if value.type.HasField("tensor_type")}
-    casts = {attribute.i for node in graph.node if node.op_type == "Cast" for attribute in node.attribute}
-    if len((set(types.values()) | casts) & set(FLOATS)) < 2:
-        return []
-    declared = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
-    small = {name for name, tensor in numbers.items() if not tensor.dims}
-    small |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    """Casts where an operator takes one type and is given several, in all graphs."""
     version = next((entry.version for entry in model.opset_import if entry.domain in STANDARD), 1)
-    nodes, notes, cast = [], [], {}
+    notes: list[str] = []
+    _cast_mixed(model.graph, {}, set(), version, notes)
+    return notes
+
+
+def _cast_mixed(graph: GraphProto, types: dict[str, int], small: set[str], version: int, notes: list[str]) -> None:
+    """`types` and `small`: of what lies around the graph, the types and the names of numbers; of both, copies grow."""
+    numbers = {tensor.name: tensor for tensor in graph.initializer}
+    types = types | {name: tensor.data_type for name, tensor in numbers.items()}
+    types |= {value.name: value.type.tensor_type.elem_type for value in graph.input if value.type.HasField("tensor_type")}
+    declared = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
+    small = small | {name for name, tensor in numbers.items() if not tensor.dims}
+    small |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    nodes, cast, before = [], {}, len(notes)
     for node in graph.node:
+        for inner in subgraphs(node):
+            _cast_mixed(inner, types, small, version, notes)
         schema = _schema(node, version)
         for names in _alike(node, schema).values():
-            found = {types.get(name, 0) for name in names} & set(FLOATS)
-            if len(found) < 2:
+            kind = next((each for each in KINDS if len({types.get(name, 0) for name in names} & set(each)) > 1), None)
+            if kind is None:
                 continue
-            target = _target(node, names, types, found, small, declared)
+            found = {types.get(name, 0) for name in names} & set(kind)
+            target = _target(node, names, types, kind, small, declared)
             for index, name in enumerate(node.input):
-                if name in names and types.get(name, target) not in (target, 0):
+                if name in names and types.get(name, target) in kind and types.get(name, target) != target:
                     if (name, target) not in cast:
                         cast[name, target] = f"{name}/{TensorProto.DataType.Name(target).lower()}"
                         nodes.append(helper.make_node("Cast", [name], [cast[name, target]], to=target))
                         types[cast[name, target]] = target
                     node.input[index] = cast[name, target]
             kinds = " and ".join(sorted(TensorProto.DataType.Name(each).lower() for each in found))
-            notes.append(f"{node.op_type} {node.name} mixes {kinds}: a Cast to {TensorProto.DataType.Name(target).lower()}")
+            named = node.name or f"that makes {node.output[0]}"
+            notes.append(f"{node.op_type} {named} mixes {kinds}: a Cast to {TensorProto.DataType.Name(target).lower()}")
         nodes.append(node)
-        for name, kind in zip(node.output, _results(node, schema, types, declared)):
-            types[name] = kind
+        for name, result in zip(node.output, _results(node, schema, types, declared)):
+            types[name] = result
     for value in graph.output:
         wanted, found = declared.get(value.name, 0), types.get(value.name, 0)
-        if wanted in FLOATS and found in FLOATS and wanted != found:
+        if wanted != found and any(wanted in kind and found in kind for kind in KINDS):
             inner = f"{value.name}/as_computed"
             for node in nodes:
                 for names in (node.input, node.output):
                     names[:] = [inner if name == value.name else name for name in names]
             nodes.append(helper.make_node("Cast", [inner], [value.name], to=wanted))
             notes.append(f"the output {value.name} is computed in another type than it is declared: a Cast")
-    if notes:
+    false = [name for value in graph.value_info if (name := value.name) in types and types[name] not in (0, declared[name])]
+    if false:
+        more = f" and {len(false) - 1} more" if len(false) > 1 else ""
+        notes.append(f"what the source says of the type of {false[0]}{more} is not what its node gives: it is left out")
+    if len(notes) > before:
         copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
         del graph.node[:]
         graph.node.extend(copies)
@@ -207,7 +249,6 @@ def _types(model: ModelProto) -> list[str]:
         kept = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept]
         del graph.value_info[:]
         graph.value_info.extend(kept)
-    return notes
 
 
 def _schema(node: NodeProto, version: int) -> onnx.defs.OpSchema | None:
@@ -232,11 +273,12 @@ def _alike(node: NodeProto, schema: onnx.defs.OpSchema | None) -> dict[str, list
     return {kind: names for kind, names in alike.items() if len(names) > 1}
 
 
-def _target(node: NodeProto, names: list[str], types: dict, found: set, small: set, declared: dict) -> int:
-    if declared.get(node.output[0]) in found:
+def _target(node: NodeProto, names: list[str], types: dict, kind: tuple[int, ...], small: set, declared: dict) -> int:
+    if declared.get(node.output[0]) in {types.get(name, 0) for name in names} & set(kind):
         return declared[node.output[0]]
-    tensors = {types[name] for name in names if name not in small and types.get(name) in FLOATS}
-    return tensors.pop() if len(tensors) == 1 else TensorProto.FLOAT
+    tensors = {types[name] for name in names if name not in small and types.get(name) in kind}
+    wide, widest = WIDEST[kind]
+    return tensors.pop() if len(tensors) == 1 else widest if widest in tensors else wide
 
 
 def _results(node: NodeProto, schema: onnx.defs.OpSchema | None, types: dict, declared: dict) -> list[int]:
@@ -248,7 +290,7 @@ def _results(node: NodeProto, schema: onnx.defs.OpSchema | None, types: dict, de
         return [attributes["value"].t.data_type]
     if schema is None:
         first = types.get(node.input[0], 0) if node.input else 0
-        return [declared.get(name, 0) or first for name in node.output]
+        return [declared.get(name, 0) or (first if first in FLOATS else 0) for name in node.output]
     given = dict(zip(_type_names(list(schema.inputs), len(node.input)), (types.get(name, 0) for name in node.input)))
     results = []
     for name, kind in zip(node.output, _type_names(list(schema.outputs), len(node.output))):
