@@ -229,8 +229,8 @@ def _cast_mixed(graph: GraphProto, types: dict[str, int], small: set[str], versi
         for name, result in zip(node.output, _results(node, schema, types, declared)):
             types[name] = result
     for value in graph.output:
-        wanted, found = declared.get(value.name, 0), types.get(value.name, 0)
-        if wanted != found and any(wanted in kind and found in kind for kind in KINDS):
+        wanted, computed = declared.get(value.name, 0), types.get(value.name, 0)
+        if wanted != computed and any(wanted in kind and computed in kind for kind in KINDS):
             inner = f"{value.name}/as_computed"
             for node in nodes:
                 for names in (node.input, node.output):

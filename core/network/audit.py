@@ -61,11 +61,10 @@ def _live(network: Network, producers: dict[str, Layer]) -> set[str]:
         if name in live:
             continue
         live.add(name)
-        layer = producers.get(name)
-        if layer is not None:
-            waiting += layer.sources
-            waiting += conditions.get(layer.attributes.get("conditional"), ())
-            waiting += ends.get(layer.attributes.get("loop"), ())
+        if (made_by := producers.get(name)) is not None:
+            waiting += made_by.sources
+            waiting += conditions.get(made_by.attributes.get("conditional", ""), ())
+            waiting += ends.get(made_by.attributes.get("loop", ""), ())
     return live
 
 
