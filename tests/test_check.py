@@ -311,6 +311,7 @@ def test_a_saved_network_is_compared(tmp_path, capsys):
     assert "layer ACTIVATION" in shown
     assert "output y differs by" in shown
     assert "input x: HALF" in shown
+    assert "agrees; 3 differences from what was saved" in shown.splitlines()[-1]
     net.write_text("{}")
     with pytest.raises(UserError, match="not a network that check --save wrote"):
         main([str(path), "--against", str(net)])

@@ -108,8 +108,8 @@ def _show(result: CheckResult, against: list[str] | None, other: str | None) -> 
     for kind, text in rows:
         console.print(f"{kind:<{width}}", style=color.get(kind, "yellow"), end="  ", highlight=False, markup=False)
         console.print(text.replace("\n", " "), highlight=False, markup=False, soft_wrap=True)
-    console.print(_verdict(result), style="green" if result.verdict == AGREES else "bold", markup=False, highlight=False,
-                  soft_wrap=True)  # fmt: skip
+    style = "green" if result.verdict == AGREES and not against else "bold"
+    console.print(_verdict(result, against), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _rows(result: CheckResult) -> Iterator[tuple[str, str]]:
@@ -156,9 +156,10 @@ def _outcome(outcome: FeedsOutcome, tolerance: float) -> Iterator[tuple[str, str
         yield "differs", f"{outcome.feeds}: {text}"
 
 
-def _verdict(result: CheckResult) -> str:
+def _verdict(result: CheckResult, against: list[str] | None) -> str:
     why = f" ({result.not_compared})" if result.not_compared else ""
-    return f"check: {result.model}: {result.verdict}{why}"
+    changed = f"; {len(against)} differences from what was saved" if against else ""
+    return f"check: {result.model}: {result.verdict}{why}{changed}"
 
 
 def _say_refused(result: CheckResult) -> None:

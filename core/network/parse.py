@@ -78,7 +78,7 @@ class ParserProcess:
     """The parser in one child process for any number of files; after one that kills it, the next starts another."""
 
     def __init__(self, plugins: Sequence[Path] = ()):
-        self.plugins = [str(library) for library in plugins]
+        self.plugins = [str(library.resolve()) for library in plugins]  # a bare name would be looked for where libraries lie
         self.child: subprocess.Popen | None = None
 
     def __enter__(self) -> "ParserProcess":
