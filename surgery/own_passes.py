@@ -4,9 +4,13 @@ import ast
 import importlib.util
 import sys
 import sysconfig
+import traceback
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 from suture.core.errors import UserError
+from suture.surgery.graph import Graph
 from suture.surgery.passes import Pass, of_module
 
 INSTALLED = tuple({sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -29,7 +33,25 @@ def load_pass(path: Path) -> Pass:
         raise UserError(f"--pass {path}", f"does not load ({type(error).__name__}: {error})", "correct the file") from error
     if not module.__doc__ or not callable(getattr(module, "run", None)):
         raise UserError(f"--pass {path}", "has no docstring or no run(graph) -> int", "add both")
-    return of_module(module)
+    return replace(of_module(module), run=lambda graph: _run(path, module, graph))
+
+
+def _run(path: Path, module: ModuleType, graph: Graph) -> int:
+    """What the user's code raises, or returns in place of a number, is said with its line; how often it matched is noted."""
+    try:
+        matches = module.run(graph)
+    except UserError:
+        raise
+    except Exception as error:
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == Path(module.__file__)
+        ]
+        place = f" in line {lines[-1]}" if lines else ""
+        raise UserError(f"--pass {path}", f"raised {type(error).__name__}: {error}{place}", "correct the file") from error
+    if not isinstance(matches, int):
+        raise UserError(f"--pass {path}", f"returned {matches!r}, not how often it matched", "return a number")
+    graph.notes.append(f"--pass {path}: {matches} {'match' if matches == 1 else 'matches'}")
+    return matches
 
 
 def files_read(path: Path) -> list[Path]:

@@ -98,7 +98,8 @@ def check_network(
 
 def _show(result: CheckResult, against: list[str] | None, other: str | None) -> None:
     if result.network is not None:
-        read = f"{result.tensorrt}: {len(result.network.layers)} layers of {result.nodes} ONNX nodes"
+        layers, nodes = len(result.network.layers), result.nodes
+        read = f"{result.tensorrt}: {layers} layer{'s' * (layers != 1)} of {nodes} ONNX node{'s' * (nodes != 1)}"
         console.print(read, highlight=False, markup=False)
     color = {"refused": "bold red", "dropped": "bold red", "misread": "bold red", "differs": "bold red", "agrees": "green"}
     rows = [*_rows(result), *(("against", f"{other}: {line}") for line in against or [])]

@@ -11,7 +11,7 @@ STATIC_SCALES = "quantise with static scales (QuantizeLinear and DequantizeLinea
 LOWER = "lower the graph with surgery and build its model.trt.onnx"
 LOWERED = "surgery has lowered this graph and knows no other form of it: change the source there"
 PRODUCER = "suture.surgery"  # that surgery writes into its graphs
-PLUGIN = re.compile(r"plugin.*not found|failed to load|creator", re.IGNORECASE)
+PLUGIN = re.compile(r"no plugin of that name|failed to load|creator", re.IGNORECASE)
 # of these operators in the domain com.microsoft, surgery has a pass
 IMPORT_CONTRIB = tuple(op for domain, op in OTHERS if domain == MICROSOFT)
 OPERATORS = {
@@ -20,7 +20,7 @@ OPERATORS = {
     "BitShift": "write it as Mul or Div by a power of two",
     "BitwiseAnd": "x & (2^k - 1) is Mod(x, 2^k)",
     "BitwiseOr": "a | b without common bits is Add(a, b)",
-    "BitwiseXor": "below 2^19: ReduceSum(Mod(a / p + b / p, 2) · p) over p = 1, 2, 4 …, exact",
+    "BitwiseXor": "surgery writes it as exact integer arithmetic where both operands are known to lie in [0, 2^19): bound them, as with Clip",
     "DeformConv": "write it as GridSample and MatMul",
     "DynamicQuantizeLinear": STATIC_SCALES,
     "GreedySearch": "take the decoder out of it: TensorRT runs one step, the search stays outside",
@@ -59,7 +59,7 @@ def advice(node: onnx.NodeProto | None, operator: str, message: str) -> str | No
     if operator in OPERATORS:
         return OPERATORS[operator]
     if PLUGIN.search(message):
-        return "no operator or plugin of that name: write it in standard operators, or give a plugin library (--plugin)"
+        return "write it in standard operators, or give a plugin library (--plugin)"
     return None
 
 

@@ -108,11 +108,7 @@ def _killer(parser: ParserProcess, path: Path, model: onnx.ModelProto, types: di
 
 
 def _explained(refusal: Refusal, node: onnx.NodeProto | None) -> RefusedNode:
-    message = re.sub(r"^Invalid Node - \S+\s*", "", refusal.message)
-    message = re.sub(r"\s*In (operator\(\)|\w+) at /\S+", "", message)  # a place in TensorRT's own sources
-    if message in ("false", ""):  # how the parser says that it has nothing for an operator
-        message = "TensorRT has no such operator"
-    message = re.sub(r'^\(?[\w>.:() =!&|-]*&& "(.*)"\)?$', r"\1", message)
+    message = re.sub(r'^\(?[\w>.:() =!&|-]*&& "(.*)"\)?$', r"\1", refusal.message)
     operator = refusal.operator or (node.op_type if node is not None else "graph")
     name = "as a whole" if refusal.node == "node -1" else refusal.node
     return RefusedNode(name, operator, message, origin(node), advice(node, operator, refusal.message))

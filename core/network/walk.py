@@ -16,6 +16,9 @@ from suture.core.errors import UserError
 from suture.core.network.description import Constant, Layer, Network, Packed, Refusal, Tensor, WeightReference
 from suture.core.network.layer_names import onnx_nodes
 
+NO_IMPORTER = re.compile(
+    r"plugin.*not found", re.IGNORECASE
+)  # what TensorRT says where it has nothing for an operator, beside "false"
 LARGE = 1 << 20  # bytes from which a constant stays in the ONNX file instead of being copied between processes
 
 
@@ -185,8 +188,12 @@ def _shape(dims) -> tuple[int, ...] | None:
 def _refusal(error) -> Refusal:
     lines = [line for line in error.desc().strip().splitlines() if "catchCudaError" not in line]  # no driver: not news
     operator = error.node_operator() or ""
+    message = re.sub(r"^Invalid Node - \S+\s*", "", " ".join(lines))
+    message = re.sub(r"\s*In (operator\(\)|\w+) at /\S+", "", message)  # a place in TensorRT's own sources
+    if message in ("false", "") or NO_IMPORTER.search(message):  # it then looks for a plugin of the operator's name
+        message = f"TensorRT has no operator {operator}, and no plugin of that name"
     checked = "Checkers" in error.file()  # which looks at every node; what imports them ends at the first that it cannot take
-    return Refusal(error.node_name() or f"node {error.node()}", operator, " ".join(lines), stopped=not checked)
+    return Refusal(error.node_name() or f"node {error.node()}", operator, message, stopped=not checked)
 
 
 def _tensorrt():

@@ -6,6 +6,7 @@ from typing import Any
 
 PASSED, DIFFERENT, FAILED, NOT_RUN = "passed", "different", "failed", "not run"  # failed: what was to be compared is broken
 TITLES = {2: "Exported ↔ portable graph", 3: "Portable graph ↔ TensorRT's network"}
+COMPUTED = {2: "onnxruntime", 3: "TensorRT's network"}  # what the candidate of a level was computed in
 FLOAT32 = "float32"
 
 
@@ -86,8 +87,11 @@ class Proof:
         if self.status == NOT_RUN:
             return f"not proven: {reasons}"
         behind = "; ".join(dict.fromkeys(each for pair in self.pairs for each in pair.left_out))
-        worst = ", ".join(f"{each.worst:.0e} in {each.dtype}" for pair in self.pairs for each in pair.comparisons[:1])
-        parts = [f"proven in {self.seconds:.1f} s (worst error {worst})"]
+        first = [
+            (COMPUTED[pair.level], pair.comparisons[0]) for pair in self.pairs if pair.comparisons
+        ]  # as float32 shadow copies
+        worst = ", ".join(f"{each.worst:.0e} in {where}" for where, each in first)
+        parts = [f"proven in {self.seconds:.1f} s (worst error in float32: {worst})"]
         parts += [f"not compared: {behind}"] if behind else []
         return "; ".join([*parts, *([f"not proven: {reasons}"] if reasons else [])])
 
