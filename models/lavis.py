@@ -21,7 +21,17 @@ import torch
 
 from suture.core.errors import UserError
 from suture.core.folders import inside
-from suture.models.checkpoint import INDEX, SINGLE, Checkpoint, JoinedTensor, TensorEntry, Weights, read_header, read_weights
+from suture.models.checkpoint import (
+    INDEX,
+    SINGLE,
+    Checkpoint,
+    JoinedTensor,
+    TensorEntry,
+    Weights,
+    of_library,
+    read_header,
+    read_weights,
+)
 
 LLAMA = "llama"
 NAMES = (
@@ -44,7 +54,10 @@ NAMES = (
 
 
 def read_pieces(folder: Path) -> Weights:
-    """All tensors, by their names in their files. Raises UserError where there are no pieces, or two have a tensor of one name."""
+    """All tensors, by their names in their files; of a folder without the decoder's own, those that a library has written into one.
+    Raises UserError where there are no pieces, or two have a tensor of one name."""
+    if not (folder / LLAMA).exists() and any((folder / name).exists() for name in (SINGLE, INDEX)):
+        return of_library(folder)
     pieces = [read_header(inside(folder, path.name)) for path in sorted(folder.glob("*.safetensors"))]
     if not pieces:
         remedy = "convert each published .pth or .bin: suture convert FILE DIR/NAME.safetensors"
