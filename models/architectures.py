@@ -1,5 +1,6 @@
 """The architecture of a checkpoint: suture.models.families' module of its config.json's model_type."""
 
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -11,7 +12,7 @@ from torch import nn
 from suture.core.errors import UserError
 from suture.models import checkpoint as checkpoints
 from suture.models import diffusers_folder, families
-from suture.models.checkpoint import CONFIG, Checkpoint
+from suture.models.checkpoint import CONFIG, Checkpoint, Weights, of_library
 from suture.models.config import check_config
 from suture.models.lora import with_adapter
 from suture.models.packed import check_biases
@@ -34,13 +35,21 @@ def _open(folder: Path) -> Checkpoint:
         index = diffusers_folder.read_model_index(folder)
         family = _family({"architectures": [index["_class_name"]]}, folder / diffusers_folder.MODEL_INDEX)
         return diffusers_folder.open_folder(folder, index, family.NETWORKS, family.OPTIONAL, family.renamed)
-    checkpoint = with_meant_weights(checkpoints.open_checkpoint(folder))
+    checkpoint = with_meant_weights(checkpoints.open_checkpoint(folder, _reader))
     family = _named_family(checkpoint.config)
     if family is None and _library(checkpoint.config):
         from suture.models.conversions import named_as  # here: see _library
 
         return named_as(architecture(checkpoint.config, checkpoint.folder / CONFIG), checkpoint)
-    return checkpoint.under(family.PREFIX) if family else checkpoint
+    if family is None:
+        return checkpoint
+    known = getattr(family, "with_known_names", None)
+    return known(checkpoint) if known else checkpoint.under(family.PREFIX)
+
+
+def _reader(config: dict) -> Callable[[Path], Weights]:
+    """What reads a folder's weights: a family that was published in pieces knows them."""
+    return getattr(_named_family(config), "read_pieces", of_library)
 
 
 def architecture(config: dict, where: Path) -> nn.Module:

@@ -136,8 +136,19 @@ class Checkpoint:
         return tensor
 
 
-def open_checkpoint(folder: Path | str) -> Checkpoint:
-    """Reads config.json and the headers of model.safetensors, or of the shards that its index names.
+Weights = tuple[list[Path], dict[str, TensorEntry]]  # what describes them beside config.json, and their places by name
+
+
+def of_library(folder: Path) -> Weights:
+    """Of a folder as libraries write it."""
+    return read_weights(folder, [(SINGLE, INDEX)])
+
+
+def open_checkpoint(
+    folder: Path | str, reader: Callable[[dict], Callable[[Path], Weights]] = lambda _: of_library
+) -> Checkpoint:
+    """Reads config.json and the headers of model.safetensors, or of the shards that its index names. `reader`: of a config.json, what
+    reads the folder's weights in their place.
 
     Raises UserError where one of them is missing, truncated or not what its name says.
     """
@@ -145,11 +156,11 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
     if not folder.is_dir():
         raise UserError(folder, "no such folder", "name a checkpoint folder with config.json and safetensors files")
     config = read_config(inside(folder, CONFIG))
-    index, tensors = read_weights(folder, [(SINGLE, INDEX)])
+    index, tensors = reader(config)(folder)
     return Checkpoint(folder, config, tensors, (folder / CONFIG, *index))
 
 
-def read_weights(folder: Path, places: Sequence[tuple[str, str]]) -> tuple[list[Path], dict[str, TensorEntry]]:
+def read_weights(folder: Path, places: Sequence[tuple[str, str]]) -> Weights:
     """The tensors of the first of `places` that there is: a file of weights, or the index of its shards, by their names in the
     folder. With them the index, where there is one. Raises UserError where there is none of them."""
     for single, index in places:

@@ -49,10 +49,10 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def write_checkpoint(name: str, folder: Path) -> None:
-    """As transformers publishes it, random weights from a seed: norms and biases differ from 1 and 0."""
+def write_checkpoint(name: str, folder: Path, changed: dict | None = None) -> None:
+    """As transformers publishes it, random weights from a seed: norms and biases differ from 1 and 0. `changed`: keys of its config."""
     torch.manual_seed(0)
-    config = CONFIG_MAPPING[name].from_dict(CONFIGS[name])
+    config = CONFIG_MAPPING[name].from_dict(CONFIGS[name] | (changed or {}))
     model = AutoModelForImageTextToText.from_config(config).float()
     with torch.no_grad():
         for parameter in model.parameters():

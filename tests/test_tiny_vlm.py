@@ -9,18 +9,14 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
+from processes import pipeline
 
 from benchmarks.answers import FAULTS, VISION, Judge, damaged, opened
 from suture.core.errors import UserError
 from suture.core.parts import find_parts
-from suture.export.options import ExportOptions
-from suture.export.stage import export
 from suture.generate.__main__ import main as generate
 from suture.models.drawn_pictures import Scene, Shape
 from suture.runtime.networks import in_onnxruntime
-from suture.surgery.__main__ import main as surgery
-from suture.validate.options import ValidateOptions
-from suture.validate.stage import validate_pipeline
 
 pytestmark = [pytest.mark.exports, pytest.mark.slow]  # tests/test_answers.py has what needs no export
 FUSED = {
@@ -28,22 +24,25 @@ FUSED = {
     "decoder": {"Attention": 4, "RMSNormalization": 9, "RotaryEmbedding": 8, "Swish": 4, "TensorScatter": 8},
 }
 TWO = Scene((Shape("square", "blue", 20, 46, 9), Shape("circle", "red", 22, 14, 9)), "grey", (0, 0))
-RIGHT = {  # of 60 answers, fewer than; 49, 29, 25 and 0 were counted. The other faults leave 47 and more right.
-    "QuickGELU left out": 55,
-    "the projector's GELU left out": 36,
-    "rotary positions turn neighbours, not halves": 36,
-    "values in the place of keys": 6,
-}
+SHOWN = (  # with these 26 and fewer of 60 descriptions of four shapes were right, 55 without
+    "QuickGELU left out",
+    "the projector's GELU left out",
+    "patches by columns",
+    "rotary positions turn neighbours, not halves",
+    "values in the place of keys",
+    "key heads in another order",
+    "Swish left out",
+)
+FOUND = ("QuickGELU left out", "the projector's GELU left out", "values in the place of keys")  # by level 5's limits
 CAPTION = "a red circle left of a blue square on a grey background"
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory) -> Path:
+    """One command, from the checkpoint to engines and answers."""
     out = tmp_path_factory.mktemp("tiny-vlm")
-    export(out, ExportOptions(model="tiny-vlm", dtype="float32"))
-    for part in find_parts(out):
-        capacity = ["--capacity", "256"] if part.name == "decoder" else []
-        assert surgery([str(part.folder / "export" / "model.onnx"), "--out", str(part.folder / "surgery"), *capacity]) == 0
+    found = pipeline("--model", "tiny-vlm", "--out", out, "--dtype", "float32", "--capacity", 256, "--compute-capability", 8.9)
+    assert found.returncode == 0, found.stderr
     return out
 
 
@@ -53,19 +52,23 @@ def picture(tmp_path) -> Path:
     return tmp_path / "picture.png"
 
 
-def test_every_part_is_fused_and_every_level_passes(out):
+def test_one_command_makes_engines_and_every_level_passes(out):
     for part in find_parts(out):
+        assert list((part.folder / "build").glob("*.engine"))
         graph = onnx.load(part.folder / "surgery" / "model.onnx", load_external_data=False).graph
         expected = FUSED.get(part.name, {})
         assert {op: sum(node.op_type == op for node in graph.node) for op in expected} == expected
-    assert validate_pipeline(out, ValidateOptions()) == 0
     levels = json.loads((out / "validate" / "report.json").read_text())["levels"]
     assert [level["status"] for level in levels if level["number"] in (1, 2, 3)] == ["passed"] * 9
     answers = levels[-1]["answers"]
     assert (answers["reference_right"], answers["candidate_right"], answers["alike"]) == (12, 12, 12)
     page = (out / "validate" / "report.html").read_text()
-    assert all(each["question"] in page for each in answers["answers"])
     assert page.count('alt="a drawn picture"') == 6
+    for each in answers["answers"]:
+        assert (
+            f"<td>{each['question']}</td><td>{each['right']}</td><td>{each['reference']}</td><td>{each['candidate']}</td>"
+            in page
+        )
 
 
 def test_one_prompt_about_a_picture(out, picture, capsys):
@@ -95,19 +98,21 @@ def test_pictures_without_a_place_are_refused(out, picture, tmp_path):
 
 
 def test_answers_to_held_out_questions_and_with_faults(out):
-    judge, few = Judge(out, 60), Judge(out, 8)
+    every, judge, few = Judge(out, 60), Judge(out, 40, described=True), Judge(out, 8)
     whole = in_onnxruntime(judge.graph(VISION), fast=True), opened(judge.graph("decoder"))
-    assert judge.right(*whole) >= 59
+    assert every.right(*whole) >= 59
+    assert judge.right(*whole) >= 36
     assert few.compared(whole, whole).passed
-    for name, fewer in RIGHT.items():
+    for name in SHOWN:
         part, fault = FAULTS[name]
         vision, decoder = whole
         if part == VISION:
             vision = damaged(judge.graph(part), fault)
         else:
             decoder = opened(judge.graph(part), fault)
-        assert judge.right(vision, decoder) < fewer
-        assert not few.compared(whole, (vision, decoder)).passed
+        assert judge.right(vision, decoder) < 20, name
+        if name in FOUND:
+            assert not few.compared(whole, (vision, decoder)).passed
 
 
 def test_a_picture_is_embedded_once(out, picture, monkeypatch, capsys):

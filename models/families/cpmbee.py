@@ -57,13 +57,14 @@ class CPMBee(nn.Module):
         input_id_subs: Tensor,
     ) -> tuple[Tensor, list[Tensor]]:
         """One step, as suture.models.families.qwen.Qwen.forward, but that its tokens see each other. The last three arguments are those of
-        suture.core.cpm_inputs."""
+        suture.core.cpm_inputs. In place of token ids rows of the table of embeddings, [B,S,hidden], or what a picture has there."""
         places = places_of(attention_mask).clamp(min=0)
         segment, of_slots = looked_up(segment_ids, position_ids), looked_up(segment_ids, places)
         pairs = segment[:, :, None] * segment_relations.shape[1] + of_slots[:, None, :]
         relation = looked_up(segment_relations, pairs)
         bias = self.cpmbee.position_bias(position_ids, places, relation == 0, relation - 1)
-        embedded = divided(self.cpmbee.input_embedding(input_ids), math.sqrt(self.config.hidden))
+        rows = input_ids if input_ids.is_floating_point() else self.cpmbee.input_embedding(input_ids)
+        embedded = divided(rows, math.sqrt(self.config.hidden))
         x = subscripted(embedded, looked_up(input_id_subs, position_ids), self.distance_scale)
         x, presents = self.cpmbee.encoder(x, attention_mask, bias, past)
         x = divided(x, math.sqrt(self.config.hidden))
