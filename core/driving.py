@@ -96,7 +96,8 @@ class Config(Strict):
     def level_sizes(self) -> list[tuple[int, int]]:
         """Of the pictures' features: height and width at 1/8, 1/16, 1/32 and 1/64."""
         sizes = [(self.height // step, self.width // step) for step in (8, 16, 32)]
-        return [*sizes, tuple((side + 1) // 2 for side in sizes[-1])]
+        height, width = sizes[-1]
+        return [*sizes, ((height + 1) // 2, (width + 1) // 2)]
 
 
 def drives(parts: Iterable[PartFolder]) -> bool:

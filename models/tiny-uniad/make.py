@@ -4,7 +4,8 @@
     python models/tiny-uniad/make.py --out DIR
 
 Nothing is trained: it is there to be exported, cut up, built and compared. Of the random values some are moved, so that a drive shows
-something: fewer queries become tracks, anchors reach some metres, boxes are as large as vehicles, and not every cell is covered alike.
+something: fewer queries become tracks, anchors reach some metres, boxes are as large as vehicles, not every cell is covered
+alike, and masks are not all behind their last ReLU.
 """
 
 import argparse
@@ -37,6 +38,9 @@ def main() -> None:
     weights["motion_head.kmeans_anchors"] *= 100
     for name in ("weight", "bias"):
         weights[f"occ_head.query_to_occ_feat.layers.2.{name}"] *= 6
+    for kind in ("things", "stuff"):
+        for layer in ("linear_l1", "linear"):
+            weights[f"seg_head.{kind}_mask_head.attnen.{layer}.0.bias"] += 0.5
     for layer in range(config["decoder_layers"]):
         weights[f"pts_bbox_head.reg_branches.{layer}.4.weight"][list(SIZES)] *= 0.2
         weights[f"pts_bbox_head.reg_branches.{layer}.4.bias"][list(SIZES)] += torch.tensor([1.9, 4.5, 1.7]).log()
