@@ -116,6 +116,17 @@ def test_layers_are_torchs_by_name_and_value():
     torch.testing.assert_close(ours(x, memory, seen[None, None, None]), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("module", [map_head.Attended, map_head.SelfAttention])
+def test_attention_of_one_query_alone_is_written_apart(module):
+    """Of the first of two queries the same: to what is attended to, or, of itself alone, in a sequence of one."""
+    attention = drawn(module(16, 2))
+    x, memory = torch.randn(1, 2, 16), torch.randn(1, 7, 16)
+    if module is map_head.Attended:
+        torch.testing.assert_close(attention(x[:, :1], memory, memory), attention(x, memory, memory)[:, :1])
+    else:
+        torch.testing.assert_close(attention(x[:, :1])[:, 0], attention(x[:, :1].expand(-1, 2, -1))[:, 0])
+
+
 def test_the_pyramid_doubles_by_the_nearest():
     x = torch.randn(2, 3, 4, 5)
     torch.testing.assert_close(backbone._doubled(x), nn.functional.interpolate(x, scale_factor=2, mode="nearest"))
