@@ -73,7 +73,7 @@ class DrivingModel:
         said = {"modes": going["modes"]}
         vehicles = np.isin(objects.labels, config.vehicle_id_list)
         vehicles[-1] = False  # itself is not looked for
-        which = {"positions": going["positions"], "vehicles": self._placed(vehicles.astype(np.int64))}
+        which = {"placed": going["placed"], "vehicles": self._placed(vehicles.astype(np.int64))}
         covered = _taken(runs[OCCUPANCY](view | agents | said | which)["occupied"], objects)
         plan = runs[PLANNING](view | agents | said | {"command": np.array([frame.command], np.int64)})["plan"][0]
         sure = 1 / (1 + np.exp(-covered[vehicles])) * objects.scores[vehicles][:, None, None, None]

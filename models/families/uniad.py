@@ -125,9 +125,9 @@ class UniAD(nn.Module):
             "trajectories": Port((1, agents, config.predict_modes, config.predict_steps, motion.GAUSSIAN), exact=True),
             "likely": Port((1, agents, config.predict_modes)),
             "modes": modes,
-            "positions": of_agents,
+            "placed": of_agents,
         }
-        covered = {"bev": view, "modes": modes, "agents": of_agents, "positions": of_agents, "vehicles": flags}
+        covered = {"bev": view, "modes": modes, "agents": of_agents, "placed": of_agents, "vehicles": flags}
         steered = {"bev": view, "modes": modes, "agents": of_agents, "command": Port((1,), below=planning.COMMANDS)}
         logits = Port((1, agents, config.occ_n_future + 1, config.bev_h, config.bev_w))
         seg, decide, bev = self.seg_head, self.planning_head, {"bev": f"{BEV_ENCODER}/bev"}
@@ -149,7 +149,7 @@ class UniAD(nn.Module):
             INTERACT: (kept, {"next_queries": kept["queries"], "next_memory": memory}, {}),
             MAP: ({"bev": view}, drawn, bev),
             MOTION: (moving, going, bev | {"lanes": f"{MAP}/lanes"}),
-            OCCUPANCY: (covered, {"occupied": logits}, bev | said | {"positions": f"{MOTION}/positions"}),
+            OCCUPANCY: (covered, {"occupied": logits}, bev | said | {"placed": f"{MOTION}/placed"}),
             PLANNING: (steered, {"plan": Port((1, config.planning_steps, 2), exact=True)}, bev | said),
         }
         return tuple(Part(name, GRAPH, module.eval(), *ends[name]) for name, module in modules.items())

@@ -156,18 +156,18 @@ class Occupancy(nn.Module):
         self.config, self.occ_head = config, occ_head
         self.grid = slicer(config)
 
-    def forward(self, bev: Tensor, modes: Tensor, agents: Tensor, positions: Tensor, vehicles: Tensor) -> Tensor:
+    def forward(self, bev: Tensor, modes: Tensor, agents: Tensor, placed: Tensor, vehicles: Tensor) -> Tensor:
         """Of A agents, of which `vehicles` int64 [1,A] says which are looked for:
 
         bev                 [1,cells,C]
         modes               [1,A,modes,C], and
-        positions           [1,A,C]: what `motion` made of each
+        placed              [1,A,C]: what `motion` made of each
         agents              [1,A,C]: what `track` did
 
         to logits [1, A, steps, H, W], the first of now, over the cells within `occ_bound` metres."""
         config, head = self.config, self.occ_head
         fused = head.mode_fuser(modes).amax(2)
-        base = head.multi_query_fuser(torch.cat([fused, agents, positions], -1))
+        base = head.multi_query_fuser(torch.cat([fused, agents, placed], -1))
         cells = bev.transpose(1, 2).unflatten(-1, (config.bev_h, config.bev_w))
         view = F.grid_sample(cells.float(), self.grid, align_corners=True).to(bev.dtype)
         state = head.base_downscale(head.bev_light_proj(view))
