@@ -5,7 +5,7 @@
 
 Nothing is trained: it is there to be exported, cut up, built and compared. Of the random values some are moved, so that a drive shows
 something: fewer queries become tracks, anchors reach some metres, boxes are as large as vehicles, not every cell is covered
-alike, and masks are not all behind their last ReLU.
+alike, and masks are not all behind their last ReLU. The area's score is one number: it is moved away from zero.
 """
 
 import argparse
@@ -35,6 +35,7 @@ def main() -> None:
         weights = load_file(Path(folder) / "model.safetensors")
     last = config["decoder_layers"] - 1
     weights[f"pts_bbox_head.cls_branches.{last}.6.bias"] -= 2.0
+    weights[f"seg_head.cls_stuff_branches.{config['stuff_layers'] - 1}.bias"] += 1.0
     weights["motion_head.kmeans_anchors"] *= 100
     for name in ("weight", "bias"):
         weights[f"occ_head.query_to_occ_feat.layers.2.{name}"] *= 6

@@ -179,7 +179,7 @@ class Occupancy(nn.Module):
             asked = head.temporal_mlp_for_mask(x)
             asks.append(asked)
             near = ((flat.float() @ asked.float().transpose(1, 2)).sigmoid() >= config.attn_mask_thresh) & there
-            seen = torch.where(near.any(-1, keepdim=True), near, there)[:, None]  # a cell that none is near sees all
+            seen = (near | (there & ~near.any(-1, keepdim=True)))[:, None]  # a cell that none is near sees all
             for layer in head.transformer_decoder.layers[step * each : (step + 1) * each]:
                 among, across = layer.attentions
                 flat = layer.norms[0](among(flat, flat, flat, flat))
