@@ -3,9 +3,9 @@
     python models/tiny-uniad/make.py                 # into models/tiny-uniad
     python models/tiny-uniad/make.py --out DIR
 
-Nothing is trained: it is there to be exported, cut up, built and compared. Of the random values some are moved, so that a drive shows
-something: anchors reach some metres, boxes are as large as vehicles, not every cell is covered
-alike, and masks are not all behind their last ReLU. The area's score is one number: it is moved away from zero.
+It has learned nothing of roads: it is there to be exported, cut up, built and compared. Of the random values some are moved, so that
+a drive shows something: anchors reach some metres, boxes are as large as vehicles, and masks are not all behind their last ReLU.
+The area's score is one number: it is moved away from zero.
 
 What a query's class is read with is fitted by least squares over a drawn drive: two queries find an object in each frame, which stays a
 track, and the others none. So every score is far from the thresholds, and no rounding makes or ends a track.
@@ -62,8 +62,6 @@ def main() -> None:
             weights[f"{name}.{kind}"] *= 0.3
     weights[f"seg_head.cls_stuff_branches.{config['stuff_layers'] - 1}.bias"] += 1.0
     weights["motion_head.kmeans_anchors"] *= 100
-    for name in ("weight", "bias"):
-        weights[f"occ_head.query_to_occ_feat.layers.2.{name}"] *= 6
     for kind in ("things", "stuff"):
         for layer in ("linear_l1", "linear"):
             weights[f"seg_head.{kind}_mask_head.attnen.{layer}.0.bias"] += 0.5
