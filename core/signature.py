@@ -139,7 +139,8 @@ def find_signature(
 ) -> Signature:
     """Reads the signature of a decoder graph with a KV cache. `past_pattern` (a regular expression) overrides what
     counts as a cache input, `given` (by role: ROLES) which input or output is for what. Raises UserError naming what could
-    not be paired, and, with `need_caches`, for a graph without any cache (an encoder)."""
+    not be paired, and, with `need_caches`, for a graph without any cache (an encoder). In such a graph a name alone says
+    nothing: what has not the type and shape of tokens, positions or a mask is an input like any other."""
     initializers = {tensor.name for tensor in model.graph.initializer}
     inputs = {value.name: value for value in model.graph.input if value.name not in initializers}
     outputs = {value.name: value for value in model.graph.output}
@@ -169,13 +170,20 @@ def find_signature(
     write_indices = given.get("write_indices", write_indices)
     logits = given.get("logits") or find(name, outputs, LOGIT_NAMES, "logits output")
     sequence_lengths = _first(inputs, r"^sequence_lengths$", rank=1)
-    tokens = given.get("tokens") or (_tokens(inputs) if caches else None) or find(name, inputs, TOKEN_NAMES, "token input")
-    positions = given.get("positions") or _first(inputs, r"pos(ition)?_?(ids?|s)$|^positions?$")
+    tokens = (_tokens(inputs) if caches else None) or find(name, inputs, TOKEN_NAMES, "token input")
+    named = {
+        "tokens": tokens,
+        "positions": _first(inputs, r"pos(ition)?_?(ids?|s)$|^positions?$"),
+        "mask": _first(inputs, r"^(?!.*(encoder|cross)).*mask"),
+    }
+    if not pasts:
+        named = {role: _of_a_batch(role, inputs.get(tensor or "")) for role, tensor in named.items()}
+    tokens, positions, mask = (given.get(role) or tensor for role, tensor in named.items())
     return Signature(
         tokens=tokens,
         logits=logits,
         positions=positions,
-        mask=given.get("mask") or _first(inputs, r"^(?!.*(encoder|cross)).*mask"),
+        mask=mask,
         write_indices=write_indices,
         sequence_lengths=sequence_lengths,
         ntk_alpha=_first(inputs, r"^ntk_alpha$", rank=1),
@@ -242,6 +250,23 @@ def _may_be_decoder(inputs: dict[str, onnx.ValueInfoProto], given: dict[str, str
         return len(_shape(inputs[tokens])) in (2, 3)
     types = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
     return any(len(_shape(value)) == 2 and value.type.tensor_type.elem_type in types for value in inputs.values())
+
+
+def _of_a_batch(role: str, value: onnx.ValueInfoProto | None) -> str | None:
+    """The name of what can be in this role for a batch of tokens: ids [B,S] or embeddings [B,S,width], positions [B,S] or
+    [rows,B,S], a mask [B,S] or [B,1,S,S]. None: it is something else."""
+    if value is None or not value.type.tensor_type.HasField("shape"):
+        return None
+    shape, dtype = _shape(value), value.type.tensor_type.elem_type
+    whole = dtype in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+    embedded = len(shape) == 3 and dtype in FLOATS and isinstance(shape[2], int) and shape[2] > 0
+    in_rows = len(shape) == 3 and isinstance(shape[0], int) and shape[0] >= 3
+    fits = {
+        "tokens": (whole and len(shape) == 2) or embedded,
+        "positions": whole and (len(shape) == 2 or in_rows),
+        "mask": len(shape) in (2, 4),
+    }
+    return value.name if fits[role] else None
 
 
 def _is_cache(value: onnx.ValueInfoProto, pattern: str | None, flow: dict[str, str]) -> bool:

@@ -290,7 +290,7 @@ def test_a_preset_is_a_random_checkpoint_and_says_so(tmp_path, monkeypatch, caps
     written = (folder / "model.safetensors").stat().st_mtime_ns
     assert export._named("gpt2-tiny", tmp_path / "out", "float16") == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
-    with pytest.raises(UserError, match="is none of tiny-codef, tiny-qwen, tiny-sam, tiny-sd, tiny-vlm, gpt2-tiny"):
+    with pytest.raises(UserError, match="is none of tiny-codef, tiny-qwen, tiny-sam, tiny-sd, tiny-uniad, tiny-vlm, gpt2-tiny"):
         export._named("gpt2-large", tmp_path / "out", None)
 
 

@@ -97,6 +97,39 @@ class AnswerResult:
         return self.mean_kl <= self.kl_limit and self.agreement >= self.agreement_limit
 
 
+@dataclass
+class DriveResult:
+    """What two models make of the same frames: the largest distances in metres, and what both find."""
+
+    reference: str
+    candidate: str
+    frames: int
+    metres: float  # that they may be apart
+    alike: float  # the least intersection over union of the cells that both say will be covered
+    objects: int = 0  # tracks of either, over all frames
+    same: int = 0  # of both, and of one class
+    box: float = 0.0
+    trajectory: float = 0.0
+    plan: float = 0.0
+    covered: int = 0  # cells of either, over all frames and steps
+    covered_same: int = 0
+    shown: str = (
+        ""  # a PNG picture as a data URI: of each of the first frames a row: pictures, the reference's view, the candidate's
+    )
+
+    @property
+    def farthest(self) -> float:
+        return max(self.box, self.trajectory, self.plan)
+
+    @property
+    def covered_alike(self) -> float:
+        return self.covered_same / self.covered if self.covered else 1.0
+
+    @property
+    def passed(self) -> bool:
+        return self.same == self.objects and self.farthest <= self.metres and self.covered_alike >= self.alike
+
+
 @dataclass(frozen=True)
 class BrokenStage:
     """What a stage wrote, or should have written, and nothing can be made of: each level that needs it has failed."""
@@ -116,11 +149,12 @@ class Level:
     masks: MaskResult | None = None
     answers: AnswerResult | None = None
     frames: FrameResult | None = None
+    drive: DriveResult | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
     def worst(self) -> str:
-        """The largest error of a comparison, the least alike of pictures, masks or frames; "" where there is none."""
+        """The largest error of a comparison, the least alike of pictures, masks or frames, the farthest of a drive; "" where there is none."""
         if self.pictures:
             return f"{self.pictures.worst} dB, {self.pictures.least_similar:.3f} alike"
         if self.masks:
@@ -129,6 +163,8 @@ class Level:
             return f"{self.answers.alike} of {len(self.answers.answers)} answers alike"
         if self.frames:
             return f"{self.frames.worst:.1f} dB of {self.frames.limit:g}"
+        if self.drive:
+            return f"{self.drive.farthest:.2g} m of {self.drive.metres:g}"
         worst = self.comparison.worst if self.comparison else None
         if worst is None:
             return ""

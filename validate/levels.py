@@ -12,6 +12,7 @@ from pathlib import Path
 
 from onnx import TensorProto
 
+from suture.core.driving import drives
 from suture.core.errors import UserError
 from suture.core.frames import makes_frames
 from suture.core.masks import makes_masks
@@ -89,6 +90,11 @@ def run_levels(
         from suture.validate.frames import frames_level
 
         title, whole = FRAMES, partial(frames_level, pipeline, seed)
+    if drives(files.part for files in pipeline.parts):
+        from suture.validate.driving import TITLE as DRIVE
+        from suture.validate.driving import driving_level
+
+        title, whole = DRIVE, partial(driving_level, pipeline, seed)
     if any(files.part.name == "vae_decoder" for files in pipeline.parts):
         title, whole = PICTURES, partial(not_run, 5, OWN_LOOP)
     if answers_about_pictures({files.part.name for files in pipeline.parts}):

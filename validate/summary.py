@@ -59,6 +59,10 @@ def _levels(levels: list[dict]) -> Iterator[str]:
         elif frames := level["frames"]:
             worst = min(*frames["psnr"], frames["canonical"], *frames["edited"])
             cells = [f"{len(frames['psnr'])} frames", f"{worst:.1f} dB", f"{frames['limit']:g} dB at least"]
+        elif drive := level["drive"]:
+            apart = max(drive["box"], drive["trajectory"], drive["plan"])
+            tracks = f"{drive['same']} of {drive['objects']} tracks alike, {apart:.2g} m apart"
+            cells = [f"{drive['frames']} frames", tracks, f"{drive['metres']:g} m at most"]
         mark = level["status"] if level["status"] == "passed" else f"**{level['status']}**"
         yield f"| {_title(level)} | {mark} | {' | '.join(map(_plain, cells))} |"
 

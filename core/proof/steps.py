@@ -142,14 +142,16 @@ class Steps:
             return outputs
         signature, read = self.signature, {}
         found: dict[str | None, np.ndarray] = {name: values for name, values in outputs.items()}  # noqa: C416
-        if signature.logits is not None:
+        if signature.logits is not None and signature.tokens is not None:
             logits = found.pop(signature.logits)
             new = step.valid[:, step.cached :]
             if not signature.last_only and logits.shape[:2] == new.shape:
                 read[LOGITS] = logits[new]
                 read[LAST] = np.stack([row[count - 1] for row, count in zip(logits, step.counts)])
+            elif logits.ndim == 3 and logits.shape[1] == 1:
+                read[LAST] = logits[:, 0]
             else:
-                read[LAST] = logits[:, -1]
+                read[LOGITS] = logits  # a class of the whole, say, of which all count
         for cache in signature.caches:
             read[f"{cache.role} cache of layer {cache.layer}"] = self._valid(found.pop(cache.present), step)
         for cache in signature.encoder_caches:
