@@ -32,7 +32,7 @@ ANSWER = 600
 
 
 @dataclass(frozen=True)
-class Answered:
+class RequestTimes:
     """Of one request: seconds on the clock, and the tokens that the server counted."""
 
     sent: float
@@ -69,7 +69,7 @@ class Served:
                 self.ready.set()
         self.ready.set()
 
-    def complete(self, prompt: list[int], answer: int) -> Answered:
+    def complete(self, prompt: list[int], answer: int) -> RequestTimes:
         body = {"model": MODEL, "prompt": prompt, "max_tokens": answer, "temperature": 0, "ignore_eos": True, "stream": True,
                 "stream_options": {"include_usage": True}}  # fmt: skip
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER)
@@ -87,7 +87,7 @@ class Served:
                 events.append(line)
         connection.close()
         usage = next(found for line in reversed(events) if (found := json.loads(line[6:]).get("usage")))
-        return Answered(sent, first, last, usage["completion_tokens"])
+        return RequestTimes(sent, first, last, usage["completion_tokens"])
 
     def stop(self) -> None:
         self.process.terminate()
@@ -106,7 +106,7 @@ def measured(servers: list[Served], side_by_side: int, requests: int, length: in
     turns = itertools.cycle(servers)
     lock = threading.Lock()
 
-    def one(prompt: list[int]) -> Answered:
+    def one(prompt: list[int]) -> RequestTimes:
         with lock:
             server = next(turns)
         return server.complete(prompt, answer)

@@ -5,6 +5,7 @@ import onnx
 import pytest
 from foreign_graphs import load
 
+import suture
 from suture.core.errors import UserError
 from suture.core.proof.verdict import PASSED
 from suture.surgery.graph.branches import take
@@ -88,7 +89,7 @@ def test_an_if_without_caches_stays_a_condition():
     """Which TensorRT has, too: there is nothing to choose."""
     source = onnx.parser.parse_model(TWO)
     assert take(source, "here", None) == []
-    operated = operate(source)
+    operated = suture.operate(source)
     assert operated.report.proof["status"] == PASSED
     assert [node.op_type for node in operated.portable.graph.node] == ["If"]
     x, z = np.array([1, 2], np.float32), np.array([3, 5], np.float32)

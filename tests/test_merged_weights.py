@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,8 @@ def sharded(model: onnx.ModelProto, folder: Path, shards: int) -> Path:
         for key, value in (("location", location), ("offset", offset), ("length", len(raw))):
             tensor.external_data.add(key=key, value=str(value))
     onnx.save(model, graph / "model.onnx")
-    manifest = {"weights_root": "../checkpoint", "outputs": {"model.onnx": 0}}
+    content = {f"../checkpoint/{file.name}": {"sha256": sha256(file.read_bytes()).hexdigest()} for file in checkpoint.iterdir()}
+    manifest = {"weights_root": "../checkpoint", "outputs": {"model.onnx": 0}, "content": content}
     (graph / "manifest.json").write_text(json.dumps(manifest))
     return graph / "model.onnx"
 
