@@ -24,6 +24,7 @@ def load_pass(path: Path) -> Pass:
     assert spec is not None  # of a name that ends with .py
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # bytecode is taken for an edit of the same second and size
     try:
         _refuse_old_names(path)
         spec.loader.exec_module(module)
@@ -31,6 +32,8 @@ def load_pass(path: Path) -> Pass:
         raise
     except Exception as error:  # whatever the user's code raises
         raise UserError(f"--pass {path}", f"does not load ({type(error).__name__}: {error})", "correct the file") from error
+    finally:
+        sys.dont_write_bytecode = writes
     if not module.__doc__ or not callable(getattr(module, "run", None)):
         raise UserError(f"--pass {path}", "has no docstring or no run(graph) -> int", "add both")
     return replace(of_module(module), run=lambda graph: _run(path, module, graph))

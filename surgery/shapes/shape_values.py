@@ -276,6 +276,8 @@ class ShapeValues:
         starts, ends = (self.symbolic_dims(tensor) for tensor in cut.inputs[1:3])
         if steps is None or starts is None or ends is None or steps.tolist() != [1]:
             return None
+        if len(starts) != 1 or len(ends) != 1:  # one axis, named twice
+            return None
         (start,), (end,) = starts, ends
         rest = add([size, multiply([start, -1])])
         whole = end == size or (isinstance(end, int) and end >= NO_END)
