@@ -171,14 +171,14 @@ def find_signature(
     logits = given.get("logits") or find(name, outputs, LOGIT_NAMES, "logits output")
     sequence_lengths = _first(inputs, r"^sequence_lengths$", rank=1)
     tokens = (_tokens(inputs) if caches else None) or find(name, inputs, TOKEN_NAMES, "token input")
-    named = {
+    roles: dict[str, str | None] = {
         "tokens": tokens,
         "positions": _first(inputs, r"pos(ition)?_?(ids?|s)$|^positions?$"),
         "mask": _first(inputs, r"^(?!.*(encoder|cross)).*mask"),
     }
     if not pasts:
-        named = {role: _of_a_batch(role, inputs.get(tensor or "")) for role, tensor in named.items()}
-    tokens, positions, mask = (given.get(role) or tensor for role, tensor in named.items())
+        roles = {role: _of_a_batch(role, inputs.get(tensor or "")) for role, tensor in roles.items()}
+    tokens, positions, mask = (given.get(role) or tensor for role, tensor in roles.items())
     return Signature(
         tokens=tokens,
         logits=logits,

@@ -12,6 +12,7 @@ import torch
 from suture.core.dtypes import BY_NUMPY, torch_dtype
 from suture.core.errors import UserError
 from suture.core.network import arithmetic, attention, elementwise, quantization, sampling, sequences, shapes, windows
+from suture.core.network.batch_norms import unrounded
 from suture.core.network.description import Layer, Network, Tensor
 from suture.core.network.dtypes import TORCH, Constants, to_torch
 from suture.core.network.loops import BOUNDARIES, find_loops, run_loop
@@ -109,7 +110,9 @@ class Evaluator:
                 network.model, f"no evaluation of layer type {kinds} (first: {unknown[0]})", "check that part on a GPU"
             )
         self.stored = network.tensors  # the types that constants lie in
-        self.network = network = widened(network) if wide else network
+        graph = load_graph(network.model) if graph is None else graph
+        self.file = Constants(network.model, graph, root)
+        self.network = network = unrounded(widened(network), graph, self.file) if wide else network
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.producers = network.producers()
         self.conditions = {
@@ -117,7 +120,6 @@ class Evaluator:
         }
         self.attentions = _attentions(network)
         self.loops = find_loops(network)
-        self.file = Constants(network.model, load_graph(network.model) if graph is None else graph, root)
         self.constants = self._constants(check)
 
     def __call__(self, feeds: Mapping[str, np.ndarray | torch.Tensor], keep: Collection[str] = ()) -> dict[str, torch.Tensor]:
