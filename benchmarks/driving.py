@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from suture.core.driving import PARTS, Config
+from suture.core.driving import PARTS, DrivingConfig
 from suture.models.drawn_road import DrawnRoad
 from suture.models.named import preset_path, read_config
 from suture.models.random_weights import write
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("out/benchmarks/driving"), help="(%(default)s)")
     options = parser.parse_args()
     config = read_config(preset_path("uniad")) | ONE | {"bev_h": options.size, "bev_w": options.size}
-    rooms, overlap = room(Config.model_validate(config))
+    rooms, overlap = room(DrivingConfig.model_validate(config))
     config |= {"camera_queries": options.size**2 if options.dense else rooms, "camera_overlap": overlap}
     out = options.work / f"{options.part}-{options.size}-{'dense' if options.dense else 'room'}-{options.dtype}"
     write(config, out / "checkpoint", "float32", seed=0)
@@ -60,7 +60,7 @@ def main() -> None:
     print(json.dumps(found, indent=1))
 
 
-def room(config: Config) -> tuple[int, int]:
+def room(config: DrivingConfig) -> tuple[int, int]:
     """How many cells a camera sees, and cameras a cell, at most."""
     _, seen = projected(DrawnRoad(config.cameras, config.height, config.width).lidar2img(), config)
     return int(seen.sum(1).max()), int(seen.sum(0).max())

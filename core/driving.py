@@ -21,7 +21,7 @@ Many = Annotated[int, Field(ge=1, le=4096)]
 Metres = Annotated[float, Field(ge=-1000, le=1000)]
 
 
-class Config(Strict):
+class DrivingConfig(Strict):
     # pictures
     cameras: Few = 6
     height: Annotated[int, Field(ge=32, le=4096, multiple_of=32)]  # as they are padded
@@ -104,9 +104,9 @@ def drives(parts: Iterable[PartFolder]) -> bool:
     return set(PARTS) <= {part.name for part in parts}
 
 
-def read_driving(checkpoint: Path) -> Config:
+def read_driving(checkpoint: Path) -> DrivingConfig:
     """Of a checkpoint's config.json. Raises UserError where it is none."""
     file = checkpoint / "config.json"
     content = read_json(file, REMEDY)
-    check(content, Config, file, REMEDY)
-    return Config.model_validate(content)
+    check(content, DrivingConfig, file, REMEDY)
+    return DrivingConfig.model_validate(content)

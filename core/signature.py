@@ -170,7 +170,7 @@ def find_signature(
     write_indices = given.get("write_indices", write_indices)
     logits = given.get("logits") or find(name, outputs, LOGIT_NAMES, "logits output")
     sequence_lengths = _first(inputs, r"^sequence_lengths$", rank=1)
-    tokens = (_tokens(inputs) if caches else None) or find(name, inputs, TOKEN_NAMES, "token input")
+    tokens = given.get("tokens") or (_tokens(inputs) if caches else None) or find(name, inputs, TOKEN_NAMES, "token input")
     roles: dict[str, str | None] = {
         "tokens": tokens,
         "positions": _first(inputs, r"pos(ition)?_?(ids?|s)$|^positions?$"),

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from suture.core.driving import Config
+from suture.core.driving import DrivingConfig
 from suture.core.errors import UserError
 
 NEAR = 1e-5  # metres in front of a camera from which it sees
 WHERE = "the cameras' calibration"
 
 
-def seen_by_cameras(lidar2img: np.ndarray, config: Config) -> dict[str, np.ndarray]:
+def seen_by_cameras(lidar2img: np.ndarray, config: DrivingConfig) -> dict[str, np.ndarray]:
     """`lidar2img` float [cameras,4,4]: points (x, y, z, 1) in metres to pixels times depth, of pictures as the graph takes them.
 
     Raises UserError where a camera sees more cells, or more cameras see one cell, than the graph has room for."""
@@ -43,7 +43,7 @@ def seen_by_cameras(lidar2img: np.ndarray, config: Config) -> dict[str, np.ndarr
     }
 
 
-def projected(lidar2img: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]:
+def projected(lidar2img: np.ndarray, config: DrivingConfig) -> tuple[np.ndarray, np.ndarray]:
     """Of each cell's pillar the places in each picture, (x, y) from 0 to 1 within it, float32 [cameras,cells,heights,2], and whether
     the camera sees any of them, bool [cameras,cells]."""
     low, high = np.array(config.pc_range[:3], np.float32), np.array(config.pc_range[3:], np.float32)

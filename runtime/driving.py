@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from suture.core.driving import BACKBONE, BEV_ENCODER, INTERACT, MAP, MOTION, OCCUPANCY, PLANNING, TRACK, Config
+from suture.core.driving import BACKBONE, BEV_ENCODER, INTERACT, MAP, MOTION, OCCUPANCY, PLANNING, TRACK, DrivingConfig
 from suture.runtime.cameras import seen_by_cameras
 from suture.runtime.tracks import Objects, Pose, Tracks, filled
 
@@ -23,7 +23,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Seen:
+class SeenFrame:
     """What a model makes of a frame."""
 
     objects: Objects
@@ -36,7 +36,7 @@ class Seen:
 
 
 class DrivingModel:
-    def __init__(self, runs: Mapping[str, Run], config: Config):
+    def __init__(self, runs: Mapping[str, Run], config: DrivingConfig):
         self.runs, self.config = runs, config
         self.start()
 
@@ -46,7 +46,7 @@ class DrivingModel:
         self.tracks = Tracks(config)
         self.view: np.ndarray | None = None
 
-    def step(self, frame: Frame) -> Seen:
+    def step(self, frame: Frame) -> SeenFrame:
         """The next frame of the scene. Raises UserError for a calibration that the graph has no room for."""
         config, runs = self.config, self.runs
         levels = runs[BACKBONE]({"pictures": frame.pictures[None].astype(np.float32)})
@@ -77,7 +77,7 @@ class DrivingModel:
         covered = _taken(runs[OCCUPANCY](view | agents | said | which)["occupied"], objects)
         plan = runs[PLANNING](view | agents | said | {"command": np.array([frame.command], np.int64)})["plan"][0]
         sure = 1 / (1 + np.exp(-covered[vehicles])) * objects.scores[vehicles][:, None, None, None]
-        return Seen(
+        return SeenFrame(
             objects,
             _taken(going["trajectories"], objects)[..., :2],
             _taken(going["likely"], objects),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from suture.core.driving import Config
+from suture.core.driving import DrivingConfig
 
 SAVED = 3  # frames until a track's embedding is remembered again
 REACH = np.array([61.2, 61.2, 10.0], np.float32)  # metres from the middle within which an object is shown
@@ -37,7 +37,7 @@ class Objects:
 
 @dataclass
 class Tracks:
-    config: Config
+    config: DrivingConfig
     known: int = 0  # objects so far
     pose: Pose | None = None
     ids: np.ndarray = field(init=False)  # int [tracks], -1 where there is none

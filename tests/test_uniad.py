@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-from suture.core.driving import BACKBONE, BEV_ENCODER, PARTS, TRACK, Config, read_driving
+from suture.core.driving import BACKBONE, BEV_ENCODER, PARTS, TRACK, DrivingConfig, read_driving
 from suture.core.errors import UserError
 from suture.core.network.parse import describe
 from suture.core.weights import weights_root
@@ -36,7 +36,7 @@ TINY = checkpoint_folder("tiny-uniad")
 
 
 @pytest.fixture(scope="module")
-def config() -> Config:
+def config() -> DrivingConfig:
     return read_driving(TINY)
 
 
@@ -161,7 +161,7 @@ def published_cross_attention(module, query, features, places, seen, sizes):
     return query + module.output_proj(slots / seen.sum(0).clamp(min=1)[None, :, None])
 
 
-def overlapping(config: Config) -> np.ndarray:
+def overlapping(config: DrivingConfig) -> np.ndarray:
     """The second camera turned, so that some cells are seen by both."""
     matrices = DrawnRoad(8, config.height, config.width).lidar2img()
     return matrices[:2]
@@ -273,6 +273,7 @@ def test_a_drive_carries_view_and_tracks_along(config, model):
     damaged[TRACK] = lambda inputs: runs[TRACK](inputs | {"track_queries": inputs["track_queries"] * 0})
     found = compare_drives(DrivingModel(runs, config), DrivingModel(damaged, config), config, 0.5, 0.97, 0)
     assert not found.passed
+    assert json.loads(json.dumps(asdict(found)))["frames"] == found.frames
     assert compare_drives(DrivingModel(runs, config), DrivingModel(runs, config), config, 1e-6, 1.0, 0).passed
 
 

@@ -9,10 +9,10 @@ import numpy as np
 from onnx import TensorProto
 from PIL import Image
 
-from suture.core.driving import PARTS, TRACK, Config, read_driving
+from suture.core.driving import PARTS, TRACK, DrivingConfig, read_driving
 from suture.core.errors import UserError
 from suture.models.drawn_road import DrawnRoad
-from suture.runtime.driving import DrivingModel, Frame, Seen
+from suture.runtime.driving import DrivingModel, Frame, SeenFrame
 from suture.runtime.tracks import Pose
 from suture.validate.compare import DIFFERENT, PASSED
 from suture.validate.driving_picture import view
@@ -49,7 +49,7 @@ def driving_level(pipeline: Pipeline, seed: int) -> Level:
 
 
 def compare_drives(
-    reference: DrivingModel, candidate: DrivingModel, config: Config, metres: float, alike: float, seed: int
+    reference: DrivingModel, candidate: DrivingModel, config: DrivingConfig, metres: float, alike: float, seed: int
 ) -> DriveResult:
     road = DrawnRoad(config.cameras, config.height, config.width, seed)
     count = FRAMES if config.cameras * config.height * config.width <= LARGE else LARGE_FRAMES
@@ -68,11 +68,11 @@ def frame_of(road: DrawnRoad, number: int) -> Frame:
     return Frame(road.network_pictures(number), road.lidar2img(), road.can_bus(number), Pose(*road.pose(number)), STRAIGHT_ON)
 
 
-def _compare(found: DriveResult, ours: Seen, theirs: Seen, config: Config) -> None:
+def _compare(found: DriveResult, ours: SeenFrame, theirs: SeenFrame, config: DrivingConfig) -> None:
     ids, others = ours.objects.ids, theirs.objects.ids
     both = [each for each in ids if each in others]
     found.objects += len(set(ids) | set(others))
-    found.same += sum(ours.objects.labels[ids.index(each)] == theirs.objects.labels[others.index(each)] for each in both)
+    found.same += sum(bool(ours.objects.labels[ids.index(each)] == theirs.objects.labels[others.index(each)]) for each in both)
     mine, their = ([*(known.index(each) for each in both), -1] for known in (ids, others))
     boxes = abs(ours.objects.boxes[mine, :3] - theirs.objects.boxes[their, :3])
     moves = abs(ours.trajectories[mine] - theirs.trajectories[their])

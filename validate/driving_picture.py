@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from suture.core.driving import Config
-from suture.runtime.driving import Seen
+from suture.core.driving import DrivingConfig
+from suture.runtime.driving import SeenFrame
 
 SIDE = 240  # pixels
 GROUND, AREA, LANE, COVERED = (28, 30, 36), (52, 56, 66), (96, 110, 140), (200, 70, 60)
@@ -12,7 +12,7 @@ COLOURS = ((250, 200, 60), (90, 200, 250), (140, 230, 120), (240, 130, 220), (25
 EGO, PLAN = (255, 255, 255), (90, 250, 120)
 
 
-def view(seen: Seen, config: Config) -> np.ndarray:
+def view(seen: SeenFrame, config: DrivingConfig) -> np.ndarray:
     """uint8 [SIDE,SIDE,3]; ahead is up."""
     picture = Image.fromarray(_ground(seen, config))
     draw = ImageDraw.Draw(picture)
@@ -30,7 +30,7 @@ def view(seen: Seen, config: Config) -> np.ndarray:
     return np.asarray(picture)
 
 
-def _ground(seen: Seen, config: Config) -> np.ndarray:
+def _ground(seen: SeenFrame, config: DrivingConfig) -> np.ndarray:
     """The view's rows begin behind the vehicle: turned, so that ahead is up."""
     found = np.zeros([config.bev_h, config.bev_w, 3], np.float32) + GROUND
     lanes = seen.lanes.max(0)
@@ -52,7 +52,7 @@ def _corners(box: np.ndarray) -> np.ndarray:
     return np.stack([middle + ahead + aside, middle + ahead - aside, middle - ahead - aside, middle - ahead + aside])
 
 
-def _pixels(points: np.ndarray, config: Config) -> list[tuple[float, float]]:
+def _pixels(points: np.ndarray, config: DrivingConfig) -> list[tuple[float, float]]:
     low, high = np.array(config.pc_range[:2]), np.array(config.pc_range[3:5])
     places = (points - low) / (high - low) * SIDE
     return [(float(x), float(SIDE - y)) for x, y in np.nan_to_num(places).clip(-SIDE, 2 * SIDE)]

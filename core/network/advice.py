@@ -4,7 +4,7 @@ import re
 
 import onnx
 
-from suture.core.traits import MICROSOFT, OTHERS
+from suture.core.traits import MICROSOFT, OTHERS, STANDARD
 
 SURGERY = "surgery writes it as standard operators (python -m surgery)"
 STATIC_SCALES = "quantise with static scales (QuantizeLinear and DequantizeLinear, zero points 0)"
@@ -58,7 +58,7 @@ def advice(node: onnx.NodeProto | None, operator: str, message: str) -> str | No
         return SURGERY
     if operator in OPERATORS:
         return OPERATORS[operator]
-    if PLUGIN.search(message):
+    if PLUGIN.search(message) and node is not None and node.domain not in STANDARD:
         return "write it in standard operators, or give a plugin library (--plugin)"
     return None
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from torch import nn
 
-from suture.core.driving import BACKBONE, BEV_ENCODER, INTERACT, MAP, MOTION, OCCUPANCY, PLANNING, REMEDY, TRACK, Config
+from suture.core.driving import BACKBONE, BEV_ENCODER, INTERACT, MAP, MOTION, OCCUPANCY, PLANNING, REMEDY, TRACK, DrivingConfig
 from suture.core.errors import UserError
 from suture.core.typed import check
 from suture.models.parts import GRAPH, Part, Port
@@ -28,10 +28,10 @@ ARCHITECTURES = ("UniAD",)
 PREFIX = ""
 
 
-class Transformer(nn.Module):
+class BevTransformer(nn.Module):
     """Of bird's-eye view and tracks together, as their weights' names have it."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: DrivingConfig):
         super().__init__()
         width = config.embed_dims
         self.level_embeds = nn.Parameter(nn.Linear(width, bev_encoder.LEVELS).weight)
@@ -41,11 +41,11 @@ class Transformer(nn.Module):
 
 
 class TrackHead(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, config: DrivingConfig):
         super().__init__()
         self.bev_embedding = nn.Embedding(config.cells, config.embed_dims)
-        self.positional_encoding = bev_encoder.Positions(config)
-        self.transformer = Transformer(config)
+        self.positional_encoding = bev_encoder.BevPositions(config)
+        self.transformer = BevTransformer(config)
         for name, branches in track.branches(config).items():
             self.add_module(name, branches)
 
@@ -53,7 +53,7 @@ class TrackHead(nn.Module):
 class UniAD(nn.Module):
     """All weights that the parts read, under the names that they were published by."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: DrivingConfig):
         super().__init__()
         self.config, width = config, config.embed_dims
         self.img_backbone, self.img_neck = backbone.ResNet(config), backbone.Pyramid(config)
@@ -156,8 +156,8 @@ class UniAD(nn.Module):
 
 
 def build(config: dict, where: Path) -> UniAD:
-    check(config, Config, where, REMEDY)
-    parsed = Config.model_validate(config)
+    check(config, DrivingConfig, where, REMEDY)
+    parsed = DrivingConfig.model_validate(config)
     for wrong, said in (
         (parsed.embed_dims % (4 * parsed.num_heads), "'embed_dims' is no multiple of four times 'num_heads'"),
         (parsed.spatial_points % parsed.num_points_in_pillar, "'spatial_points' is no multiple of 'num_points_in_pillar'"),

@@ -59,7 +59,7 @@ class Multiway(nn.Module):
         return self.A(pair[0]), self.B(pair[1])
 
 
-class Attention(nn.Module):
+class BeitAttention(nn.Module):
     def __init__(self, config: TowerConfig):
         super().__init__()
         self.heads, width = config.num_attention_heads, config.hidden_size
@@ -75,7 +75,7 @@ class Attention(nn.Module):
         return self.out_proj(self.inner_attn_ln((seen[:, :count], seen[:, count:])))
 
 
-class FeedForward(nn.Module):
+class BeitFeedForward(nn.Module):
     def __init__(self, width: int, inner: int):
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(width, inner), nn.Linear(inner, width)
@@ -85,19 +85,19 @@ class FeedForward(nn.Module):
         return self.fc2(self.ffn_layernorm(gelu(self.fc1(x))))
 
 
-class Layer(nn.Module):
+class BeitLayer(nn.Module):
     def __init__(self, config: TowerConfig):
         super().__init__()
-        self.self_attn = Attention(config)
+        self.self_attn = BeitAttention(config)
         self.self_attn_layer_norm, self.final_layer_norm = (Multiway(nn.LayerNorm, config.hidden_size) for _ in range(2))
-        self.ffn = Multiway(FeedForward, config.hidden_size, config.intermediate_size)
+        self.ffn = Multiway(BeitFeedForward, config.hidden_size, config.intermediate_size)
 
     def forward(self, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         pair = _sums(pair, self.self_attn(self.self_attn_layer_norm(pair)))
         return _sums(pair, self.ffn(self.final_layer_norm(pair)))
 
 
-class Positions(nn.Module):
+class BeitPositions(nn.Module):
     """Only holds the parameters that the checkpoint names embed_positions.*"""
 
     def __init__(self, patches: int, width: int):
@@ -108,9 +108,9 @@ class Positions(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, config: TowerConfig):
         super().__init__()
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(BeitLayer(config) for _ in range(config.num_hidden_layers))
         self.layer_norm = Multiway(nn.LayerNorm, config.hidden_size)
-        self.embed_positions = Positions((config.image_size // config.patch_size) ** 2, config.hidden_size)
+        self.embed_positions = BeitPositions((config.image_size // config.patch_size) ** 2, config.hidden_size)
 
     def forward(self, seen: Tensor, queries: Tensor) -> Tensor:
         """Patches [B,P,C] and queries [B,Q,C] to what the queries have found [B,Q,C]."""
@@ -140,7 +140,7 @@ class Beit3(nn.Module):
         self.vision_embed, self.encoder = VisionEmbedding(config), Encoder(config)
 
 
-class Tower(nn.Module):
+class BeitTower(nn.Module):
     """Only holds the parameters that the checkpoint names vpm.*"""
 
     def __init__(self, config: TowerConfig):
@@ -148,8 +148,8 @@ class Tower(nn.Module):
         self.beit3 = Beit3(config)
 
 
-class Vision(nn.Module):
-    def __init__(self, vpm: Tower, query: nn.Parameter, mapping: nn.Module):
+class BeitVision(nn.Module):
+    def __init__(self, vpm: BeitTower, query: nn.Parameter, mapping: nn.Module):
         super().__init__()
         self.vpm, self.query, self.mapping = vpm, query, mapping
 
@@ -167,7 +167,7 @@ class VisCPM(CPMBee):
     def __init__(self, config: CpmConfig, relations: int, distance_scale: float, tower: TowerConfig, queries: int):
         super().__init__(config, relations, distance_scale)
         self.relations, self.tower = relations, tower
-        self.vpm = Tower(tower)
+        self.vpm = BeitTower(tower)
         self.query = nn.Parameter(torch.empty(queries, tower.hidden_size))
         self.mapping = nn.Sequential(
             nn.Linear(tower.hidden_size, config.hidden), nn.GELU(), nn.Linear(config.hidden, config.hidden)
@@ -177,7 +177,7 @@ class VisCPM(CPMBee):
         with torch.device("meta"):
             decoder = CPMBee(self.config, self.relations, self.distance_scale)
         decoder.cpmbee = self.cpmbee
-        vision, side = Vision(self.vpm, self.query, self.mapping), self.tower.image_size
+        vision, side = BeitVision(self.vpm, self.query, self.mapping), self.tower.image_size
         return (
             Part(
                 VISION,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from suture.core.driving import Config
+from suture.core.driving import DrivingConfig
 from suture.models.uniad.layers import LEVELS
 
 EXPANSION, TAPS = 4, 9
@@ -72,7 +72,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, config: DrivingConfig):
         super().__init__()
         width = config.backbone_width
         self.conv1, self.bn1 = nn.Conv2d(3, width, 7, 2, 3, bias=False), FrozenNorm(width)
@@ -106,7 +106,7 @@ class Convolution(nn.Module):
 
 
 class Pyramid(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, config: DrivingConfig):
         super().__init__()
         width, made = config.backbone_width, config.embed_dims
         given = [(width << stage) * EXPANSION for stage in (1, 2, 3)]

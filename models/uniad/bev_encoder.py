@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from suture.core.driving import Config
-from suture.models.uniad.layers import LEVELS, Deformable, Layer, Layers, Sizes, centres, sampled, scales
+from suture.core.driving import DrivingConfig
+from suture.models.uniad.layers import LEVELS, Deformable, QueryLayer, QueryLayers, Sizes, centres, sampled, scales
 
 CAN_BUS = 18  # numbers of a vehicle's motion since the frame before
 QUEUE = 2  # the view before, and this one
@@ -21,7 +21,7 @@ QUEUE = 2  # the view before, and this one
 class TemporalAttention(nn.Module):
     """Of this view to itself and the one before; at the end the mean of both."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: DrivingConfig):
         super().__init__()
         width, self.heads, self.points = config.embed_dims, config.num_heads, config.temporal_points
         count = QUEUE * self.heads * self.points
@@ -48,7 +48,7 @@ class TemporalAttention(nn.Module):
 class SpatialAttention(nn.Module):
     """Of the cells that each camera sees to its picture."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: DrivingConfig):
         super().__init__()
         self.pillar = config.num_points_in_pillar
         self.deformable_attention = Deformable(
@@ -70,10 +70,10 @@ class SpatialAttention(nn.Module):
         return query + self.output_proj((found * shares[..., None]).sum(1)[None])
 
 
-class Positions(nn.Module):
+class BevPositions(nn.Module):
     """Learned, of columns and of rows."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: DrivingConfig):
         super().__init__()
         self.size = config.bev_h, config.bev_w
         half = config.embed_dims // 2
@@ -92,17 +92,17 @@ class CanBus(nn.Sequential):
         self.add_module("norm", nn.LayerNorm(width))
 
 
-def encoder(config: Config) -> Layers:
+def encoder(config: DrivingConfig) -> QueryLayers:
     width, inner = config.embed_dims, config.feedforward_channels
-    return Layers(
-        *(Layer(width, inner, TemporalAttention(config), SpatialAttention(config)) for _ in range(config.encoder_layers))
+    return QueryLayers(
+        *(QueryLayer(width, inner, TemporalAttention(config), SpatialAttention(config)) for _ in range(config.encoder_layers))
     )
 
 
 class BevEncoder(nn.Module):
     """The part. `pts_bbox_head`: whose bev_embedding, positional_encoding and transformer it reads."""
 
-    def __init__(self, config: Config, pts_bbox_head: nn.Module):
+    def __init__(self, config: DrivingConfig, pts_bbox_head: nn.Module):
         super().__init__()
         self.config, self.pts_bbox_head = config, pts_bbox_head
 

@@ -12,7 +12,14 @@ LEVELS = 4  # of the pictures' features
 Sizes = Sequence[tuple[int, int]]
 
 
-class Attention(nn.Module):
+def of_one_query(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of q [B,heads,1,D] over k and v [B,heads,K,D] as products and sums: TensorRT-RTX 1.7 builds no fused attention whose
+    query is fixed to one, with two heads."""
+    weights = ((k * q).sum(-1, keepdim=True) * q.shape[-1] ** -0.5).softmax(-2)
+    return (v * weights).sum(-2, keepdim=True)
+
+
+class QueryAttention(nn.Module):
     """torch's MultiheadAttention, by its names."""
 
     def __init__(self, width: int, heads: int):
@@ -27,7 +34,8 @@ class Attention(nn.Module):
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         given = zip((query, key, value), weights, biases)
         q, k, v = (F.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2) for x, w, b in given)
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v, seen).transpose(1, 2).flatten(2))
+        met = of_one_query(q, k, v) if q.shape[2] == 1 and seen is None else F.scaled_dot_product_attention(q, k, v, seen)
+        return self.out_proj(met.transpose(1, 2).flatten(2))
 
 
 class Wrapped(nn.Module):
@@ -35,13 +43,13 @@ class Wrapped(nn.Module):
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.attn = Attention(width, heads)
+        self.attn = QueryAttention(width, heads)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, identity: Tensor, seen: Tensor | None = None) -> Tensor:
         return identity + self.attn(query, key, value, seen)
 
 
-class FeedForward(nn.Module):
+class QueryFeedForward(nn.Module):
     def __init__(self, width: int, inner: int):
         super().__init__()
         self.layers = nn.Sequential(nn.Sequential(nn.Linear(width, inner), nn.ReLU()), nn.Linear(inner, width))
@@ -50,20 +58,20 @@ class FeedForward(nn.Module):
         return x + self.layers(x)
 
 
-class Layer(nn.Module):
+class QueryLayer(nn.Module):
     """mmcv's BaseTransformerLayer: attentions, each with a norm behind it, then a feed-forward network with one."""
 
     def __init__(self, width: int, inner: int, *attentions: nn.Module):
         super().__init__()
         self.attentions = nn.ModuleList(attentions)
-        self.ffns = nn.ModuleList([FeedForward(width, inner)])
+        self.ffns = nn.ModuleList([QueryFeedForward(width, inner)])
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(len(attentions) + 1))
 
     def finished(self, x: Tensor) -> Tensor:
         return self.norms[-1](self.ffns[0](x))
 
 
-class Layers(nn.Module):
+class QueryLayers(nn.Module):
     def __init__(self, *layers: nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -75,11 +83,11 @@ class TorchLayer(nn.Module):
     def __init__(self, width: int, heads: int, inner: int, crossed: bool):
         super().__init__()
         self.crossed = crossed
-        self.self_attn = Attention(width, heads)
+        self.self_attn = QueryAttention(width, heads)
         self.linear1, self.linear2 = nn.Linear(width, inner), nn.Linear(inner, width)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         if crossed:
-            self.multihead_attn = Attention(width, heads)
+            self.multihead_attn = QueryAttention(width, heads)
             self.norm3 = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, memory: Tensor | None = None, seen: Tensor | None = None) -> Tensor:

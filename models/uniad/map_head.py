@@ -5,29 +5,38 @@ import math
 import torch
 from torch import Tensor, nn
 
-from suture.core.driving import Config
-from suture.models.uniad.layers import Deformable, Layer, Layers, Wrapped, centres, inverse_sigmoid, perceptron
+from suture.core.driving import DrivingConfig
+from suture.models.uniad.layers import (
+    Deformable,
+    QueryLayer,
+    QueryLayers,
+    Wrapped,
+    centres,
+    inverse_sigmoid,
+    of_one_query,
+    perceptron,
+)
 
 RATIO = 4  # of a mask block's inner width
 
 
-class Transformer(nn.Module):
-    def __init__(self, config: Config):
+class MapTransformer(nn.Module):
+    def __init__(self, config: DrivingConfig):
         super().__init__()
         width, inner, heads = config.embed_dims, config.feedforward_channels, config.num_heads
 
         def deformable() -> Deformable:
             return Deformable(width, heads, config.map_levels, config.map_points)
 
-        self.encoder = Layers(*(Layer(width, inner, deformable()) for _ in range(config.map_encoder_layers)))
-        self.decoder = Layers(
-            *(Layer(width, inner, Wrapped(width, heads), deformable()) for _ in range(config.map_decoder_layers))
+        self.encoder = QueryLayers(*(QueryLayer(width, inner, deformable()) for _ in range(config.map_encoder_layers)))
+        self.decoder = QueryLayers(
+            *(QueryLayer(width, inner, Wrapped(width, heads), deformable()) for _ in range(config.map_decoder_layers))
         )
         self.level_embeds = nn.Parameter(torch.empty(4, width))
         self.reference_points = nn.Linear(width, 2)
 
 
-class Scores(nn.Module):
+class MaskScores(nn.Module):
     """How much each query attends to each cell, over all heads together: its mask."""
 
     def __init__(self, width: int, heads: int):
@@ -47,7 +56,7 @@ class Scores(nn.Module):
         return self.linear(self.linear_l1(scores.permute(0, 2, 3, 1)))[..., 0]
 
 
-class Attended(Scores):
+class Attended(MaskScores):
     """The same, of which only what is attended to is read."""
 
     def __init__(self, width: int, heads: int):
@@ -56,10 +65,8 @@ class Attended(Scores):
 
     def forward(self, query: Tensor, memory: Tensor, value: Tensor) -> Tensor:
         q, k, v = self.split(self.q(query)), self.split(self.k(memory)), self.split(self.v(value))
-        if query.shape[1] == 1:  # and learned: TensorRT-RTX 1.7 builds no fused attention of one constant query
-            weights = ((k * q).sum(-1, keepdim=True) * q.shape[-1] ** -0.5).softmax(-2)
-            return self.proj((v * weights).sum(-2, keepdim=True).transpose(1, 2).flatten(2))
-        return self.proj(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        met = of_one_query(q, k, v) if query.shape[1] == 1 else nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(met.transpose(1, 2).flatten(2))
 
 
 class SelfAttention(nn.Module):
@@ -75,7 +82,7 @@ class SelfAttention(nn.Module):
         return self.proj(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-class Mlp(nn.Module):
+class MaskMlp(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(width, RATIO * width), nn.Linear(RATIO * width, width)
@@ -89,7 +96,7 @@ class Block(nn.Module):
         super().__init__()
         self.own = own
         self.head_norm1, self.head_norm2 = nn.LayerNorm(width, 1e-6), nn.LayerNorm(width, 1e-6)
-        self.attn, self.mlp = Attended(width, heads), Mlp(width)
+        self.attn, self.mlp = Attended(width, heads), MaskMlp(width)
         if own:
             self.self_attention, self.norm3 = SelfAttention(width, heads), nn.LayerNorm(width, 1e-6)
 
@@ -101,11 +108,11 @@ class Block(nn.Module):
 
 
 class MaskHead(nn.Module):
-    def __init__(self, config: Config, layers: int, own: bool):
+    def __init__(self, config: DrivingConfig, layers: int, own: bool):
         super().__init__()
         width, heads = config.embed_dims, config.num_heads
         self.blocks = nn.ModuleList(Block(width, heads, own) for _ in range(layers))
-        self.attnen = Scores(width, heads)
+        self.attnen = MaskScores(width, heads)
 
     def forward(self, x: Tensor, memory: Tensor, position: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """To masks [1,Q,cells] and the queries as they have become."""
@@ -117,12 +124,12 @@ class MaskHead(nn.Module):
 class SegHead(nn.Module):
     """All weights, under their names; of some a graph reads nothing."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: DrivingConfig):
         super().__init__()
         width, kinds = config.embed_dims, config.num_things_classes
         layers = range(config.map_decoder_layers)
         self.bev_embedding = nn.Embedding(config.cells, width)
-        self.transformer = Transformer(config)
+        self.transformer = MapTransformer(config)
         self.cls_branches = nn.ModuleList(nn.Linear(width, kinds) for _ in layers)
         self.reg_branches = nn.ModuleList(perceptron(width, width, width, 4) for _ in layers)
         self.query_embedding = nn.Embedding(config.map_queries, 2 * width)
@@ -137,7 +144,7 @@ class SegHead(nn.Module):
 class MapHead(nn.Module):
     """The part."""
 
-    def __init__(self, config: Config, seg_head: SegHead):
+    def __init__(self, config: DrivingConfig, seg_head: SegHead):
         super().__init__()
         self.config, self.seg_head = config, seg_head
 

@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-from suture.core.driving import Config
-from suture.models.uniad.layers import Layer, TorchLayer, fuser, perceptron, sampled, scales, waves
+from suture.core.driving import DrivingConfig
+from suture.models.uniad.layers import QueryLayer, TorchLayer, fuser, perceptron, sampled, scales, waves
 
 GAUSSIAN = 5  # numbers of a step: where, x and y, and how sure: two deviations and a correlation
 HALF_TURN = 3.1415953  # as the published code has it
 
 
 class Interaction(nn.Module):
-    def __init__(self, config: Config, crossed: bool):
+    def __init__(self, config: DrivingConfig, crossed: bool):
         super().__init__()
         width = config.embed_dims
         self.interaction_transformer = TorchLayer(width, config.num_heads, 2 * width, crossed)
@@ -24,7 +24,7 @@ class Interaction(nn.Module):
 class MotionAttention(nn.Module):
     """Of each mode to the view around where its trajectory ends, some points a step."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: DrivingConfig):
         super().__init__()
         width, self.heads = config.embed_dims, config.num_heads
         self.steps, self.points = config.predict_steps, config.motion_points
@@ -50,13 +50,13 @@ class MotionAttention(nn.Module):
 
 
 class MotionFormer(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, config: DrivingConfig):
         super().__init__()
         width, inner, layers = config.embed_dims, config.feedforward_channels, range(config.motion_layers)
         self.intention_interaction_layers = Interaction(config, crossed=False)
         self.track_agent_interaction_layers = nn.ModuleList(Interaction(config, crossed=True) for _ in layers)
         self.map_interaction_layers = nn.ModuleList(Interaction(config, crossed=True) for _ in layers)
-        self.bev_interaction_layers = nn.ModuleList(Layer(width, inner, MotionAttention(config)) for _ in layers)
+        self.bev_interaction_layers = nn.ModuleList(QueryLayer(width, inner, MotionAttention(config)) for _ in layers)
         self.static_dynamic_fuser = perceptron(2 * width, 2 * width, width)
         self.dynamic_embed_fuser = perceptron(3 * width, 2 * width, width)
         self.in_query_fuser = perceptron(2 * width, 2 * width, width)
@@ -66,7 +66,7 @@ class MotionFormer(nn.Module):
 class MotionHead(nn.Module):
     """All weights, under their names, and the anchors, which the published code reads from a file of their own."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: DrivingConfig):
         super().__init__()
         width, groups, layers = config.embed_dims, len(config.group_id_list), range(config.motion_layers)
         self.kmeans_anchors = nn.Parameter(torch.empty(groups, config.predict_modes, config.predict_steps, 2))
@@ -83,7 +83,7 @@ class MotionHead(nn.Module):
 class Motion(nn.Module):
     """The part."""
 
-    def __init__(self, config: Config, motion_head: MotionHead, lane_positions: nn.Embedding):
+    def __init__(self, config: DrivingConfig, motion_head: MotionHead, lane_positions: nn.Embedding):
         super().__init__()
         self.config, self.motion_head = config, motion_head
         self.seg_head = nn.Module()

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from suture.core.driving import Config
+from suture.core.driving import DrivingConfig
 from suture.models.uniad.backbone import FrozenNorm
-from suture.models.uniad.layers import Layer, Layers, Wrapped, fuser
+from suture.models.uniad.layers import QueryLayer, QueryLayers, Wrapped, fuser
 
 
 def convolved(given: int, made: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -43,7 +43,7 @@ class ConvNorm(nn.Module):
 
 
 class Projection(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, config: DrivingConfig):
         super().__init__()
         width = config.embed_dims
         convolutions = (ConvNorm(width) for _ in range(config.bev_proj_nlayers - 1))
@@ -127,17 +127,17 @@ class DenseDecoder(nn.Module):
 
 
 class OccHead(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, config: DrivingConfig):
         super().__init__()
         width, steps = config.embed_dims, range(config.occ_n_future + 1)
         self.bev_light_proj = Projection(config)
         self.base_downscale = nn.Sequential(Halving(width), Halving(width))
 
-        def layer() -> Layer:
+        def layer() -> QueryLayer:
             attentions = Wrapped(width, config.num_heads), Wrapped(width, config.num_heads)
-            return Layer(width, config.occ_feedforward, *attentions)
+            return QueryLayer(width, config.occ_feedforward, *attentions)
 
-        self.transformer_decoder = Layers(*(layer() for _ in range(config.occ_layers)))
+        self.transformer_decoder = QueryLayers(*(layer() for _ in range(config.occ_layers)))
         self.transformer_decoder.post_norm = nn.LayerNorm(width)
         self.temporal_mlps = nn.ModuleList(Mlp(width, width, width, 2) for _ in steps)
         self.downscale_convs = nn.ModuleList(Halving(width) for _ in steps)
@@ -151,7 +151,7 @@ class OccHead(nn.Module):
 class Occupancy(nn.Module):
     """The part."""
 
-    def __init__(self, config: Config, occ_head: OccHead):
+    def __init__(self, config: DrivingConfig, occ_head: OccHead):
         super().__init__()
         self.config, self.occ_head = config, occ_head
         self.grid = slicer(config)
@@ -191,7 +191,7 @@ class Occupancy(nn.Module):
         return (asked @ made).transpose(0, 1)[None].unflatten(-1, (config.bev_h, config.bev_w))
 
 
-def slicer(config: Config) -> Tensor:
+def slicer(config: DrivingConfig) -> Tensor:
     """float32 [1,H,W,2]: where in the view the cells lie of one of `occ_bound` metres to each side and as many cells."""
     sides = []
     for axis, count in ((0, config.bev_w), (1, config.bev_h)):

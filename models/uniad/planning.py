@@ -3,20 +3,20 @@
 import torch
 from torch import Tensor, nn
 
-from suture.core.driving import Config
-from suture.models.uniad.layers import Layers, TorchLayer, fuser, perceptron
+from suture.core.driving import DrivingConfig
+from suture.models.uniad.layers import QueryLayers, TorchLayer, fuser, perceptron
 
 COMMANDS = 3  # right, left, straight on
 ADAPTERS = 3
 
 
 class PlanningHead(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, config: DrivingConfig):
         super().__init__()
         width, steps = config.embed_dims, config.planning_steps
         self.navi_embed, self.pos_embed = nn.Embedding(COMMANDS, width), nn.Embedding(1, width)
         self.reg_branch = perceptron(width, width, 2 * steps)
-        self.attn_module = Layers(
+        self.attn_module = QueryLayers(
             *(TorchLayer(width, config.num_heads, 2 * width, crossed=True) for _ in range(config.planning_layers))
         )
         self.mlp_fuser = fuser(3 * width, width)
@@ -31,7 +31,7 @@ class PlanningHead(nn.Module):
 class Planning(nn.Module):
     """The part. `positional_encoding`: pts_bbox_head's."""
 
-    def __init__(self, config: Config, planning_head: PlanningHead, positional_encoding: nn.Module):
+    def __init__(self, config: DrivingConfig, planning_head: PlanningHead, positional_encoding: nn.Module):
         super().__init__()
         self.config, self.planning_head = config, planning_head
         self.pts_bbox_head = nn.Module()

@@ -4,23 +4,23 @@ becomes of a track's query until the next frame. Which query is a track is sutur
 import torch
 from torch import Tensor, nn
 
-from suture.core.driving import Config
-from suture.models.uniad.layers import Attention, Deformable, Layer, Layers, Wrapped, inverse_sigmoid, perceptron
+from suture.core.driving import DrivingConfig
+from suture.models.uniad.layers import Deformable, QueryAttention, QueryLayer, QueryLayers, Wrapped, inverse_sigmoid, perceptron
 
 CODE = 10  # numbers of a box: x, y, log width, log length, z, log height, sine and cosine of its angle, velocity x and y
 
 
-def decoder(config: Config) -> Layers:
+def decoder(config: DrivingConfig) -> QueryLayers:
     width, heads = config.embed_dims, config.num_heads
 
-    def layer() -> Layer:
+    def layer() -> QueryLayer:
         attentions = Wrapped(width, heads), Deformable(width, heads, 1, config.decoder_points)
-        return Layer(width, config.feedforward_channels, *attentions)
+        return QueryLayer(width, config.feedforward_channels, *attentions)
 
-    return Layers(*(layer() for _ in range(config.decoder_layers)))
+    return QueryLayers(*(layer() for _ in range(config.decoder_layers)))
 
 
-def branches(config: Config) -> dict[str, nn.ModuleList]:
+def branches(config: DrivingConfig) -> dict[str, nn.ModuleList]:
     """What is read of a query behind each layer: its class, its box, where it was and will be."""
     width, layers = config.embed_dims, range(config.decoder_layers)
     steps = 2 * (config.past_steps + config.fut_steps)
@@ -34,7 +34,9 @@ def branches(config: Config) -> dict[str, nn.ModuleList]:
 class Track(nn.Module):
     """The part."""
 
-    def __init__(self, config: Config, pts_bbox_head: nn.Module, query_embedding: nn.Embedding, reference_points: nn.Linear):
+    def __init__(
+        self, config: DrivingConfig, pts_bbox_head: nn.Module, query_embedding: nn.Embedding, reference_points: nn.Linear
+    ):
         super().__init__()
         self.config, self.pts_bbox_head = config, pts_bbox_head
         self.query_embedding, self.reference_points = query_embedding, reference_points
@@ -78,11 +80,11 @@ class Track(nn.Module):
 class MemoryBank(nn.Module):
     """Of each track, what it was in some frames before."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: DrivingConfig):
         super().__init__()
         width = config.embed_dims
         self.save_proj = nn.Linear(width, width)
-        self.temporal_attn = Attention(width, config.num_heads)
+        self.temporal_attn = QueryAttention(width, config.num_heads)
         self.temporal_fc1, self.temporal_fc2 = nn.Linear(width, width), nn.Linear(width, width)
         self.temporal_norm1, self.temporal_norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
 
@@ -100,10 +102,10 @@ class MemoryBank(nn.Module):
 class QueryInteraction(nn.Module):
     """Tracks to each other, and what their queries become."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: DrivingConfig):
         super().__init__()
         width = config.embed_dims
-        self.self_attn = Attention(width, config.num_heads)
+        self.self_attn = QueryAttention(width, config.num_heads)
         for name in ("linear1", "linear2", "linear_pos1", "linear_pos2", "linear_feat1", "linear_feat2"):
             self.add_module(name, nn.Linear(width, width))
         for name in ("norm_pos", "norm_feat", "norm1", "norm2"):

@@ -1,7 +1,7 @@
-"""Makes tiny-uniad: random weights, from a seed, of this folder's config.json.
+"""Makes tiny-uniad: random weights, from a seed, of its config.json.
 
-    python models/tiny-uniad/make.py                 # into models/tiny-uniad
-    python models/tiny-uniad/make.py --out DIR
+    python -m benchmarks.tiny_uniad                 # into models/tiny-uniad
+    python -m benchmarks.tiny_uniad --out DIR
 
 It has learned nothing of roads: it is there to be exported, cut up, built and compared. Of the random values some are moved, so that
 a drive shows something: anchors reach some metres, boxes are as large as vehicles, and masks are not all behind their last ReLU.
@@ -14,15 +14,12 @@ track, and the others none. So every score is far from the thresholds, and no ro
 import argparse
 import json
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from suture.core.driving import TRACK, read_driving
 from suture.models import random_weights
@@ -45,7 +42,7 @@ DAMPED = (  # so that layers do not mix queries beyond recognition
     "query_interact.linear_pos2",
 )
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1] / "models" / "tiny-uniad"
 SIZES = (2, 3, 5)  # of a box's numbers: the logarithms of its width, length and height
 
 
