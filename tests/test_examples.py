@@ -92,10 +92,11 @@ def test_every_example_is_listed_and_none_is_missing():
 
 # --- documents -----------------------------------------------------------------------------------------------------------
 
-DIALECT = (
-    "mapped from no file", "told, not judged", "mend it", "different speed", "activation bends", "own operators",
-    "heads of 16 to 256", "way out",
-)  # fmt: skip
+# Words that belong together, apart, so that a search for the phrase finds nothing here either.
+DIALECT = tuple(map(" ".join, (
+    ("mapped", "from", "no", "file"), ("told,", "not", "judged"), ("mend", "it"), ("different", "speed"), ("activation", "bends"),
+    ("own", "operators"), ("heads", "of", "16", "to", "256"), ("way", "out"),
+)))  # fmt: skip
 
 
 def test_readme_can_be_read_in_minutes():
@@ -112,7 +113,7 @@ def test_no_private_dialect():
         ["git", "ls-files", "-z", "*.py", "*.md", "*.j2"], cwd=ROOT, capture_output=True, check=True, text=True
     )
     for name in filter(None, files.stdout.split("\0")):
-        if name == "tests/test_examples.py" or not (ROOT / name).is_file():
+        if not (ROOT / name).is_file():
             continue
         text = re.sub(r"\s+", " ", (ROOT / name).read_text(encoding="utf-8")).lower()
         assert not [phrase for phrase in DIALECT if phrase in text], name

@@ -34,7 +34,7 @@ class CheckResult:
     """`refusals` has the nodes that the parser does not take (`all_read`: all of them); without any, `network` is what it
     made, `findings` what it dropped, misread or will run slowly, `attentions` which of them fuse, and `outcomes` the errors
     of each output for each set of inputs. `not_compared` says why there are no outcomes. `repairs` has what of a file that is
-    not valid was mended first, as surgery mends it: all the rest is of the graph that this gives."""
+    not valid was repaired first, as surgery repairs it: all the rest is of the graph that this gives."""
 
     model: Path
     nodes: int
