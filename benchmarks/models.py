@@ -28,7 +28,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS, DETAILS = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md"
 PUBLISHED = ROOT / "tests" / "presets.json"
 TESTS = tuple(
-    f"tests/test_{name}.py" for name in ("models", "presets", "real_width", "qwen", "cpm", "cpm_graphs", "cpm_text", "uniad")
+    f"tests/test_{name}.py"
+    for name in ("models", "presets", "real_width", "qwen", "cpm", "cpm_graphs", "cpm_text", "uniad_parts")
 )
 COMMAND = "python -m benchmarks.models"
 # family -> what it covers, and the preset of its real dimensions; any other covers what its class in transformers does

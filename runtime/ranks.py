@@ -5,6 +5,7 @@ them compute on one stream of torch's, in order, so that nothing waits on the ho
 CUDA graph, its collectives with it. A rank's process sees one GPU: CUDA_VISIBLE_DEVICES is set before CUDA is loaded.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ class Segment:
     model: onnx.ModelProto
     sums: list[str] = field(default_factory=list)
 
-    @property
+    @functools.cached_property
     def values(self) -> set[str]:
         """The tensors whose values are read here, not their shapes alone."""
         return {name for node in self.model.graph.node if node.op_type != "Shape" for name in node.input}

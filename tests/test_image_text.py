@@ -5,14 +5,13 @@ from pathlib import Path
 
 import image_text
 import numpy as np
-import onnx
 import pytest
 import torch
+from image_text_levels import check_levels
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from suture.core.errors import UserError
-from suture.core.parts import find_parts
 from suture.export.options import ExportOptions
 from suture.export.stage import export
 from suture.models.architectures import load_model, open_checkpoint
@@ -21,9 +20,6 @@ from suture.models.parts import parts_of
 from suture.models.qwen_tower import _patches
 from suture.runtime.looking import Looker
 from suture.runtime.seen import FIRST, Placed, Seen
-from suture.surgery.__main__ import main as surgery
-from suture.validate.options import ValidateOptions
-from suture.validate.stage import validate_pipeline
 
 NAMES = tuple(image_text.CONFIGS)
 SIZE = 40, 24  # of Qwen's, in pixels: windows that the grid does not fill
@@ -139,17 +135,7 @@ def test_a_packed_picture_is_unpacked(tmp_path):
 def test_every_part_through_levels_1_to_3(name, checkpoints, tmp_path):
     size = SIZE if "qwen" in name else None
     export(tmp_path, ExportOptions(checkpoint=checkpoints(name), dtype="float32", picture=size))
-    parts = find_parts(tmp_path)
-    assert [part.name for part in parts] == ["vision", "embed", "decoder"]
-    for part in parts:
-        capacity = ["--capacity", "64"] if part.name == "decoder" else []
-        assert surgery([str(part.folder / "export" / "model.onnx"), "--out", str(part.folder / "surgery"), *capacity]) == 0
-        graph = onnx.load(part.folder / "surgery" / "model.onnx", load_external_data=False).graph
-        expected = FUSED[name].get(part.name, {})
-        assert {op: sum(node.op_type == op for node in graph.node) for op in expected} == expected
-    assert validate_pipeline(tmp_path, ValidateOptions()) == 0
-    levels = json.loads((tmp_path / "validate" / "report.json").read_text())["levels"]
-    assert [level["status"] for level in levels if level["number"] in (1, 2, 3)] == ["passed"] * 9
+    check_levels(tmp_path, FUSED[name])
 
 
 def test_a_size_that_is_not_whole_patches_is_refused(checkpoints, tmp_path):

@@ -1,29 +1,24 @@
 """MiniGPT-4, Ziya-Visual and VisCPM-Chat from files of the layout in which they were published: against the original formulas, through
 `suture convert`, and their parts through levels 1 to 3."""
 
-import json
 import shutil
 from pathlib import Path
 
 import image_text
-import onnx
 import published
 import pytest
 import torch
+from image_text_levels import check_levels
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from suture.core.cpm_inputs import LAYOUT, made_up
 from suture.core.errors import UserError
-from suture.core.parts import find_parts
 from suture.export.options import ExportOptions
 from suture.export.stage import export
 from suture.models.architectures import load_model, open_checkpoint
 from suture.models.convert import main as convert
 from suture.models.parts import parts_of
-from suture.surgery.__main__ import main as surgery
-from suture.validate.options import ValidateOptions
-from suture.validate.stage import validate_pipeline
 
 NAMES, LANGUAGE = tuple(published.CONFIGS), "language_model."
 LLAMA = {"Attention": 2, "RMSNormalization": 5, "RotaryEmbedding": 4, "Swish": 2, "TensorScatter": 4}
@@ -189,14 +184,4 @@ def test_pieces_that_do_not_fit_together_are_refused(checkpoints, tmp_path):
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in NAMES])
 def test_every_part_through_levels_1_to_3(name, checkpoints, tmp_path):
     export(tmp_path, ExportOptions(checkpoint=checkpoints(name), dtype="float32"))
-    parts = find_parts(tmp_path)
-    assert [part.name for part in parts] == ["vision", "embed", "decoder"]
-    for part in parts:
-        capacity = ["--capacity", "64"] if part.name == "decoder" else []
-        assert surgery([str(part.folder / "export" / "model.onnx"), "--out", str(part.folder / "surgery"), *capacity]) == 0
-        graph = onnx.load(part.folder / "surgery" / "model.onnx", load_external_data=False).graph
-        expected = FUSED[name].get(part.name, {})
-        assert {op: sum(node.op_type == op for node in graph.node) for op in expected} == expected
-    assert validate_pipeline(tmp_path, ValidateOptions()) == 0
-    levels = json.loads((tmp_path / "validate" / "report.json").read_text())["levels"]
-    assert [level["status"] for level in levels if level["number"] in (1, 2, 3)] == ["passed"] * 9
+    check_levels(tmp_path, FUSED[name])

@@ -202,6 +202,35 @@ def test_own_pass_that_is_none(growing, tmp_path, text, wrong):
             make_plan(SurgeryOptions(capacity=64, own=(argument,)))
 
 
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        ("    return graph.producer", "raised AttributeError: 'Graph' object has no attribute 'producer' in line 4"),
+        ("    return 1 / 0", "raised ZeroDivisionError: division by zero in line 4"),
+        ("    return None", "returned None, not how often it matched"),
+    ],
+)
+def test_own_pass_that_fails_is_said_with_its_line(growing, tmp_path, run, said):
+    """It is the user's, so no fault of this program."""
+    with pytest.raises(UserError) as error:
+        main(
+            [
+                str(growing),
+                "--out",
+                str(tmp_path / "out"),
+                "--pass",
+                str(own_pass(tmp_path, f'"""x → x"""\n\ndef run(graph):\n{run}\n')),
+            ]
+        )
+    assert said in str(error.value)
+
+
+@pytest.mark.seconds
+def test_how_often_an_own_pass_matched_is_printed(growing, tmp_path, capsys):
+    assert main([str(growing), "--out", str(tmp_path / "out"), "--no-verify", "--pass", str(own_pass(tmp_path, HARMLESS))]) == 0
+    assert "own_pass.py: " in capsys.readouterr().out
+
+
 @pytest.mark.seconds
 def test_a_failed_verification_says_whose_the_results_are(growing, tmp_path, capsys):
     """What an earlier run wrote stays, with the manifest that belongs to it; nobody is to take it for this run's."""
